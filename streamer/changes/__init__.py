@@ -1,0 +1,1 @@
+"""The contract both sides read: envelope, position, schema records, topics and keys. No I/O."""

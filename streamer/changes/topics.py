@@ -1,0 +1,49 @@
+"""Names of topics, and which partition a key goes to.
+
+Data topics are `<source>.<schema>.<table>`; characters other than letters, digits, '.', '_' and
+'-' become '_'. Partition = crc32(key) mod partitions (librdkafka's `consistent`), so that one key
+has one partition and one order; a null key goes to one fixed partition.
+"""
+
+from __future__ import annotations
+
+import re
+from zlib import crc32
+
+NULL_KEY_PARTITION = 0
+OWN_MESSAGE_PREFIX = "tailrace."  # logical messages of ours: heartbeats, marks, floors
+TOPIC_NAME_LIMIT = 249  # characters; Kafka's own limit
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
+
+
+def clean(name: str) -> str:
+    """A name as it may stand in a topic's name."""
+    return _UNSAFE.sub("_", name)
+
+
+def data_topic(source: str, schema: str, table: str) -> str:
+    return f"{clean(source)}.{clean(schema)}.{clean(table)}"
+
+
+def message_topic(source: str) -> str:
+    """Where logical messages of users go, as Debezium names it."""
+    return f"{clean(source)}.message"
+
+
+def positions_topic(name: str) -> str:
+    return f"{clean(name)}.__positions"
+
+
+def schemas_topic(name: str) -> str:
+    return f"{clean(name)}.__schemas"
+
+
+def status_topic(name: str) -> str:
+    return f"{clean(name)}.__status"
+
+
+def partition_for(key: bytes | None, partitions: int) -> int:
+    if key is None:
+        return NULL_KEY_PARTITION
+    return crc32(key) % partitions

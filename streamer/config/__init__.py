@@ -1,0 +1,77 @@
+"""The config file: one pydantic model of the whole of it, read once, frozen, secrets never printed.
+
+`load(path)` gives a Config or a ConfigError with file:line. Nothing else reads the environment.
+"""
+
+from streamer.config.base import describe_postgres
+from streamer.config.built import (
+    Unbuilt,
+    built_flows,
+    notes,
+    unbuilt_defaults,
+    unbuilt_flow,
+    unbuilt_sections,
+    unbuilt_source,
+    unbuilt_table,
+    unbuilt_table_rule,
+    unbuilt_target,
+)
+from streamer.config.document import ConfigFileError, Problem
+from streamer.config.flows import Batch, Flow, PostgresTarget, RedisTarget, SqlTarget, Target, VectorTarget
+from streamer.config.load import DEFAULT_PATH, load, parse
+from streamer.config.root import Config, check_topics
+from streamer.config.settings import EMBEDDED, Control, Defaults, Kafka, Security, Topics
+from streamer.config.sources import (
+    PostgresSource,
+    Publication,
+    PullSource,
+    QuerySource,
+    RedisSource,
+    Slot,
+    Snapshot,
+    Source,
+    TableRule,
+)
+
+__all__ = [
+    "DEFAULT_PATH",
+    "EMBEDDED",
+    "Batch",
+    "Config",
+    "ConfigFileError",
+    "Control",
+    "Defaults",
+    "Flow",
+    "Kafka",
+    "PostgresSource",
+    "PostgresTarget",
+    "Problem",
+    "Publication",
+    "PullSource",
+    "QuerySource",
+    "RedisSource",
+    "RedisTarget",
+    "Security",
+    "Slot",
+    "Snapshot",
+    "Source",
+    "SqlTarget",
+    "TableRule",
+    "Target",
+    "Topics",
+    "Unbuilt",
+    "VectorTarget",
+    "built_flows",
+    "check_topics",
+    "describe_postgres",
+    "load",
+    "notes",
+    "parse",
+    "unbuilt_defaults",
+    "unbuilt_flow",
+    "unbuilt_sections",
+    "unbuilt_source",
+    "unbuilt_table",
+    "unbuilt_table_rule",
+    "unbuilt_target",
+]

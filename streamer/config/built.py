@@ -1,0 +1,192 @@
+"""What validates and is not built yet: refused by name where it would be used, never ignored.
+
+A refusal stops the smallest part that needs the feature: a table, a flow, a source or a target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from streamer.config.flows import Flow, PostgresTarget, Target
+from streamer.config.root import Config
+from streamer.config.sources import PostgresSource, Source, TableRule
+from streamer.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Unbuilt:
+    """`path`: the key as written in the file, from its root; `what` and `fix` are sentences."""
+
+    path: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}; {self.fix}"
+
+    def error(self, where: str = "") -> ConfigError:
+        return ConfigError(f"{self.path}: {self.what}", fix=self.fix, where=where)
+
+
+def _unbuilt(path: str, feature: str, fix: str) -> Unbuilt:
+    return Unbuilt(path, f"{feature} is not built yet", fix)
+
+
+def unbuilt_defaults(config: Config) -> list[Unbuilt]:
+    """What of `defaults` stops every capture."""
+    found = []
+    defaults = config.defaults
+    if defaults.encoding != "plain":
+        path, feature = "defaults.encoding", f"the encoding {defaults.encoding!r}"
+        found.append(_unbuilt(path, feature, "write encoding: plain, or remove the key"))
+    if defaults.on_oversize != "fail":
+        path, feature = "defaults.on_oversize", f"on_oversize: {defaults.on_oversize}"
+        found.append(_unbuilt(path, feature, "write on_oversize: fail, or remove the key"))
+    return found
+
+
+def unbuilt_source(source: Source) -> list[Unbuilt]:
+    """What stops this source; its tables' rules are judged one by one by unbuilt_table_rule."""
+    path = f"sources.{source.name}"
+    if not isinstance(source, PostgresSource):
+        return [_unbuilt(f"{path}.kind", f"a {source.kind} source", f"remove {path} and the flows from it")]
+    found = []
+    if source.slot.on_stop != "alert":
+        feature = f"on_stop: {source.slot.on_stop}"
+        found.append(_unbuilt(f"{path}.slot.on_stop", feature, "write on_stop: alert, or remove the key"))
+    if source.origin != "any":
+        feature = f"origin: {source.origin}"
+        found.append(_unbuilt(f"{path}.origin", feature, "write origin: any, or remove the key"))
+    if source.snapshot.rate:
+        feature = "a limit of the snapshot's rate"
+        found.append(_unbuilt(f"{path}.snapshot.rate", feature, "write rate: 0, or remove the key"))
+    if source.primary_url is not None:
+        feature = "capture from a standby"
+        fix = "give the primary's URL as `url`, and remove primary_url"
+        found.append(_unbuilt(f"{path}.primary_url", feature, fix))
+    return found
+
+
+def unbuilt_table_rule(source: PostgresSource, pattern: str) -> list[Unbuilt]:
+    """What stops the tables that fit this key of `tables`."""
+    rule = source.tables[pattern]
+    if not isinstance(rule, TableRule):
+        return []
+    path = f'sources.{source.name}.tables."{pattern}"'
+    features = {
+        "exclude": ("leaving out columns", rule.exclude),
+        "mask": ("masking columns", rule.mask),
+        "where": ("a row filter", rule.where),
+    }
+    return [
+        _unbuilt(f"{path}.{key}", feature, f"remove `{key}`, or write `exclude` in place of the rule")
+        for key, (feature, value) in features.items()
+        if value
+    ]
+
+
+def unbuilt_table(source: PostgresSource, schema: str, table: str) -> list[Unbuilt]:
+    """What stops this one table."""
+    pattern = source.pattern_for(schema, table)
+    return unbuilt_table_rule(source, pattern) if pattern is not None else []
+
+
+def unbuilt_target(target: Target) -> list[Unbuilt]:
+    if isinstance(target, PostgresTarget):
+        return []
+    path = f"targets.{target.name}"
+    return [_unbuilt(f"{path}.kind", f"a {target.kind} target", f"remove {path} and the flows to it")]
+
+
+def unbuilt_flow(config: Config, flow: Flow) -> list[Unbuilt]:
+    """What stops this flow: its own keys, its target's kind, its source's kind."""
+    path = f"flows.{flow.name}"
+    found = []
+    target = config.targets[flow.target]
+    if unbuilt_target(target):
+        found.append(_unbuilt(f"{path}.to", f"a {target.kind} target", f"remove {path}"))
+    source = config.sources.get(flow.source)
+    if source is None:
+        found.append(_unbuilt(f"{path}.from", "a flow from a processor", f"remove {path}"))
+    elif not isinstance(source, PostgresSource):
+        found.append(_unbuilt(f"{path}.from", f"a {source.kind} source", f"remove {path}"))
+    built = {
+        "unmapped": "add",
+        "write": "upsert",
+        "delete": "apply",
+        "truncate": "apply",
+        "version": "columns",
+    }
+    built["conflict"] = "source"
+    for key, value in built.items():
+        given = getattr(flow, key)
+        if given != value:
+            fix = f"write {key}: {value}, or remove the key"
+            found.append(_unbuilt(f"{path}.{key}", f"{key}: {given}", fix))
+    absent = {
+        "columns": "renaming and casting columns",
+        "hold_deletes_above": "holding deletes",
+        "owns": "a two-way flow",
+        "as_": "a form of keys",
+        "key": "a key of the target's own",
+        "ttl_s": "an expiry",
+        "text": "embedding text",
+        "chunk": "embedding text",
+        "embed": "embedding text",
+        "dimensions": "embedding text",
+    }
+    for attribute, feature in absent.items():
+        if getattr(flow, attribute):
+            key = Flow.model_fields[attribute].alias or attribute
+            found.append(_unbuilt(f"{path}.{key}", feature, f"remove `{key}`"))
+    return found
+
+
+def unbuilt_sections(config: Config) -> list[Unbuilt]:
+    """Whole parts of the file that nothing runs yet; they stop nothing else."""
+    found = [
+        _unbuilt(f"processors.{name}", "a processor", f"remove processors.{name}")
+        for name in config.processors
+    ]
+    found += [_unbuilt(f"reconcile.{n}", "reconciling", f"remove reconcile.{n}") for n in config.reconcile]
+    found += [
+        _unbuilt(f"schedules.jobs.{n}", "a schedule", f"remove schedules.jobs.{n}")
+        for n in config.schedules.jobs
+    ]
+    if config.alerts.rules or config.alerts.dead_man:
+        found.append(_unbuilt("alerts", "sending alerts", "remove alerts"))
+    if "control" in config.model_fields_set:
+        found.append(_unbuilt("control", "the dashboard and its API", "remove control"))
+    return found
+
+
+def notes(config: Config) -> list[str]:
+    """What is taken as written later and does less today, without harm: one sentence each, for the log."""
+    found = []
+    for source in config.sources.values():
+        if isinstance(source, PostgresSource) and source.snapshot.readers > 1:
+            path, readers = f"sources.{source.name}.snapshot.readers", source.snapshot.readers
+            found.append(
+                f"{path}: {readers} readers are asked for, and the snapshot reads with one in this release"
+            )
+    for target in config.targets.values():
+        if isinstance(target, PostgresTarget) and target.origin is not None:
+            path = f"targets.{target.name}.origin"
+            found.append(
+                f"{path}: rows are not marked with an origin in this release; one-way flows do not need it"
+            )
+    return found
+
+
+def built_flows(config: Config, target: str) -> tuple[list[Flow], dict[str, list[Unbuilt]]]:
+    """The target's flows that can run, and what stops each of the others."""
+    run: list[Flow] = []
+    stopped: dict[str, list[Unbuilt]] = {}
+    for flow in config.flows.values():
+        if flow.target == target:
+            found = unbuilt_flow(config, flow)
+            if found:
+                stopped[flow.name] = found
+            else:
+                run.append(flow)
+    return run, stopped

@@ -1,0 +1,307 @@
+"""What the source's catalogue says: tables that fit the config, keys, types, publications.
+
+Owns the queries; the decisions about positions are in history, the encoders in rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import errors, sql
+
+from streamer.changes.kinds import TypeFacts, kind_of
+from streamer.changes.schema import Column, SchemaRecord
+from streamer.config import PostgresSource
+from streamer.config.patterns import is_pattern
+from streamer.errors import ConfigError
+from streamer.postgres.connection import Connection
+from streamer.postgres.pgoutput import Relation
+
+INSERT_ONLY_SUFFIX = "_inserts"
+NEW_TABLE_LOCK_TIMEOUT = "1s"  # a busy table is tried again at the next look
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table (or partitioned root) of the source, as its catalogue shows it now."""
+
+    schema: str
+    name: str
+    oid: int
+    identity: str  # d(efault) n(othing) f(ull) i(ndex)
+    primary_key: tuple[str, ...]  # in the index's order
+    has_index_identity: bool
+
+    @property
+    def qualified(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        return sql.Identifier(self.schema, self.name)
+
+    @property
+    def insert_only(self) -> bool:
+        """UPDATE and DELETE would fail in the application if a publication carried them (H27)."""
+        if self.identity == "d":
+            return not self.primary_key
+        if self.identity == "i":
+            return not self.has_index_identity
+        return self.identity == "n"
+
+
+def check_named(rules: Iterable[str], present: Sequence[str]) -> None:
+    """Every table that the config names without a wildcard must be there; `present`: qualified names."""
+    for pattern in rules:
+        if is_pattern(pattern) or pattern in present:
+            continue
+        near = difflib.get_close_matches(pattern, present, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(
+            f"table {pattern} is named in `tables:` but is not in the source (or this role may not see it)",
+            fix=f"{hint}Create it, or correct the name in the config",
+        )
+
+
+async def list_tables(connection: Connection, source: PostgresSource) -> list[Table]:
+    """The tables that the config wants, by name. Partitions are left to their root."""
+    cursor = await connection.execute(
+        """
+        SELECT n.nspname, c.relname, c.oid::bigint, c.relreplident::text,
+               coalesce((SELECT array_agg(a.attname::text ORDER BY k.place)
+                         FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place), pg_attribute a
+                         WHERE i.indrelid = c.oid AND i.indisprimary
+                           AND a.attrelid = c.oid AND a.attnum = k.attnum), '{}'),
+               EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
+          AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
+        ORDER BY 1, 2
+        """
+    )
+    tables = [
+        Table(schema, name, oid, identity, tuple(key), has_index)
+        for schema, name, oid, identity, key, has_index in await cursor.fetchall()
+    ]
+    named = (pattern for pattern, rule in source.tables.items() if rule != "exclude")
+    check_named(named, [t.qualified for t in tables])
+    return [t for t in tables if source.rule_for(t.schema, t.name) is not None]
+
+
+async def published_columns(connection: Connection, table: Table) -> list[tuple[str, int, int]]:
+    """(name, type oid, typmod) in the order the stream shows them; generated columns never travel."""
+    cursor = await connection.execute(
+        """SELECT attname, atttypid::bigint, atttypmod FROM pg_attribute
+           WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+           ORDER BY attnum""",
+        (table.oid,),
+    )
+    return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
+
+
+async def identity_columns(connection: Connection, table: Table) -> tuple[str, ...]:
+    """The columns the stream's Relation message will flag for this table's replica identity."""
+    if table.identity == "f":
+        return tuple(name for name, _, _ in await published_columns(connection, table))
+    which = {"d": "i.indisprimary", "i": "i.indisreplident"}.get(table.identity)
+    if which is None:
+        return ()
+    cursor = await connection.execute(
+        sql.SQL(
+            """SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
+               AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+               WHERE i.indrelid = %s AND {} ORDER BY a.attnum"""
+        ).format(sql.SQL(which)),
+        (table.oid,),
+    )
+    return tuple(row[0] for row in await cursor.fetchall())
+
+
+async def describe(
+    connection: Connection,
+    source: str,
+    relation: Relation,
+    frozen_key: tuple[str, ...] | None,
+    primary_key: tuple[str, ...],
+) -> SchemaRecord:
+    """The schema record of a Relation message.
+
+    The key is the Relation's flagged columns; under identity full (which flags all of them) it is
+    the frozen key, or for a table seen for the first time the catalogue's primary key, if the
+    Relation has these columns (H22). Types that the catalogue no longer knows are kind "text".
+    """
+    identity = relation.identity
+    flagged = tuple(c.name for c in relation.columns if c.key)
+    if identity == "f":
+        names = {c.name for c in relation.columns}
+        wanted = primary_key if frozen_key is None else frozen_key
+        key = wanted if set(wanted) <= names else ()
+    else:
+        key = flagged
+    facts = await _type_facts(connection, [(c.type_oid, c.typmod) for c in relation.columns])
+    columns = tuple(
+        Column(
+            c.name, facts[c.type_oid, c.typmod][0], c.typmod, facts[c.type_oid, c.typmod][1], c.name in key
+        )
+        for c in relation.columns
+    )
+    return SchemaRecord(source, relation.schema, relation.name, identity, columns)
+
+
+async def primary_key(connection: Connection, schema: str, table: str) -> tuple[str, ...]:
+    """Today's primary key, () when there is none or the table is gone."""
+    cursor = await connection.execute(
+        """SELECT a.attname FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+           JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+           WHERE i.indisprimary AND n.nspname = %s AND c.relname = %s ORDER BY a.attnum""",
+        (schema, table),
+    )
+    return tuple(row[0] for row in await cursor.fetchall())
+
+
+async def _type_facts(
+    connection: Connection, wanted: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], tuple[str, str]]:
+    """(oid, typmod) -> (type as printed, JSON kind). Domains are resolved to their base."""
+    pairs = sorted(set(wanted))
+    cursor = await connection.execute(
+        """
+        WITH RECURSIVE needed(oid) AS (
+            SELECT unnest(%s::bigint[])::oid
+            UNION
+            SELECT linked
+            FROM needed JOIN pg_type t USING (oid), unnest(ARRAY[t.typbasetype, t.typelem]) linked
+            WHERE linked <> 0
+        )
+        SELECT t.oid::bigint, t.typname::text, t.typtype::text, t.typbasetype::bigint, t.typtypmod,
+               CASE WHEN t.typinput = 'array_in'::regproc THEN t.typelem ELSE 0 END::bigint, t.typdelim::text
+        FROM needed JOIN pg_type t USING (oid)
+        """,
+        ([oid for oid, _ in pairs],),
+    )
+    types = {row[0]: TypeFacts(*row) for row in await cursor.fetchall()}
+    bases = {pair: _base(*pair, types) for pair in pairs}
+    known = [pair for pair in pairs if bases[pair][0] in types]
+    cursor = await connection.execute(
+        """SELECT format_type(oid, typmod)
+           FROM unnest(%s::oid[], %s::int[]) WITH ORDINALITY AS u(oid, typmod, n) ORDER BY n""",
+        ([bases[pair][0] for pair in known], [bases[pair][1] for pair in known]),
+    )
+    printed = dict(zip(known, [row[0] for row in await cursor.fetchall()], strict=True))
+    return {pair: (printed.get(pair, "text"), kind_of(*pair, types)) for pair in pairs}
+
+
+def _base(oid: int, typmod: int, types: Mapping[int, TypeFacts]) -> tuple[int, int]:
+    while (facts := types.get(oid)) is not None and facts.typtype == "d":
+        oid, typmod = facts.base, facts.base_typmod if typmod < 0 else typmod
+    return oid, typmod
+
+
+# ---- publications ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Publications:
+    """Two, because `publish` is a property of a publication, not of a table in it (H27)."""
+
+    name: str
+    tables: tuple[Table, ...]
+
+    @property
+    def inserts_name(self) -> str:
+        return self.name + INSERT_ONLY_SUFFIX
+
+    @property
+    def full(self) -> tuple[Table, ...]:
+        return tuple(t for t in self.tables if not t.insert_only)
+
+    @property
+    def insert_only(self) -> tuple[Table, ...]:
+        return tuple(t for t in self.tables if t.insert_only)
+
+    def statements(self, present: Mapping[str, set[str]], *, both: bool) -> list[sql.Composed]:
+        """The SQL that makes what is missing. `present`: publication -> qualified tables in it.
+
+        `both`: make the second publication even while nothing needs it, so that a table without
+        a key that comes later has its place in the running stream.
+        """
+        found: list[sql.Composed] = []
+        plan = [(self.name, self.full, "insert, update, delete, truncate")]
+        if self.insert_only or both:
+            plan.append((self.inserts_name, self.insert_only, "insert, truncate"))
+        for name, tables, publish in plan:
+            has = present.get(name)
+            missing = [t.identifier for t in tables if has is None or t.qualified not in has]
+            names = sql.SQL(", ").join(missing)
+            if has is None:
+                of = sql.SQL(" FOR TABLE ") + names if missing else sql.SQL("")
+                found.append(
+                    sql.SQL(
+                        "CREATE PUBLICATION {}{} WITH (publish = {}, publish_via_partition_root = true)"
+                    ).format(sql.Identifier(name), of, sql.Literal(publish))
+                )
+            elif missing:
+                found.append(sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(name), names))
+        return found
+
+
+async def publication_tables(connection: Connection, *names: str) -> dict[str, set[str]]:
+    """Publication -> qualified names of its tables; publications that do not exist are left out."""
+    cursor = await connection.execute(
+        """SELECT p.pubname, t.schemaname, t.tablename FROM pg_publication p
+           LEFT JOIN pg_publication_tables t USING (pubname) WHERE p.pubname = ANY (%s)""",
+        (list(names),),
+    )
+    found: dict[str, set[str]] = {}
+    for publication, schema, table in await cursor.fetchall():
+        tables = found.setdefault(publication, set())
+        if table is not None:
+            tables.add(f"{schema}.{table}")
+    return found
+
+
+async def make_publications(connection: Connection, publications: Publications, *, manage: bool) -> None:
+    """Before the slot exists: make the publications, or say which SQL its owner must run."""
+    present = await publication_tables(connection, publications.name, publications.inserts_name)
+    statements = publications.statements(present, both=manage)
+    if not statements:
+        return
+    text = "; ".join(s.as_string(connection) for s in statements)
+    if not manage:
+        raise ConfigError(
+            f"publication {publications.name} does not carry every table of the config (manage: false)",
+            fix=f"as the tables' owner run: {text};",
+        )
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    except errors.InsufficientPrivilege as error:
+        raise ConfigError(
+            f"the publication cannot be made: {error.diag.message_primary}",
+            fix=f"as the tables' owner run: {text};",
+        ) from error
+
+
+async def add_if_empty(connection: Connection, publication: str, table: Table) -> bool:
+    """Add a table made after the first snapshot, if it is empty; False when it has rows.
+
+    SHARE ROW EXCLUSIVE waits for every writer and keeps new ones out until the publication has the
+    table, so that no row can come between the look and the change.
+    """
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL lock_timeout = '{NEW_TABLE_LOCK_TIMEOUT}'")
+        await connection.execute(
+            sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table.identifier)
+        )
+        cursor = await connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.identifier))
+        row: Any = await cursor.fetchone()
+        if row[0]:
+            return False
+        await connection.execute(
+            sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(publication), table.identifier)
+        )
+    return True

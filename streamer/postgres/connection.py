@@ -1,0 +1,185 @@
+"""Connections to a source: one for replication, ordinary ones beside it.
+
+Owns how a connection is made (session settings, translated errors) and how the messages of a COPY
+are taken off libpq's buffer. Must not know what the messages mean.
+
+psycopg has no replication API; a connection made with `replication=database` speaks the simple
+query protocol, and after START_REPLICATION it is in COPY BOTH mode (PostgreSQL manual, "Streaming
+Replication Protocol"), which `PGconn.get_copy_data` and `put_copy_data` serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg import generators, pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from streamer.errors import ConfigError, SourceUnavailable, TailraceError
+
+Connection = psycopg.AsyncConnection[TupleRow]
+
+# How values are printed must not depend on the server's settings: the encoders rely on these.
+SESSION_SETTINGS = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "iso_8601",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "lc_monetary": "C",
+    "client_encoding": "UTF8",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "lock_timeout": "0",
+}
+CONNECT_TIMEOUT_S = 10
+# A peer that vanished without a FIN is noticed after idle + interval * count seconds.
+KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
+
+_CONFIG_SQLSTATES = ("28", "3D", "42501")  # authentication, no such database, insufficient privilege
+# A refused connection comes without its SQLSTATE; these are the server's (and libpq's) words for them.
+_CONFIG_WORDS = (
+    "authentication failed",
+    "no password supplied",
+    "permission denied",
+    "no pg_hba.conf entry",
+    'database "',
+    'role "',
+)
+_CONNECT_PREFIX = re.compile(r"^connection failed: (?:connection to server at .*? failed: )?(?:FATAL:\s+)?")
+
+
+def place(url: str) -> str:
+    """'user@host:port/database' of a URL: what may be printed (never the password)."""
+    try:
+        info = conninfo_to_dict(url)
+    except psycopg.ProgrammingError:
+        return "(not a PostgreSQL URL)"
+    user = f"{info['user']}@" if info.get("user") else ""
+    return f"{user}{info.get('host', 'localhost')}:{info.get('port', 5432)}/{info.get('dbname', '')}"
+
+
+def translate(error: psycopg.Error, where: str) -> TailraceError:
+    """A psycopg error as one of ours: wrong credentials and rights need a person, the rest may pass."""
+    state = error.sqlstate or ""
+    text = _CONNECT_PREFIX.sub("", error.diag.message_primary or str(error)).strip().replace("\n", " ")
+    if "WAL sender" in text and "permission denied" in text:
+        return ConfigError(
+            "this role may not replicate: " + text,
+            where=where,
+            fix="as an administrator run ALTER ROLE <this role> REPLICATION; "
+            "`tailrace doctor` prints the exact SQL",
+        )
+    if state.startswith(_CONFIG_SQLSTATES) or any(words in text for words in _CONFIG_WORDS):
+        return ConfigError(
+            text,
+            where=where,
+            fix="correct the user, password or rights; `tailrace doctor` names what is missing",
+        )
+    return SourceUnavailable(text, where=where, fix="check that the server runs and can be reached from here")
+
+
+@asynccontextmanager
+async def connect(
+    url: str, *, replication: bool = False, application: str = "tailrace"
+) -> AsyncIterator[Connection]:
+    """An autocommit connection with the session settings above; psycopg's errors are translated."""
+    where = place(url)
+    try:
+        info: dict[str, Any] = dict(conninfo_to_dict(url))
+        settings = " ".join(f"-c {name}={value}" for name, value in SESSION_SETTINGS.items())
+        info["options"] = f"{info.get('options') or ''} {settings}".strip()
+        info.setdefault("connect_timeout", CONNECT_TIMEOUT_S)
+        info.setdefault("application_name", application)
+        for name, value in KEEPALIVES.items():
+            info.setdefault(name, value)
+        if replication:
+            info["replication"] = "database"
+        connection = await psycopg.AsyncConnection.connect(make_conninfo(**info), autocommit=True)
+    except psycopg.Error as error:
+        raise translate(error, where) from error
+    try:
+        yield connection
+    except psycopg.Error as error:
+        raise translate(error, where) from error
+    finally:
+        # A COPY in progress cannot be ended politely; closing the socket ends it on the server.
+        await connection.close()
+
+
+async def start_copy(connection: Connection, command: bytes) -> CopyStream:
+    """Send a command that answers with COPY OUT or COPY BOTH, and return its messages."""
+    pgconn = connection.pgconn
+    pgconn.send_query(command)
+    (result,) = await connection.wait(generators.execute(pgconn))
+    if result.status not in (pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH):
+        raise psycopg.errors.error_from_result(result)
+    return CopyStream(connection)
+
+
+class CopyStream:
+    """The messages of a running COPY OUT or COPY BOTH."""
+
+    __slots__ = ("_connection", "_pgconn", "_writable")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._writable = True
+
+    def take(self) -> memoryview | None:
+        """The next whole message that has arrived, or None. Raises EOFError at the end of the COPY."""
+        size, data = self._pgconn.get_copy_data(1)
+        if size > 0:
+            return data
+        if size < 0:
+            raise EOFError
+        self._pgconn.consume_input()
+        size, data = self._pgconn.get_copy_data(1)
+        if size < 0:
+            raise EOFError
+        return data if size > 0 else None
+
+    async def readable(self) -> None:
+        """Wait until the socket has bytes (or is closed)."""
+        loop = asyncio.get_running_loop()
+        ready = loop.create_future()
+        descriptor = self._pgconn.socket
+        loop.add_reader(descriptor, _resolve, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(descriptor)
+
+    def put(self, message: bytes) -> None:
+        """Queue a message to the server and send what the socket takes; never waits."""
+        self._pgconn.put_copy_data(message)
+        self._pgconn.flush()
+
+    async def finish(self) -> None:
+        """Say that we are done (COPY BOTH) and wait until the server has read all we sent."""
+        self._pgconn.put_copy_end()
+        self._pgconn.flush()
+        while True:
+            try:
+                if self.take() is None:
+                    await self.readable()
+            except EOFError:
+                return
+
+    async def result(self) -> None:
+        """After EOFError: raise the server's error if the COPY ended with one."""
+        for result in await self._connection.wait(generators.fetch_many(self._pgconn)):
+            if result.status == pq.ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result)
+
+
+def _resolve(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -1,0 +1,105 @@
+"""What is made of a Relation message: schema record, encoder, envelope template, topic.
+
+Owns the rule of keys (H22): the key of a table is frozen when the table is first captured in an
+epoch; a Relation with another key stops the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import streamer
+from streamer.changes.envelope import SourceTemplate
+from streamer.changes.topics import data_topic, message_topic
+from streamer.config import PostgresSource
+from streamer.config.built import unbuilt_table
+from streamer.errors import FatalError
+from streamer.postgres import catalog
+from streamer.postgres.connection import Connection
+from streamer.postgres.history import reset_fix
+from streamer.postgres.pgoutput import Relation, RelationColumn
+from streamer.postgres.rows import RowEncoder
+from streamer.postgres.snapshot import SnapshotTable
+from streamer.postgres.transactions import CapturedTable, Sink
+from streamer.publisher import Publisher
+
+FrozenKeys = Mapping[tuple[str, str], tuple[str, ...]]
+
+
+class Relations:
+    """The tables of one source in one epoch."""
+
+    def __init__(
+        self, source: PostgresSource, publisher: Publisher, *, database: str, epoch: int, frozen: FrozenKeys
+    ) -> None:
+        self._source = source
+        self._publisher = publisher
+        self._database = database
+        self._epoch = epoch
+        self.frozen = dict(frozen)  # (schema, table) -> key columns
+
+    async def captured(self, connection: Connection, relation: Relation) -> CapturedTable | None:
+        """The table of a Relation message; None when the config leaves it out."""
+        schema, name = relation.schema, relation.name
+        if self._source.rule_for(schema, name) is None:
+            return None
+        for unbuilt in unbuilt_table(self._source, schema, name):
+            raise unbuilt.error(f"{schema}.{name}")
+        topic = data_topic(self._source.name, schema, name)
+        await self._publisher.ensure_topics([topic])
+        frozen = self.frozen.get((schema, name))
+        primary = await catalog.primary_key(connection, schema, name) if relation.identity == "f" else ()
+        record = await catalog.describe(connection, self._source.name, relation, frozen, primary)
+        key = record.key_columns
+        if frozen is not None and frozen != key:
+            raise FatalError(
+                f"the key of {schema}.{name} changed from ({', '.join(frozen) or 'none'}) to "
+                f"({', '.join(key) or 'none'}): rows under the old key could not be followed",
+                where=f"source {self._source.name}",
+                fix=reset_fix(self._source.name),
+            )
+        self.frozen[schema, name] = key
+        self._publisher.add_schema(record)
+        encoder = RowEncoder(relation, [c.kind for c in record.columns], key)
+        template = self._template(schema, name, record.id)
+        return CapturedTable(f"{schema}.{name}", encoder, template, self._publisher.topic(topic))
+
+    async def from_catalog(self, reader: Connection, table: catalog.Table) -> SnapshotTable:
+        """A table to be copied: described as the stream's Relation message will describe it."""
+        columns = await catalog.published_columns(reader, table)
+        flagged = set(await catalog.identity_columns(reader, table))
+        relation = Relation(
+            table.oid,
+            table.schema,
+            table.name,
+            table.identity,
+            tuple(RelationColumn(name, oid, typmod, name in flagged) for name, oid, typmod in columns),
+        )
+        captured = await self.captured(reader, relation)
+        assert captured is not None  # the caller lists only what the config wants
+        names = tuple(name for name, _, _ in columns)
+        return SnapshotTable(table, names, captured.encoder, captured.source, captured.sink)
+
+    async def ensure_topics(self, tables: Iterable[catalog.Table]) -> None:
+        await self._publisher.ensure_topics([data_topic(self._source.name, t.schema, t.name) for t in tables])
+
+    # Logical messages of users have a topic of the source's own, made when the first one comes.
+
+    def messages(self) -> SourceTemplate:
+        return self._template("", "", "")
+
+    async def message_sink(self) -> Sink:
+        topic = message_topic(self._source.name)
+        await self._publisher.ensure_topics([topic])
+        return self._publisher.topic(topic)
+
+    def _template(self, schema: str, table: str, schema_id: str) -> SourceTemplate:
+        return SourceTemplate(
+            version=streamer.__version__,
+            name=self._source.name,
+            db=self._database,
+            schema=schema,
+            table=table,
+            schema_id=schema_id,
+            epoch=self._epoch,
+        )

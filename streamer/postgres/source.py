@@ -1,0 +1,330 @@
+"""A session of a Postgres source: from taking the lock to a stop or an error.
+
+Owns the order in which things are taken (H30): the source's lock, the slot, the transactional ids,
+then the position. A session ends with the first error; the runner decides whether there is another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, replace
+
+import structlog
+from psycopg import errors
+
+from streamer.changes.lsn import format_lsn, parse_lsn
+from streamer.changes.position import Position, Stage
+from streamer.config import PostgresSource
+from streamer.config.built import unbuilt_table
+from streamer.errors import ConfigError, SourceUnavailable
+from streamer.postgres import catalog, history
+from streamer.postgres.connection import Connection, CopyStream, connect, place
+from streamer.postgres.relations import FrozenKeys, Relations
+from streamer.postgres.slot import (
+    System,
+    check_slot,
+    create_slot,
+    drop_slot,
+    identify_system,
+    read_slot,
+    start_replication,
+    terminate_leftover,
+    timeline_forks,
+    try_lock,
+)
+from streamer.postgres.snapshot import Progress as CopyProgress
+from streamer.postgres.snapshot import SnapshotCopy, SnapshotTable, hold_tables, read_snapshot
+from streamer.postgres.stream import Stream
+from streamer.postgres.transactions import Transactions
+from streamer.postgres.watch import Watch, require_publications
+from streamer.publisher import Loaded, Publisher
+
+log = structlog.get_logger(__name__)
+
+LOCK_POLL_S = 0.5  # a standby takes over within this
+LEFTOVER_AFTER_S = 3.0  # a dead capture's walsender usually ends by itself before this
+FLUSH_BYTES = 512 * 1024  # during the first copy: big enough that a Kafka transaction's cost does not count
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What was found before the stream. `stream`: of the slot, if it is there; nothing of it is read."""
+
+    plan: history.Copy | history.Resume
+    system: System
+    loaded: Loaded
+    stream: CopyStream | None
+
+
+class Session:
+    """One attempt to capture; `report` gives state, reason and whether it is shown as waiting."""
+
+    def __init__(
+        self,
+        source: PostgresSource,
+        publisher: Publisher,
+        *,
+        now_us: Callable[[], int],
+        report: Callable[[str, str], None],
+        stop: asyncio.Event,
+    ) -> None:
+        self.source = source
+        self.publisher = publisher
+        self.copying: CopyProgress | None = None  # while the first copy runs
+        self.streaming: Stream | None = None  # once the stream runs
+        self.transactions: Transactions | None = None
+        self.watch: Watch | None = None
+        self.copied_rows = 0
+        self._url = source.url.get_secret_value()
+        self._where = place(self._url)
+        self._now_us = now_us
+        self._report = report
+        self._stop = stop
+
+    async def run(self) -> None:
+        """Capture until `stop`; any error ends the session."""
+        async with AsyncExitStack() as stack:
+            control = await stack.enter_async_context(connect(self._url, application="tailrace capture"))
+            await self._check_server(control)
+            if not await self._take_lock(control):
+                return
+            self.watch = Watch(control, self.source)
+            replication = await stack.enter_async_context(self._replication())
+            start = await self._prepare(control, replication)
+            if isinstance(start.plan, history.Resume):
+                if self.source.snapshot.mode == "only":
+                    log.info("snapshot mode is `only` and the copy is complete: nothing to do")
+                    return
+                position, stream = start.plan.position, start.stream
+                frozen: FrozenKeys = start.loaded.frozen_keys
+            else:
+                if start.stream is not None:  # a slot of an interrupted start: it is made again
+                    await replication.close()
+                    await self._drop(control)
+                    replication = await stack.enter_async_context(self._replication())
+                position, frozen = await self._copy(control, replication, start.plan, start.system)
+                if self.source.snapshot.mode == "only":
+                    return
+                stream = await self._take_slot(control, replication)
+            assert stream is not None
+            relations = self._relations(start.system.database, position.epoch, frozen)
+            await self._run_stream(control, stream, position, relations)
+
+    # ---- before the stream ---------------------------------------------------------------------
+
+    async def _check_server(self, control: Connection) -> None:
+        cursor = await control.execute("SELECT current_setting('wal_level'), pg_is_in_recovery()")
+        row = await cursor.fetchone()
+        assert row is not None
+        if row[0] != "logical":
+            raise ConfigError(
+                f"wal_level is {row[0]}, logical replication needs logical",
+                where=self._where,
+                fix="run ALTER SYSTEM SET wal_level = 'logical'; and restart the server",
+            )
+        if row[1]:
+            raise ConfigError(
+                "the server is a standby, which cannot be captured yet",
+                where=self._where,
+                fix="point `url` at the primary",
+            )
+
+    async def _take_lock(self, control: Connection) -> bool:
+        """Wait as a standby until this is the only capture; False when stopped meanwhile."""
+        name = self.source.slot.name
+        while not await try_lock(control, name):
+            self._report(
+                "standby", f"another capture of {self.source.name} holds its lock; this one waits for it"
+            )
+            if await self._stopped_within(LOCK_POLL_S):
+                return False
+        self._report("starting", "")
+        return True
+
+    def _replication(self) -> AbstractAsyncContextManager[Connection]:
+        return connect(self._url, replication=True, application="tailrace stream")
+
+    async def _prepare(self, control: Connection, replication: Connection) -> _Start:
+        """Take the slot, then the transactional ids, then read the position, and decide."""
+        name = self.source.slot.name
+        system = await identify_system(replication)
+        forks = await timeline_forks(replication, system.timeline)
+        slot = await read_slot(control, name)
+        stream: CopyStream | None = None
+        if slot is not None:
+            check_slot(slot, system.database)
+            if slot.wal_status != "lost":
+                stream = await self._take_slot(control, replication)
+        await self.publisher.start()
+        loaded = await self.publisher.load()
+        slot = await read_slot(control, name)
+        system = replace(system, flush_lsn=max(system.flush_lsn, await _flush_lsn(control)))
+        plan = history.decide(self.source.name, loaded.position, slot, system, name)
+        if isinstance(plan, history.Resume):
+            history.check_timeline(self.source.name, plan.position, system, forks)
+            plan = history.Resume(replace(plan.position, timeline=system.timeline))
+        return _Start(plan, system, loaded, stream)
+
+    async def _take_slot(self, control: Connection, replication: Connection) -> CopyStream:
+        """START_REPLICATION makes the slot ours; nothing is read before the position is known."""
+        publications = await require_publications(control, self.source)
+        waited_s = 0.0
+        while True:
+            try:
+                return await start_replication(
+                    replication,
+                    self.source.slot.name,
+                    publications,
+                    server_version=control.info.server_version,
+                )
+            except errors.ObjectInUse as error:
+                self._report(
+                    "waiting", f"slot {self.source.slot.name} is still in use: {error.diag.message_primary}"
+                )
+                if waited_s >= LEFTOVER_AFTER_S:
+                    slot = await read_slot(control, self.source.slot.name)
+                    if slot is not None:
+                        await terminate_leftover(control, slot)
+                if await self._stopped_within(LOCK_POLL_S):
+                    raise SourceUnavailable("stopped while waiting for the slot") from error
+                waited_s += LOCK_POLL_S
+
+    async def _drop(self, control: Connection) -> None:
+        """Drop the slot that we have just left; its walsender may need a moment to end."""
+        name = self.source.slot.name
+        for _ in range(int(LEFTOVER_AFTER_S / LOCK_POLL_S) * 5):
+            slot = await read_slot(control, name)
+            if slot is None or slot.active_pid is None:
+                break
+            await asyncio.sleep(LOCK_POLL_S / 5)
+        await drop_slot(control, name)
+
+    # ---- the first copy ------------------------------------------------------------------------
+
+    async def _copy(
+        self, control: Connection, replication: Connection, plan: history.Copy, system: System
+    ) -> tuple[Position, FrozenKeys]:
+        source, publisher = self.source, self.publisher
+        log.info("first copy", source=source.name, epoch=plan.epoch, why=plan.why)
+        tables = await catalog.list_tables(control, source)
+        self._refuse_unbuilt(tables)
+        publications = catalog.Publications(source.publication.name, tuple(tables))
+        await catalog.make_publications(control, publications, manage=source.publication.manage)
+        for table in publications.insert_only:
+            log.warning(
+                "only INSERT and TRUNCATE of this table are captured: it has no primary key "
+                "and no replica identity",
+                table=table.qualified,
+                fix=f"ALTER TABLE {table.qualified} REPLICA IDENTITY FULL, "
+                f"then `tailrace reset {source.name}`",
+            )
+        position = Position(
+            source=source.name,
+            number=publisher.number,
+            epoch=plan.epoch,
+            stage=Stage.INTENT,
+            system_id=system.system_id,
+            timeline=system.timeline,
+            lsn=0,
+        )
+        await self.publisher.flush(position)
+        try:
+            async with hold_tables(self._url, tables):
+                exported = await create_slot(replication, source.slot.name)
+                async with read_snapshot(self._url, exported.snapshot) as reader:
+                    position = replace(position, stage=Stage.SNAPSHOT, lsn=exported.consistent_point)
+                    await self.publisher.flush(position)
+                    relations = self._relations(system.database, plan.epoch, {})
+                    await relations.ensure_topics(tables)
+                    items = [await relations.from_catalog(reader, table) for table in tables]
+                    frozen = relations.frozen
+                    await self._copy_tables(reader, items, position, floor=plan.floors)
+        except errors.ConfigurationLimitExceeded as error:
+            raise ConfigError(
+                f"no replication slot is free: {error.diag.message_primary}",
+                where=self._where,
+                fix="drop a slot nobody uses (SELECT slot_name, active FROM pg_replication_slots), or raise "
+                "max_replication_slots and restart the server",
+            ) from error
+        position = replace(position, stage=Stage.STREAMING)
+        await self.publisher.flush(position)
+        self.copying = None
+        if source.snapshot.mode == "only":
+            await drop_slot(control, source.slot.name)
+        log.info("first copy complete", source=source.name, lsn=format_lsn(position.lsn))
+        return position, frozen
+
+    def _refuse_unbuilt(self, tables: list[catalog.Table]) -> None:
+        for table in tables:
+            for unbuilt in unbuilt_table(self.source, table.schema, table.name):
+                raise unbuilt.error(table.qualified)
+
+    async def _copy_tables(
+        self, reader: Connection, items: list[SnapshotTable], position: Position, *, floor: bool
+    ) -> None:
+        progress = self.copying = CopyProgress(tables=len(items))
+        self._report("snapshot", "")
+
+        async def room() -> None:
+            if self.publisher.waiting_bytes >= FLUSH_BYTES:
+                await self.publisher.flush(position)
+            else:
+                await asyncio.sleep(0)
+            if self._stop.is_set():
+                raise SourceUnavailable("stopped during the first copy; it starts again as a reset")
+
+        copy = SnapshotCopy(
+            reader, consistent_point=position.lsn, now_us=self._now_us, room=room, progress=progress
+        )
+        if self.source.snapshot.mode == "never":
+            return
+        for index, item in enumerate(items):
+            await copy.copy(item, last_table=index == len(items) - 1, floor=floor)
+        self.copied_rows = progress.rows
+
+    # ---- the stream ----------------------------------------------------------------------------
+
+    def _relations(self, database: str, epoch: int, frozen: FrozenKeys) -> Relations:
+        return Relations(self.source, self.publisher, database=database, epoch=epoch, frozen=frozen)
+
+    async def _run_stream(
+        self, control: Connection, copy: CopyStream, position: Position, relations: Relations
+    ) -> None:
+        assert self.watch is not None
+        slot = await read_slot(control, self.source.slot.name)
+        assert slot is not None  # we stream from it
+        rejoin = history.Rejoin(self.source.name, position, slot.confirmed_flush_lsn)
+        self.transactions = Transactions(position, rejoin, messages=relations.messages(), now_us=self._now_us)
+        async with connect(self._url, application="tailrace catalog") as catalog_connection:
+            self.streaming = Stream(
+                copy,
+                catalog_connection,
+                self.transactions,
+                relations,
+                self.publisher,
+                self.watch,
+                recorded=position,
+                heartbeat_s=self.source.heartbeat_s,
+                now_us=self._now_us,
+                where=self._where,
+            )
+            log.info("streaming", source=self.source.name, lsn=format_lsn(position.lsn), epoch=position.epoch)
+            self._report("streaming", "")
+            await self.streaming.run(self._stop)
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+async def _flush_lsn(control: Connection) -> int:
+    cursor = await control.execute("SELECT pg_current_wal_flush_lsn()::text")
+    row = await cursor.fetchone()
+    assert row is not None
+    return parse_lsn(row[0])

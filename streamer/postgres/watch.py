@@ -1,0 +1,185 @@
+"""What goes on beside the stream: the server's WAL end, the slot's size, the lock, what needs a look.
+
+Owns the ordinary connection that holds the advisory lock; when that connection is lost the lock is
+lost, so the capture must end (H30). Findings are sentences for `status`; each names what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import errors
+
+from streamer.changes.lsn import parse_lsn
+from streamer.config import PostgresSource
+from streamer.errors import ConfigError, FatalError, SourceUnavailable
+from streamer.postgres.catalog import Publications, Table, add_if_empty, list_tables, publication_tables
+from streamer.postgres.connection import Connection, place, translate
+from streamer.postgres.history import reset_fix
+
+HEARTBEAT_PREFIX = "tailrace.heartbeat"
+
+
+@dataclass(slots=True)
+class Observed:
+    """What the last look at the server showed. `clock_us` is its clock less ours, microseconds."""
+
+    server_lsn: int = 0
+    slot_bytes: int = 0
+    slot_active: bool = False
+    clock_us: int = 0
+    findings: list[str] = field(default_factory=list)
+
+
+class Watch:
+    """Looks at the source through the connection that holds its lock."""
+
+    def __init__(self, connection: Connection, source: PostgresSource) -> None:
+        self._connection = connection
+        self._source = source
+        self._where = place(source.url.get_secret_value())
+        self._publication_oids: dict[str, int] | None = None
+        self._insert_only_changes: dict[str, int] = {}
+        self.observed = Observed()
+
+    async def look(self, now_us: int) -> None:
+        """Every second: WAL end, slot, clock. Raises when the lock's connection is gone."""
+        try:
+            cursor = await self._connection.execute(
+                """SELECT pg_current_wal_flush_lsn()::text, s.active,
+                          coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), s.restart_lsn), 0)::bigint,
+                          (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+                   FROM (SELECT) one LEFT JOIN pg_replication_slots s ON s.slot_name = %s""",
+                (self._source.slot.name,),
+            )
+            row = await cursor.fetchone()
+        except psycopg.Error as error:
+            raise translate(error, self._where) from error
+        assert row is not None
+        observed = self.observed
+        observed.server_lsn = parse_lsn(row[0])
+        observed.slot_active = bool(row[1])
+        observed.slot_bytes = int(row[2])
+        observed.clock_us = int(row[3]) - now_us
+
+    async def heartbeat(self) -> None:
+        """A message in the WAL of an idle database, so that the slot can follow the server."""
+        try:
+            await self._connection.execute(
+                "SELECT pg_logical_emit_message(false, %s, '')", (HEARTBEAT_PREFIX,)
+            )
+        except errors.ReadOnlySqlTransaction as error:
+            raise ConfigError(
+                "the source is a standby, which cannot be captured yet",
+                where=self._where,
+                fix="point `url` at the primary",
+            ) from error
+        except psycopg.Error as error:
+            raise translate(error, self._where) from error
+
+    async def inspect(self, known_topics: Iterable[str] = ()) -> None:
+        """Every ten seconds: publications still the same, new tables, changes that cannot be captured."""
+        try:
+            findings = await self._inspect()
+        except errors.LockNotAvailable:
+            return  # a new table is in use; the next look tries again
+        except psycopg.Error as error:
+            raise translate(error, self._where) from error
+        slot = self._source.slot
+        if self.observed.slot_bytes >= slot.wal_warn_bytes:
+            findings.append(
+                f"slot {slot.name} holds {self.observed.slot_bytes / 2**30:.1f} GiB of WAL (wal_warn): "
+                "look at why the capture is behind, or give the server more disk"
+            )
+        self.observed.findings = findings
+
+    async def _inspect(self) -> list[str]:
+        source, name = self._source, self._source.name
+        tables = await list_tables(self._connection, source)
+        publications = Publications(source.publication.name, tuple(tables))
+        await self._same_publications(publications)
+        present = await publication_tables(self._connection, publications.name, publications.inserts_name)
+        published = set().union(*present.values()) if present else set()
+        findings = []
+        for table in tables:
+            if table.qualified in published:
+                continue
+            home = publications.inserts_name if table.insert_only else publications.name
+            if source.publication.manage and home in present:
+                try:
+                    if await add_if_empty(self._connection, home, table):
+                        continue
+                except errors.InsufficientPrivilege:
+                    findings.append(
+                        f"{table.qualified} fits `tables:` but this role may not publish it: as its owner "
+                        f"run ALTER PUBLICATION {home} ADD TABLE {table.qualified}; while it is empty"
+                    )
+                    continue
+            findings.append(
+                f"{table.qualified} fits `tables:` but is not captured, and has rows already: "
+                f"`tailrace reset {name}` copies every table again, this one too"
+            )
+        findings += await self._uncaptured_changes(publications.insert_only)
+        return findings
+
+    async def _same_publications(self, publications: Publications) -> None:
+        cursor = await self._connection.execute(
+            "SELECT pubname::text, oid::bigint FROM pg_publication WHERE pubname = ANY (%s)",
+            ([publications.name, publications.inserts_name],),
+        )
+        oids = {row[0]: row[1] for row in await cursor.fetchall()}
+        before = self._publication_oids
+        if before is None:
+            self._publication_oids = oids
+            return
+        for publication, oid in before.items():
+            if oids.get(publication) != oid:
+                raise FatalError(
+                    f"publication {publication} was dropped or made again while it was captured: "
+                    "changes in between were not sent",
+                    where=f"source {self._source.name}",
+                    fix=reset_fix(self._source.name),
+                )
+        self._publication_oids = oids
+
+    async def _uncaptured_changes(self, tables: tuple[Table, ...]) -> list[str]:
+        """UPDATE and DELETE of tables that publish inserts only (H27), by the server's statistics."""
+        if not tables:
+            return []
+        cursor = await self._connection.execute(
+            """SELECT s.schemaname || '.' || s.relname, s.n_tup_upd + s.n_tup_del
+               FROM pg_stat_user_tables s WHERE s.relid = ANY (%s)""",
+            ([table.oid for table in tables],),
+        )
+        findings = []
+        for qualified, changes in await cursor.fetchall():
+            seen = changes - self._insert_only_changes.setdefault(qualified, changes)
+            if seen > 0:
+                findings.append(
+                    f"{qualified} had {seen} UPDATEs or DELETEs that could not be captured, because it has "
+                    f"no primary key and no replica identity: ALTER TABLE {qualified} REPLICA IDENTITY FULL; "
+                    f"then `tailrace reset {self._source.name}`"
+                )
+        return findings
+
+
+async def require_publications(connection: Connection, source: PostgresSource) -> tuple[str, ...]:
+    """At a restart: the publications that the stream was started with must still be there."""
+    name = source.publication.name
+    inserts = Publications(name, ()).inserts_name
+    present = await publication_tables(connection, name, inserts)
+    if name not in present:
+        raise FatalError(
+            f"publication {name} is gone: changes since then cannot be decoded",
+            where=f"source {source.name}",
+            fix=reset_fix(source.name),
+        )
+    return (name, inserts) if inserts in present else (name,)
+
+
+def unavailable(error: OSError, url: str) -> SourceUnavailable:
+    return SourceUnavailable(
+        str(error), where=place(url), fix="check that the server runs and can be reached"
+    )

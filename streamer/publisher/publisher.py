@@ -1,0 +1,360 @@
+"""The publisher: rows in, Kafka transactions out, each with the position that it reaches.
+
+A flush is one transaction: schema records, then the rows, then the topic states and, last, the
+position; each step waits until the one before is acknowledged (H1). What it knows of Kafka changes
+only when the commit has succeeded (H13). It must not decide what to publish, nor retry a failed
+flush: after any exception it is finished, and the caller makes another and loads again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aiokafka import TopicPartition
+from aiokafka import errors as kafka
+
+from streamer.changes.position import Position, TopicState
+from streamer.changes.schema import SchemaRecord
+from streamer.changes.topics import clean, positions_topic, schemas_topic
+from streamer.errors import KafkaUnavailable, PositionError
+from streamer.kafka import READ_DEADLINE_S, Security, admin, offset_ranges, translate
+from streamer.publisher.batches import BATCH_BYTES, Batch, Topic, Waiting
+from streamer.publisher.state import (
+    EPOCH_HEADER,
+    Loaded,
+    check_beyond,
+    check_chain,
+    find_number,
+    join,
+    read_positions,
+    read_schemas,
+)
+from streamer.publisher.topics import (
+    COMPACTED,
+    POSITION_PARTITIONS,
+    TopicSettings,
+    check_message_bytes,
+    check_partitions,
+    data_config,
+    describe,
+    durability_findings,
+    ensure_topics,
+    topic_configs,
+)
+from streamer.publisher.transactions import FLUSH_DEADLINE_S, Queue, Sent, Turns
+
+_Record = tuple[bytes, bytes | None, list[tuple[str, bytes]]]  # key, value, headers
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What one flush publishes, taken from the open buffers at once."""
+
+    position: Position
+    rows: list[Queue]
+    schemas: list[SchemaRecord]
+    forget: frozenset[str]  # topics whose state belongs to an epoch that a reset has ended
+    bytes: int
+
+
+class Publisher:
+    """Publishes one source. Life: `start`, `load`, `ensure_topics`, then append and `flush`; `close`.
+
+    `flush_deadline_s` bounds one flush from its first request to its commit. `clock`: seconds since
+    1970, for record timestamps (publish times).
+    """
+
+    def __init__(
+        self,
+        brokers: str,
+        security: Security | None,
+        *,
+        name: str,
+        source: str,
+        topics: TopicSettings,
+        clock: Callable[[], float] = time.time,
+        flush_deadline_s: float = FLUSH_DEADLINE_S,
+        read_deadline_s: float = READ_DEADLINE_S,
+    ) -> None:
+        self._brokers = brokers
+        self._security = security
+        self._source = source
+        self._settings = topics
+        self._clock = clock
+        self._flush_deadline_s = flush_deadline_s
+        self._read_deadline_s = read_deadline_s
+        self._positions = positions_topic(name)
+        self._schemas = schemas_topic(name)
+        self._turns = Turns(brokers, security, prefix=f"{clean(name)}.{clean(source)}")
+        self._waiting = Waiting()
+        self._touched: set[Topic] = set()
+        self._topics: dict[str, Topic] = {}
+        self._states: dict[str, TopicState] = {}
+        self._added: dict[str, SchemaRecord] = {}
+        self._sent: set[tuple[int, str]] = set()
+        self._forget: frozenset[str] = frozenset()
+        self._position: Position | None = None
+        self._flushing = False
+        self._over: BaseException | None = None
+        self.number = -1
+        self.in_flight_bytes = 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Memory of the rows that no flush has taken yet; `in_flight_bytes` has those of the flush."""
+        return self._waiting.bytes
+
+    @property
+    def waiting_records(self) -> int:
+        return self._waiting.records
+
+    @property
+    def position(self) -> Position | None:
+        """The last position whose commit has succeeded, or was loaded."""
+        return self._position
+
+    async def start(self) -> None:
+        """Make our own topics, and initialise both transactional ids, which fences every other process (H30).
+
+        Raises KafkaUnavailable or ConfigError; the publisher is finished then.
+        """
+        async with self._or_end("starting"):
+            own = {
+                self._positions: (POSITION_PARTITIONS, COMPACTED),
+                self._schemas: (1, COMPACTED),
+            }
+            async with admin(self._brokers, self._security) as client:
+                await ensure_topics(client, own, replication_factor=self._settings.replication_factor)
+            await self._turns.start()
+            await self._turns.know(own)
+
+    async def load(self, *, reset: bool = False) -> Loaded:
+        """Read what Kafka holds of the source, and check it against the topics (H12, H17, H26).
+
+        After `start`. `reset`: the caller begins a new epoch; nothing is checked, and the next flush
+        forgets the topic states. Raises PositionError, ConfigError, KafkaUnavailable.
+        """
+        async with self._or_end("reading the position"):
+            self.number = await find_number(self._brokers, self._security, self._source, self._positions)
+            place = TopicPartition(self._positions, self.number)
+            position, states = await read_positions(
+                self._brokers, self._security, self._source, place, deadline_s=self._read_deadline_s
+            )
+            written = await read_schemas(
+                self._brokers, self._security, self._schemas, deadline_s=self._read_deadline_s
+            )
+            if reset:
+                self._forget = frozenset(states)
+                states = {}
+            else:
+                await self._check(position, states)
+        loaded = join(self._source, position, states, written)
+        self._position = position
+        self._states = dict(states)
+        epoch = position.epoch if position is not None else 0
+        self._sent = {(epoch, schema_id) for schema_id in loaded.schemas_sent}
+        return loaded
+
+    async def _check(self, position: Position | None, states: dict[str, TopicState]) -> None:
+        if not states:
+            return
+        async with admin(self._brokers, self._security) as client:
+            present = await describe(client)
+        places = [TopicPartition(t, p) for t in states if t in present for p in range(present[t])]
+        ranges = await offset_ranges(self._brokers, self._security, places)
+        ends: dict[str, dict[int, int]] = {t: {} for t in states if t in present}
+        for place, (_, end) in ranges.items():
+            ends[place.topic][place.partition] = end
+        check_chain(position, states, ends)
+        for name, state in states.items():
+            wanted = 1 if name == self._schemas else self._settings.partitions
+            check_partitions(name, actual=present[name], wanted=wanted, recorded=state.partitions)
+        others = {name: state for name, state in states.items() if name != self._schemas}
+        await check_beyond(self._brokers, self._security, others, ranges)
+
+    async def ensure_topics(self, names: Iterable[str]) -> None:
+        """Make the data topics that are missing, check the others, and open handles for all of them."""
+        fresh = [name for name in dict.fromkeys(names) if name not in self._topics]
+        if not fresh:
+            return
+        async with self._or_end("making topics"):
+            config = data_config(self._settings)
+            async with admin(self._brokers, self._security) as client:
+                await ensure_topics(
+                    client,
+                    dict.fromkeys(fresh, (self._settings.partitions, config)),
+                    replication_factor=self._settings.replication_factor,
+                )
+                for name, actual in (await topic_configs(client, fresh)).items():
+                    check_message_bytes(name, actual, self._settings.max_message_bytes)
+            await self._turns.know(fresh)
+        for name in fresh:
+            self._topics[name] = Topic(
+                name,
+                partitions=self._settings.partitions,
+                max_message_bytes=self._settings.max_message_bytes,
+                compression=self._settings.compression,
+                clock=self._clock,
+                waiting=self._waiting,
+                touched=self._touched,
+            )
+
+    async def findings(self) -> list[str]:
+        """H17: what in the topics' settings would lose acknowledged events; see `durability_findings`."""
+        async with admin(self._brokers, self._security) as client:
+            return await durability_findings(client, [self._positions, self._schemas, *self._topics])
+
+    def topic(self, name: str) -> Topic:
+        """The handle for appending rows; `ensure_topics` has had the name."""
+        return self._topics[name]
+
+    def add_schema(self, record: SchemaRecord) -> None:
+        """Publish the record before the next flush's rows, unless this epoch has it already."""
+        self._added[record.id] = record
+
+    def flush(self, position: Position) -> Coroutine[Any, Any, Position]:
+        """Publish all that is appended, and that it reaches `position`, in one Kafka transaction.
+
+        Takes the buffers when it is called, not when it is awaited: what is appended afterwards
+        belongs to the next flush. One flush at a time. Returns the position as written (with its
+        flush number). Raises KafkaUnavailable (the outcome may be unknown), FencedError, ConfigError,
+        PositionError; in every case the publisher is finished (H13).
+        """
+        if self._over is not None:
+            raise self._finished()
+        if self._flushing:
+            raise RuntimeError("flush() while another flush is in flight: await it first")
+        if self.number < 0:
+            raise RuntimeError("flush() before load()")
+        self._flushing = True
+        number = self._position.flush + 1 if self._position is not None else 1
+        taken = _Taken(
+            position=replace(position, source=self._source, number=self.number, flush=number),
+            rows=[Queue(t.name, p, batches) for t in self._touched for p, batches in t.take().items()],
+            schemas=[r for i, r in self._added.items() if (position.epoch, i) not in self._sent],
+            forget=self._forget,
+            bytes=self._waiting.bytes,
+        )
+        self._touched.clear()
+        self._added.clear()
+        self._waiting.bytes = self._waiting.records = 0
+        self.in_flight_bytes = taken.bytes
+        return self._flush(taken)
+
+    async def _flush(self, taken: _Taken) -> Position:
+        async with self._or_end(f"publishing flush {taken.position.flush}"):
+            async with asyncio.timeout(self._flush_deadline_s):
+                states = await self._transaction(taken)
+        position = taken.position
+        self._position = position
+        self._states.update(states)
+        self._sent.update((position.epoch, record.id) for record in taken.schemas)
+        self._forget -= taken.forget
+        self._flushing = False
+        self.in_flight_bytes = 0
+        return position
+
+    async def _transaction(self, taken: _Taken) -> dict[str, TopicState]:
+        turns = self._turns
+        place = TopicPartition(self._positions, self.number)
+        schemas = self._schema_queues(taken)
+        await turns.begin([TopicPartition(q.topic, q.partition) for q in (*schemas, *taken.rows)] + [place])
+        sent = await turns.send(schemas)
+        sent += await turns.send(taken.rows)
+        states = self._states_after(sent, taken.position.flush)
+        await turns.send([Queue(place.topic, place.partition, self._position_batches(taken, states))])
+        await turns.commit()
+        return states
+
+    def _schema_queues(self, taken: _Taken) -> list[Queue]:
+        if not taken.schemas:
+            return []
+        header = [(EPOCH_HEADER, str(taken.position.epoch).encode())]
+        batches = self._batches((r.dump_key(), r.dump(), header) for r in taken.schemas)
+        return [Queue(self._schemas, 0, batches)]
+
+    def _position_batches(self, taken: _Taken, states: dict[str, TopicState]) -> list[Batch]:
+        forgotten = [
+            TopicState(self._source, topic, 0, {}, 0).key() for topic in sorted(taken.forget - states.keys())
+        ]
+        records: list[_Record] = [(key, None, []) for key in forgotten]
+        records += [(state.key(), state.dump(), []) for state in states.values()]
+        records.append((taken.position.key(), taken.position.dump(), []))
+        return self._batches(records)
+
+    def _batches(self, records: Iterable[_Record]) -> list[Batch]:
+        timestamp_ms = int(self._clock() * 1000)
+        batches = [Batch(BATCH_BYTES, self._settings.compression, timestamp_ms)]
+        for key, value, headers in records:
+            if batches[-1].add(key, value, headers) is None:
+                batches.append(Batch(BATCH_BYTES, self._settings.compression, timestamp_ms))
+                batches[-1].add(key, value, headers)
+        return batches
+
+    def _states_after(self, sent: Iterable[Sent], flush: int) -> dict[str, TopicState]:
+        offsets: dict[str, dict[int, int]] = {}
+        for landed in sent:
+            known = self._states.get(landed.topic)
+            before = known.last_offsets.get(landed.partition, -1) if known is not None else -1
+            if landed.first_offset <= before:
+                raise PositionError(
+                    f"{landed.topic}[{landed.partition}] was written up to offset {before} and took the "
+                    f"next event at {landed.first_offset} (H17): it was made again, or lost its end",
+                    where=f"source {self._source}",
+                    fix=f"`tailrace reset {self._source}` publishes its tables anew",
+                )
+            last = offsets.setdefault(landed.topic, dict(known.last_offsets) if known is not None else {})
+            last[landed.partition] = landed.last_offset
+        return {
+            topic: TopicState(
+                source=self._source,
+                topic=topic,
+                partitions=1 if topic == self._schemas else self._settings.partitions,
+                last_offsets=last,
+                flush=flush,
+            )
+            for topic, last in offsets.items()
+        }
+
+    async def close(self) -> None:
+        """End the producers within 5 s; what is not committed is not published."""
+        if self._over is None:
+            self._over = KafkaUnavailable("the publisher was closed")
+        await self._turns.end(abort=True)
+
+    def _or_end(self, doing: str) -> _OrEnd:
+        if self._over is not None:
+            raise self._finished()
+        return _OrEnd(self, doing)
+
+    def _finished(self) -> KafkaUnavailable:
+        return KafkaUnavailable(
+            f"this publisher is finished: {self._over}", fix="make another one, start and load it"
+        )
+
+    async def _end(self, reason: BaseException) -> None:
+        self._over = reason
+        self.in_flight_bytes = 0
+        await self._turns.end(abort=not isinstance(reason, TimeoutError))
+
+
+class _OrEnd:
+    """Any exception in the body ends the publisher (H13) and leaves translated."""
+
+    def __init__(self, publisher: Publisher, doing: str) -> None:
+        self._publisher = publisher
+        self._doing = doing
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        await self._publisher._end(error)
+        if isinstance(error, (kafka.KafkaError, OSError, TimeoutError)):
+            raise translate(error, self._doing, brokers=self._publisher._brokers) from error

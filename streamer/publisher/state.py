@@ -1,0 +1,188 @@
+"""What Kafka already holds of a source: its number, position, topic states and schema records.
+
+Read at every start, after both transactional ids are initialised (H12, H30), and checked against the
+topics themselves: an end below what the records say means that Kafka lost events (H17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import orjson
+from aiokafka import ConsumerRecord, TopicPartition
+
+from streamer.changes.position import Position, TopicState
+from streamer.changes.schema import SchemaRecord
+from streamer.errors import ConfigError, PositionError
+from streamer.kafka import READ_DEADLINE_S, Security, offset_ranges, read_to_end
+from streamer.publisher.topics import POSITION_PARTITIONS
+
+EPOCH_HEADER = "epoch"  # of a schema record: the source's epoch when it was written
+COMMIT_MARKER_OFFSETS = 1  # a commit takes one offset in each partition of its transaction
+NAMED_LIMIT = 8  # topics named one by one in an error
+
+Ranges = Mapping[TopicPartition, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is in Kafka of this source.
+
+    `position` None: nothing was ever published. `frozen_keys`: (schema, table) -> the key columns of
+    the table's first schema record of this epoch (H22). `schemas_sent`: ids written in this epoch.
+    """
+
+    position: Position | None
+    topics: dict[str, TopicState]
+    schemas: dict[str, SchemaRecord]
+    frozen_keys: dict[tuple[str, str], tuple[str, ...]]
+    schemas_sent: frozenset[str]
+
+
+async def find_number(brokers: str, security: Security | None, source: str, topic: str) -> int:
+    """The source's partition of the positions topic: where its records are, or else the lowest free one.
+
+    Uncommitted records count: a first record whose commit is not visible yet must not be missed, and
+    another source's open transaction must not hold this one up.
+    """
+    partitions = [TopicPartition(topic, n) for n in range(POSITION_PARTITIONS)]
+    ranges = await offset_ranges(brokers, security, partitions)
+    taken: set[int] = set()
+    mine: set[int] = set()
+    for record in await read_to_end(brokers, security, ranges, committed=False):
+        taken.add(record.partition)
+        if record.key is not None and orjson.loads(record.key).get("source") == source:
+            mine.add(record.partition)
+    if mine:
+        return min(mine)
+    free = [n for n in range(POSITION_PARTITIONS) if n not in taken]
+    if not free:
+        raise ConfigError(
+            f"all {POSITION_PARTITIONS} places for sources are taken",
+            where=f"topic {topic}",
+            fix="give this source's config another `name`: it has its own topics for positions then",
+        )
+    return free[0]
+
+
+async def read_positions(
+    brokers: str,
+    security: Security | None,
+    source: str,
+    place: TopicPartition,
+    *,
+    deadline_s: float = READ_DEADLINE_S,
+) -> tuple[Position | None, dict[str, TopicState]]:
+    """The last committed position and topic states of a source; a commit just done is not missed (H12)."""
+    ranges = await offset_ranges(brokers, security, [place])
+    records = await read_to_end(brokers, security, ranges, committed=True, deadline_s=deadline_s)
+    latest: dict[bytes, bytes | None] = {r.key: r.value for r in records if r.key is not None}
+    position: Position | None = None
+    states: dict[str, TopicState] = {}
+    for key, value in latest.items():
+        names = orjson.loads(key)
+        if names.get("source") != source or value is None:
+            continue
+        if "topic" in names:
+            states[names["topic"]] = TopicState.load(value)
+        else:
+            position = Position.load(value)
+    return position, states
+
+
+async def read_schemas(
+    brokers: str, security: Security | None, topic: str, *, deadline_s: float = READ_DEADLINE_S
+) -> list[tuple[int, SchemaRecord]]:
+    """(epoch, record) of all sources, in the order in which they were written."""
+    place = TopicPartition(topic, 0)
+    ranges = await offset_ranges(brokers, security, [place])
+    records = await read_to_end(brokers, security, ranges, committed=True, deadline_s=deadline_s)
+    return [(_epoch(r), SchemaRecord.load(r.value)) for r in records if r.value is not None]
+
+
+def _epoch(record: ConsumerRecord[bytes, bytes]) -> int:
+    for name, value in record.headers:
+        if name == EPOCH_HEADER:
+            return int(value)
+    return 0
+
+
+def join(
+    source: str,
+    position: Position | None,
+    states: dict[str, TopicState],
+    written: Iterable[tuple[int, SchemaRecord]],
+) -> Loaded:
+    """Records kept by id for ever; keys frozen by the first record of the source's present epoch (H22)."""
+    epoch = position.epoch if position is not None else 0
+    schemas: dict[str, SchemaRecord] = {}
+    frozen: dict[tuple[str, str], tuple[str, ...]] = {}
+    sent: set[str] = set()
+    for written_in, record in written:
+        if record.source != source:
+            continue
+        schemas[record.id] = record
+        if written_in == epoch:
+            sent.add(record.id)
+            frozen.setdefault((record.schema, record.table), record.key_columns)
+    return Loaded(position, states, schemas, frozen, frozenset(sent))
+
+
+def check_chain(
+    position: Position | None, states: Mapping[str, TopicState], ends: Mapping[str, Mapping[int, int]]
+) -> None:
+    """H17: nothing that a record says was written may be missing. Pure.
+
+    `ends`: topic -> partition -> high watermark, without the topics that are not there. Raises
+    PositionError that names the topics.
+    """
+    if not states:
+        return
+    source = next(iter(states.values())).source
+    lost: list[str] = []
+    for name, state in sorted(states.items()):
+        if name not in ends:
+            lost.append(f"topic {name} was deleted")
+            continue
+        if position is None or state.flush > position.flush:
+            known = "none" if position is None else str(position.flush)
+            lost.append(f"topic {name} was written by flush {state.flush}, the last position is of {known}")
+            continue
+        for partition, last in sorted(state.last_offsets.items()):
+            end = ends[name].get(partition, 0)
+            if end < last + 1 + COMMIT_MARKER_OFFSETS:
+                what = "was made again" if end == 0 else "lost its end, or was made again"
+                lost.append(f"topic {name} {what}: partition {partition} had offset {last}, ends at {end}")
+                break
+    if lost:
+        shown = "; ".join(lost[:NAMED_LIMIT])
+        more = f"; and {len(lost) - NAMED_LIMIT} more" if len(lost) > NAMED_LIMIT else ""
+        raise PositionError(
+            f"Kafka no longer has what was published (H17): {shown}{more}",
+            where=f"source {source}",
+            fix=f"`tailrace reset {source}` publishes its tables anew (new epoch, new snapshot)",
+        )
+
+
+async def check_beyond(
+    brokers: str, security: Security | None, states: Mapping[str, TopicState], ranges: Ranges
+) -> None:
+    """H17: no committed event may lie beyond its recorded offset, else the positions topic lost its end."""
+    beyond: dict[TopicPartition, tuple[int, int]] = {}
+    for name, state in states.items():
+        for partition, last in state.last_offsets.items():
+            place = TopicPartition(name, partition)
+            start, end = ranges[place]
+            after = max(last + 1 + COMMIT_MARKER_OFFSETS, start)
+            if end > after:
+                beyond[place] = (after, end)
+    for record in await read_to_end(brokers, security, beyond, committed=True):
+        state = states[record.topic]
+        raise PositionError(
+            f"{record.topic}[{record.partition}] holds an event at offset {record.offset}, the last one "
+            f"recorded is {state.last_offsets[record.partition]} (H17): the positions topic lost its end, "
+            "or another program writes to this topic",
+            where=f"source {state.source}",
+            fix=f"see that nobody else writes to it, then `tailrace reset {state.source}`",
+        )

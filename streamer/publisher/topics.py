@@ -1,0 +1,262 @@
+"""Topics: making them with the settings that the promise needs, and checking those that are there.
+
+Owns Kafka's side of H26 (partition counts) and H17 (replication). Never alters or deletes a topic:
+what does not fit is an error that names the command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from aiokafka import errors as kafka
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from streamer.errors import ConfigError, KafkaUnavailable
+from streamer.kafka import translate
+
+POSITION_PARTITIONS = 64  # sources of one installation; a partition that is not used costs two small files
+DURABLE_BROKERS = 3  # from here on two copies outlive the loss of one broker
+DURABLE_REPLICAS = 3
+DURABLE_IN_SYNC = 2
+LEADER_DEADLINE_S = 15.0  # making 64 partitions takes under a second; a loaded cluster takes some
+LEADER_POLL_S = 0.02
+STATE_MESSAGE_BYTES = 8 * 2**20  # one flush's topic states: 60 bytes a partition touched
+
+# Small segments, because only closed ones are compacted and a start reads from the first record on;
+# small indexes, because Kafka reserves 10 MiB twice for each partition otherwise.
+COMPACTED: Mapping[str, str] = {
+    "cleanup.policy": "compact",
+    "compression.type": "producer",
+    "message.timestamp.type": "CreateTime",
+    "segment.bytes": str(4 * 2**20),
+    "segment.index.bytes": str(64 * 2**10),
+    "min.cleanable.dirty.ratio": "0.1",
+    "max.message.bytes": str(STATE_MESSAGE_BYTES),
+}
+
+
+class TopicSettings(Protocol):
+    """The `kafka.topics` part of the config."""
+
+    @property
+    def partitions(self) -> int: ...
+    @property
+    def replication_factor(self) -> int: ...
+    @property
+    def retention_s(self) -> float: ...
+    @property
+    def compression(self) -> str: ...
+    @property
+    def max_message_bytes(self) -> int: ...
+
+
+def data_config(settings: TopicSettings) -> dict[str, str]:
+    retention_ms = -1 if math.isinf(settings.retention_s) else int(settings.retention_s * 1000)
+    return {
+        "cleanup.policy": "delete",
+        "compression.type": "producer",
+        "message.timestamp.type": "CreateTime",
+        "retention.ms": str(retention_ms),
+        "max.message.bytes": str(settings.max_message_bytes),
+    }
+
+
+async def ensure_topic(
+    admin: AIOKafkaAdminClient,
+    name: str,
+    partitions: int,
+    config: Mapping[str, str],
+    *,
+    replication_factor: int = 1,
+) -> None:
+    """Make the topic if it is missing and wait for its leaders; one that is there keeps its settings.
+
+    Two processes that make it at once both succeed. Raises ConfigError when it has another number of
+    partitions (H26), KafkaUnavailable when its leaders do not come.
+    """
+    await ensure_topics(admin, {name: (partitions, config)}, replication_factor=replication_factor)
+
+
+async def ensure_topics(
+    admin: AIOKafkaAdminClient,
+    topics: Mapping[str, tuple[int, Mapping[str, str]]],
+    *,
+    replication_factor: int = 1,
+) -> set[str]:
+    """As `ensure_topic` for {name: (partitions, config)}. Returns the names that it made."""
+    described = await describe(admin)
+    missing = [name for name in topics if name not in described]
+    if missing:
+        brokers = len((await _ask(admin.describe_cluster(), "reading the cluster"))["brokers"])
+        replicas = (
+            replication_factor if brokers < DURABLE_BROKERS else max(replication_factor, DURABLE_REPLICAS)
+        )
+        durable = (
+            {"min.insync.replicas": str(DURABLE_IN_SYNC), "unclean.leader.election.enable": "false"}
+            if replicas >= DURABLE_REPLICAS
+            else {}
+        )
+        wanted = [
+            NewTopic(name, topics[name][0], replicas, topic_configs={**topics[name][1], **durable})
+            for name in missing
+        ]
+        answer = await _ask(admin.create_topics(wanted), f"making topics {', '.join(missing)}")
+        for name, code, *rest in answer.topic_errors:
+            _created(name, code, rest[0] if rest else None, replicas, brokers)
+    described = await _with_leaders(admin, topics)
+    for name, (partitions, config) in topics.items():
+        if config.get("cleanup.policy") == "compact" and described[name] != partitions:
+            raise ConfigError(
+                f"the topic has {described[name]} partitions, Tailrace makes it with {partitions}",
+                where=f"topic {name}",
+                fix="if something else made it (a client that reads before it is there, with "
+                "auto.create.topics.enable on): delete it and start again; else use another `name`",
+            )
+        check_partitions(name, actual=described[name], wanted=partitions)
+    return set(missing)
+
+
+def _created(name: str, code: int, message: str | None, replicas: int, brokers: int) -> None:
+    error = kafka.for_code(code)
+    if error in {kafka.NoError, kafka.TopicAlreadyExistsError}:
+        return
+    what = message or error.__name__
+    if error in {kafka.InvalidReplicationFactorError, kafka.InvalidReplicationAssignmentError}:
+        raise ConfigError(
+            f"topic {name} cannot have {replicas} replicas, the cluster has {brokers} brokers: {what}",
+            where="kafka.topics.replication_factor",
+            fix=f"set it to {brokers} at most, or start more brokers",
+        )
+    if error.retriable:
+        raise KafkaUnavailable(f"topic {name} was not made: {what}", fix="this is tried again by itself")
+    denied = translate(error(), f"making topic {name}", brokers="")
+    if isinstance(denied, ConfigError):
+        raise ConfigError(denied.what, where=f"topic {name}", fix=denied.fix)
+    raise ConfigError(
+        f"Kafka refuses to make it: {what}",
+        where=f"topic {name}",
+        fix="make the topic by hand as the brokers' policy asks, then start again",
+    )
+
+
+def check_partitions(name: str, *, actual: int, wanted: int, recorded: int | None = None) -> None:
+    """H26: more partitions would send a key elsewhere, past its own earlier events."""
+    if recorded is not None and recorded != actual:
+        raise ConfigError(
+            f"the topic has {actual} partitions, its events were written to {recorded} (H26): "
+            "keys would change their partition and lose their order",
+            where=f"topic {name}",
+            fix=f"delete the topic, set kafka.topics.partitions to the number you want (it was {recorded}), "
+            "and run `tailrace reset` for its source",
+        )
+    if wanted != actual:
+        raise ConfigError(
+            f"the topic has {actual} partitions, kafka.topics.partitions says {wanted} (H26)",
+            where=f"topic {name}",
+            fix=f"set kafka.topics.partitions to {actual}; or delete the topic, if its events may go, "
+            "and run `tailrace reset` for its source",
+        )
+
+
+async def describe(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    """All topics and their partition counts. Asks for all, since asking by name may create (auto.create)."""
+    topics = await _ask(admin.describe_topics(None), "listing topics")
+    return {t["topic"]: len(t["partitions"]) for t in topics if t["error_code"] == 0}
+
+
+async def _with_leaders(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+    waiting = set(names)
+    try:
+        async with asyncio.timeout(LEADER_DEADLINE_S):
+            while True:
+                topics = await _ask(admin.describe_topics(None), "listing topics")
+                ready = {
+                    t["topic"]: len(t["partitions"])
+                    for t in topics
+                    if t["error_code"] == 0 and t["partitions"]
+                    and all(p["error_code"] in (0, 9) and p["leader"] >= 0 for p in t["partitions"])
+                }  # fmt: skip
+                if waiting <= ready.keys():
+                    return ready
+                await asyncio.sleep(LEADER_POLL_S)
+    except TimeoutError as error:
+        raise KafkaUnavailable(
+            f"no leader within {LEADER_DEADLINE_S:.0f} s for all partitions of {', '.join(sorted(waiting))}",
+            fix="check that the brokers that hold them run",
+        ) from error
+
+
+async def topic_configs(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The settings in force, by topic."""
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    if not resources:
+        return {}
+    found: dict[str, dict[str, str]] = {}
+    for answer in await _ask(admin.describe_configs(resources), "reading topic settings"):
+        for code, message, _, name, entries in answer.resources:
+            if code:
+                raise translate(kafka.for_code(code)(message), f"reading the settings of {name}", brokers="")
+            found[name] = {entry[0]: entry[1] for entry in entries}
+    return found
+
+
+def check_message_bytes(name: str, config: Mapping[str, str], wanted: int) -> None:
+    actual = int(config.get("max.message.bytes", wanted))
+    if actual < wanted:
+        raise ConfigError(
+            f"its max.message.bytes is {actual:,}, kafka.topics.max_message says {wanted:,}",
+            where=f"topic {name}",
+            fix=f"kafka-configs --alter --entity-type topics --entity-name {name} "
+            f"--add-config max.message.bytes={wanted}, or lower kafka.topics.max_message",
+        )
+
+
+async def durability_findings(admin: AIOKafkaAdminClient, names: Iterable[str]) -> list[str]:
+    """H17: on three brokers or more, what would lose acknowledged events. Empty when all is well."""
+    brokers = (await _ask(admin.describe_cluster(), "reading the cluster"))["brokers"]
+    if len(brokers) < DURABLE_BROKERS:
+        return []
+    wanted = set(names)
+    described = await _ask(admin.describe_topics(None), "listing topics")
+    replicas = {
+        t["topic"]: min(len(p["replicas"]) for p in t["partitions"])
+        for t in described
+        if t["topic"] in wanted and t["partitions"]
+    }
+    configs = await topic_configs(admin, replicas)
+    return [
+        finding for name in sorted(replicas) for finding in weak_points(name, replicas[name], configs[name])
+    ]
+
+
+def weak_points(name: str, replicas: int, config: Mapping[str, str]) -> list[str]:
+    alter = f"kafka-configs --alter --entity-type topics --entity-name {name} --add-config"
+    found = []
+    if replicas < DURABLE_REPLICAS:
+        found.append(
+            f"topic {name} has {replicas} replica(s): losing one broker may lose events that were "
+            f"acknowledged; give it {DURABLE_REPLICAS} (kafka-reassign-partitions)"
+        )
+    in_sync = int(config.get("min.insync.replicas", "1"))
+    if in_sync < DURABLE_IN_SYNC:
+        found.append(
+            f"topic {name} has min.insync.replicas={in_sync}: one broker alone may acknowledge events; "
+            f"{alter} min.insync.replicas={DURABLE_IN_SYNC}"
+        )
+    if config.get("unclean.leader.election.enable", "false") == "true":
+        found.append(
+            f"topic {name} allows unclean leader election, which drops acknowledged events; "
+            f"{alter} unclean.leader.election.enable=false"
+        )
+    return found
+
+
+async def _ask(call: Any, doing: str) -> Any:
+    try:
+        return await call
+    except (kafka.KafkaError, OSError, TimeoutError) as error:
+        raise translate(error, doing, brokers="") from error

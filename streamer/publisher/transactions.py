@@ -1,0 +1,224 @@
+"""Kafka transactions: two transactional ids, used strictly in turn.
+
+A transaction on the id that has just committed waits 20 ms in aiokafka for the commit markers; the
+other id is free at once. Initialising an id fences whoever used it before and aborts what they left
+open (H30). Every batch's future is awaited before a commit (H1); after any failure the producers are
+ended, never used again (H13).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.producer.message_accumulator import MessageBatch
+from aiokafka.producer.sender import Sender
+
+from streamer.errors import ConfigError, KafkaUnavailable
+from streamer.kafka import CONNECT_DEADLINE_S, Security, client_options, connect, kafka_errors, translate
+from streamer.publisher.batches import Batch
+
+IDS = 2
+FLUSH_DEADLINE_S = 20.0  # aiokafka retries without a limit; a restart of Kafka takes 2 to 10 s
+TRANSACTION_TIMEOUT_MS = 60_000  # the brokers abort an older one; above FLUSH_DEADLINE_S: we give up first
+ROUND_BYTES = 16 * 2**20  # sent at once; well under the brokers' socket.request.max.bytes of 100 MiB
+END_DEADLINE_S = 1.0  # for cancelled tasks to finish; two producers end within close()'s 5 s
+RETRY_BACKOFF_MS = 50
+
+
+class Sent(NamedTuple):
+    """Where a batch landed."""
+
+    topic: str
+    partition: int
+    first_offset: int
+    last_offset: int
+
+
+class Queue(NamedTuple):
+    """The batches of one partition, in order."""
+
+    topic: str
+    partition: int
+    batches: list[Batch]
+
+
+class _Sender(Sender):  # type: ignore[misc]
+    """aiokafka's sender, which here knows the tasks it has started, so that they can be ended."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.children: set[asyncio.Task[Any]] = set()
+
+    def _maybe_do_transactional_request(self) -> asyncio.Task[Any] | None:
+        task: asyncio.Task[Any] | None = super()._maybe_do_transactional_request()
+        if task is not None:
+            self._own(task)
+        return task
+
+    async def _send_produce_req(self, node_id: int, batches: dict[TopicPartition, MessageBatch]) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._own(task)
+        await super()._send_produce_req(node_id, batches)
+
+    def _own(self, task: asyncio.Task[Any]) -> None:
+        self.children.add(task)
+        task.add_done_callback(self.children.discard)
+
+
+class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]
+    """One transactional id. `end()` always returns soon, also when no broker answers."""
+
+    def __init__(self, *, transactional_id: str, **options: Any) -> None:
+        super().__init__(
+            **options,
+            transactional_id=transactional_id,
+            acks="all",
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            request_timeout_ms=int(FLUSH_DEADLINE_S * 1000),
+            retry_backoff_ms=RETRY_BACKOFF_MS,
+        )
+        self._ended = False
+        self._sender = _Sender(
+            self.client,
+            acks=-1,
+            txn_manager=self._txn_manager,
+            message_accumulator=self._message_accumulator,
+            retry_backoff_ms=RETRY_BACKOFF_MS,
+            request_timeout_ms=int(FLUSH_DEADLINE_S * 1000),
+        )
+
+    def enlist(self, partitions: Iterable[TopicPartition]) -> None:
+        """Name the transaction's partitions at once: one request instead of one a round."""
+        for partition in partitions:
+            self._txn_manager.maybe_add_partition_to_txn(partition)
+
+    def has_partition(self, topic: str, partition: int) -> bool:
+        return partition in (self.client.cluster.partitions_for_topic(topic) or ())
+
+    async def end(self, *, abort: bool) -> None:
+        """Drop the connections and end every task; before it, `abort` what is open if Kafka answers at once.
+
+        A transaction that stays open holds up its topics' readers until somebody initialises the id,
+        or for TRANSACTION_TIMEOUT_MS.
+        """
+        if self._ended:
+            return
+        self._ended = self._closed = True
+        if abort and self._txn_manager.is_in_transaction():
+            with contextlib.suppress(KafkaError, OSError, TimeoutError):
+                async with asyncio.timeout(END_DEADLINE_S):
+                    await self.abort_transaction()
+        sender = self._sender
+        tasks: set[asyncio.Task[Any]] = set(sender.children)
+        if sender.sender_task is not None:
+            tasks.add(sender.sender_task)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=END_DEADLINE_S)
+        waiter = self._txn_manager._transaction_waiter
+        if waiter is not None and waiter.done() and not waiter.cancelled():
+            waiter.exception()  # read, or asyncio logs it as never retrieved
+        closing = asyncio.create_task(self.client.close(), name="kafka-client-close")
+        await asyncio.wait({closing}, timeout=END_DEADLINE_S)
+        closing.cancel()
+
+
+class Turns:
+    """The two producers. Any exception out of `begin`, `send` or `commit` means: `end()`, make another."""
+
+    def __init__(self, brokers: str, security: Security | None, *, prefix: str) -> None:
+        self._brokers = brokers
+        self._security = security
+        self._prefix = prefix
+        self._producers: deque[TransactionalProducer] = deque()
+
+    async def start(self) -> None:
+        """Initialise both ids: from here on no other process can commit with them."""
+        for number in range(IDS):
+            transactional_id = f"{self._prefix}.{number}"
+            producer = TransactionalProducer(
+                transactional_id=transactional_id, **client_options(self._brokers, self._security)
+            )
+            self._producers.append(producer)
+            await connect(producer, self._brokers, self._security)
+
+    async def know(self, topics: Iterable[str]) -> None:
+        """Fetch the metadata of topics that exist, so that no flush waits for it."""
+        with kafka_errors("reading metadata", brokers=self._brokers):
+            async with asyncio.timeout(CONNECT_DEADLINE_S):
+                for producer in self._producers:
+                    for topic in topics:
+                        await producer.partitions_for(topic)
+
+    async def begin(self, partitions: Iterable[TopicPartition]) -> None:
+        producer = self._producers[0]
+        await producer.begin_transaction()
+        producer.enlist(partitions)
+
+    async def send(self, queues: Iterable[Queue]) -> list[Sent]:
+        """Send all batches and wait until every one is acknowledged (H1)."""
+        producer = self._producers[0]
+        waiting = [(q.topic, q.partition, deque(q.batches)) for q in queues]
+        sent: list[Sent] = []
+        while waiting:
+            sent += await self._round(producer, waiting)
+            waiting = [queue for queue in waiting if queue[2]]
+        return sent
+
+    async def _round(
+        self, producer: TransactionalProducer, waiting: list[tuple[str, int, deque[Batch]]]
+    ) -> list[Sent]:
+        """One batch a partition, as a produce request has it, up to ROUND_BYTES in all."""
+        places: list[tuple[str, int, Batch]] = []
+        futures: list[asyncio.Future[Any]] = []
+        room = ROUND_BYTES
+        try:
+            for topic, partition, batches in waiting:
+                if room <= 0:
+                    break
+                await producer.partitions_for(topic)
+                if not producer.has_partition(topic, partition):
+                    raise ConfigError(
+                        f"topic {topic} has no partition {partition} any more",
+                        where=f"kafka {self._brokers}",
+                        fix="make the topic again with its partitions, then `tailrace reset` its source",
+                    )
+                batch = batches.popleft()
+                room -= batch.seal()
+                futures.append(await producer.send_batch(batch, topic, partition=partition))
+                places.append((topic, partition, batch))
+        except BaseException:
+            asyncio.gather(*futures, return_exceptions=True).cancel()  # not awaited: the deadline may be over
+            raise
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        sent: list[Sent] = []
+        for (topic, partition, batch), result in zip(places, results, strict=True):
+            if isinstance(result, BaseException):
+                doing = f"publishing {batch.seal():,} bytes to {topic}[{partition}]"
+                raise translate(result, doing, brokers=self._brokers) from result
+            if result.offset < 0:
+                raise KafkaUnavailable(
+                    f"Kafka took a batch for {topic}[{partition}] twice and does not say where it is",
+                    where=f"kafka {self._brokers}",
+                    fix="nothing: this is read again from the last position by itself",
+                )
+            sent.append(Sent(topic, partition, result.offset, result.offset + batch.count - 1))
+        return sent
+
+    async def commit(self) -> None:
+        """Commit, and let the other id go next. The caller sets the deadline: aiokafka has none."""
+        await self._producers[0].commit_transaction()
+        self._producers.rotate(1)
+
+    async def end(self, *, abort: bool) -> None:
+        """`abort`: Kafka is thought to answer, so tell it that an open transaction is off."""
+        if self._producers:
+            await asyncio.gather(*(producer.end(abort=abort) for producer in self._producers))

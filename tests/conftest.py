@@ -1,0 +1,5 @@
+"""Fixtures come as plugins, one module a subject."""
+
+from __future__ import annotations
+
+pytest_plugins = ["tests.servers", "tests.harness.plugin"]

@@ -1,0 +1,120 @@
+"""Real servers for tests: each is started by the first test that asks, and ended with the session.
+
+URLs: `postgres`, `postgres_target`, `kafka`, `valkey`; the servers behind them, to kill and start
+again: the same names with `_server`. `database` and `target_database` are fresh for each test.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from streamer.sandbox import KafkaServer, PostgresServer, Sandbox, ValkeyServer
+
+TERMINATE_WAIT_MS = 5_000
+DROP_TRIES = 5
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """The session's sandbox: Postgres without fsync, Kafka with a listener for a proxy."""
+    with Sandbox(fast=True, proxied=True) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="session")
+def postgres_server(sandbox: Sandbox) -> PostgresServer:
+    return sandbox.add_postgres().start()
+
+
+@pytest.fixture(scope="session")
+def postgres_target_server(sandbox: Sandbox) -> PostgresServer:
+    return sandbox.add_postgres().start()
+
+
+@pytest.fixture(scope="session")
+def kafka_server(sandbox: Sandbox) -> KafkaServer:
+    """Clients that come in by a proxy: listen on `proxy_port`, forward to `proxied_port`."""
+    return sandbox.add_kafka().start()
+
+
+@pytest.fixture(scope="session")
+def valkey_server(sandbox: Sandbox) -> ValkeyServer:
+    return sandbox.add_valkey().start()
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_server: PostgresServer) -> str:
+    """URL of the source server, superuser."""
+    return postgres_server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_target(postgres_target_server: PostgresServer) -> str:
+    """URL of the target server, superuser."""
+    return postgres_target_server.url
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_server: KafkaServer) -> str:
+    """host:port"""
+    return kafka_server.bootstrap
+
+
+@pytest.fixture(scope="session")
+def valkey(valkey_server: ValkeyServer) -> str:
+    return valkey_server.url
+
+
+@pytest.fixture
+def kafka_name() -> str:
+    """A prefix that no other test uses, for topics, slots and groups."""
+    return f"t{uuid.uuid4().hex[:10]}"
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> Iterator[str]:
+    """URL of a fresh database on the source server."""
+    yield from fresh_database(postgres_server)
+
+
+@pytest.fixture
+def target_database(postgres_target_server: PostgresServer) -> Iterator[str]:
+    """URL of a fresh database on the target server."""
+    yield from fresh_database(postgres_target_server)
+
+
+def fresh_database(server: PostgresServer) -> Iterator[str]:
+    """URL of a database that exists for one test; its replication slots go with it."""
+    name = f"db_{uuid.uuid4().hex[:10]}"
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    yield server.url_of(name)
+    server.start()  # a test that has killed it may have failed before starting it again
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        drop_database(connection, name)
+
+
+def drop_database(connection: psycopg.Connection, name: str) -> None:
+    """Drop a database whoever is connected to it, its replication slots first."""
+    database = sql.Identifier(name)
+    connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(database))
+    for attempt in range(1, DROP_TRIES + 1):
+        try:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity WHERE datname = %s",
+                (TERMINATE_WAIT_MS, name),
+            )
+            connection.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s",
+                (name,),
+            )
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(database))
+            return
+        except psycopg.errors.ObjectInUse:
+            if attempt == DROP_TRIES:
+                raise

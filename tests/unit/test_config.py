@@ -1,0 +1,380 @@
+"""The config file: what validates, what is filled in, and the message of every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from streamer.config import (
+    ConfigFileError,
+    PostgresSource,
+    PostgresTarget,
+    RedisSource,
+    check_topics,
+    describe_postgres,
+    load,
+    parse,
+)
+from streamer.errors import EXIT_USAGE, ConfigError
+
+REFERENCE = Path(__file__).parents[2] / "config" / "tailrace.yaml"
+SECRET = "hunter2-never-print"
+URL = f"postgresql://app:{SECRET}@db.example:5433/shop"
+ENVIRON = {
+    "SHOP_URL": URL,
+    "WAREHOUSE_URL": URL,
+    "VECTORS_URL": URL,
+    "GAME_REDIS_URL": f"redis://:{SECRET}@cache",
+    "CACHE_URL": f"redis://:{SECRET}@cache",
+    "WIKI_TOKEN": SECRET,
+}
+
+SMALL = """\
+name: acme
+sources:
+  shop:
+    kind: postgres
+    url: postgresql://u:p@h/shop
+    tables: {"public.*": {}}
+targets:
+  copy: {kind: postgres, url: postgresql://u:p@h/copy}
+flows:
+  mirror: {from: "shop.public.*", to: copy}
+"""
+
+
+def mistake(text: str, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, Path("t.yaml"), environ=environ or {})
+    assert caught.value.exit_code == EXIT_USAGE
+    return str(caught.value)
+
+
+def changed(old: str, new: str) -> str:
+    assert old in SMALL
+    return SMALL.replace(old, new)
+
+
+def test_reference_file_validates_as_a_whole() -> None:
+    config = load(REFERENCE, environ=ENVIRON)
+    assert config.base == REFERENCE.parent
+    assert set(config.sources) == {"shop", "game", "wiki", "links"}
+    assert set(config.flows) == {"mirror", "customers", "board", "back", "notes"}
+    shop = config.sources["shop"]
+    assert isinstance(shop, PostgresSource)
+    assert shop.primary_url is None, "an empty optional URL is no URL"
+    assert list(shop.tables) == ["public.audit_*", "public.customers", "public.orders", "public.*"]
+    assert (shop.slot.wal_warn_bytes, shop.heartbeat_s) == (5 * 2**30, 10.0)
+    assert config.kafka.topics.retention_s == 7 * 86400
+    assert config.flows["customers"].hold_deletes_above == pytest.approx(0.1)
+    assert isinstance(config.sources["game"], RedisSource)
+
+
+def test_defaults_and_names() -> None:
+    config = parse(SMALL, environ={})
+    source, target, flow = config.sources["shop"], config.targets["copy"], config.flows["mirror"]
+    assert isinstance(source, PostgresSource)
+    assert isinstance(target, PostgresTarget)
+    assert (source.name, target.name, flow.name) == ("shop", "copy", "mirror")
+    assert source.slot.name == source.publication.name == "tailrace_shop"
+    assert (flow.target, flow.table_schema, flow.table) == ("copy", None, None)
+    assert (flow.unmapped, flow.write, flow.delete, flow.truncate) == ("add", "upsert", "apply", "apply")
+    assert (target.batch.rows, target.batch.wait_s) == (10_000, 0.005)
+    assert config.kafka.topics.max_message_bytes == 8 * 2**20
+
+
+def test_a_slot_name_fits_the_server_whatever_the_source_is_called() -> None:
+    config = parse(SMALL.replace("shop:", "My-Shop:").replace("shop.public", "My-Shop.public"), environ={})
+    source = config.sources["My-Shop"]
+    assert isinstance(source, PostgresSource)
+    assert source.slot.name == "tailrace_my_shop"
+
+
+def test_the_config_is_frozen() -> None:
+    config = parse(SMALL, environ={})
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(config, "name", "other")  # noqa: B010 - mypy knows that it is read-only
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "name: acme",
+            "name: acme\nsorces: {}",
+            ["t.yaml:2", "unknown key 'sorces'", "did you mean 'sources'"],
+        ),
+        ("    tables", "    tabels", ["t.yaml:6", "unknown key 'tabels' in sources.shop", "'tables'"]),
+        ("to: copy}", "to: copy, trunkate: hold}", ["t.yaml:10", "'trunkate'", "flows.mirror", "'truncate'"]),
+        ("to: copy}", "to: copi}", ["t.yaml:10", "no target 'copi'", "did you mean 'copy'"]),
+        (
+            '"shop.public.*", to',
+            '"shpo.public.*", to',
+            ["t.yaml:10", "no source 'shpo'", "did you mean 'shop'"],
+        ),
+        ('"shop.public.*", to', '"shop.public", to', ["t.yaml:10", "flows.mirror.from", "shop.schema.table"]),
+        ('"public.*": {}', "orders: {}", ["t.yaml:6", "'orders' names no schema", '"public.orders"']),
+        ('"public.*": {}', '"public.*": exclude', ["t.yaml:6", "no table is captured"]),
+        (
+            '"public.*": {}',
+            '"public.*": exlude',
+            ["t.yaml:6", "'exlude' is not one of the choices", "'exclude'"],
+        ),
+        ('"public.*": {}', '"public.*": {were: 1}', ["t.yaml:6", "unknown key 'were'", "'where'"]),
+        ("kind: postgres\n", "kind: postgress\n", ["t.yaml:3", "'postgress' is not a kind", "'postgres'"]),
+        ("    kind: postgres\n", "", ["t.yaml:3", "has no `kind`"]),
+        (
+            "postgresql://u:p@h/shop",
+            "'mysql://u:hunter2@h'",
+            ["t.yaml:5", "sources.shop.url", "postgresql://user:"],
+        ),
+        ("postgresql://u:p@h/shop", "''", ["t.yaml:5", "sources.shop.url: is empty"]),
+        ("    url: postgresql://u:p@h/shop\n", "", ["t.yaml:3", "sources.shop.url: is missing"]),
+        ("name: acme", "name: a b", ["t.yaml:1", "name: is not a name"]),
+        ("name: acme\n", "", ["t.yaml", "name: is missing"]),
+        ("name: acme", "name: acme\nname: other", ["t.yaml:2", "'name' is there twice", "line 1"]),
+        ("name: acme", "name: [acme", ["t.yaml:2", "is not YAML"]),
+        ("to: copy}", 'to: "copy.a.b"}', ["t.yaml:10", "`from` fits many tables", "to: copy.a"]),
+        ("to: copy}", 'to: "copy.*"}', ["t.yaml:10", "a pattern stands in `from` only"]),
+        ("to: copy}", "to: copy, delete: soft}", ["t.yaml:10", "flows.mirror.delete", "soft(column)"]),
+        (
+            "name: acme",
+            "name: acme\nkafka: {topics: {retention: 7y}}",
+            ["t.yaml:2", "'7y' is not a duration", "7d"],
+        ),
+        (
+            "name: acme",
+            "name: acme\nkafka: {topics: {max_message: 1k}}",
+            ["t.yaml:2", "'1k' is not a size", "8MiB"],
+        ),
+        (
+            "name: acme",
+            "name: acme\nkafka: {topics: {partitions: 0}}",
+            ["t.yaml:2", "kafka.topics.partitions"],
+        ),
+        ("name: acme", "name: acme\nkafka: {brokers: here}", ["t.yaml:2", "kafka.brokers", "host:port"]),
+        (
+            "name: acme",
+            "name: acme\nkafka: {security: {protocol: SASL_SSL}}",
+            ["t.yaml:2", "needs `mechanism`"],
+        ),
+        (
+            "name: acme",
+            "name: acme\nkafka: {brokers: embedded, topics: {replication_factor: 3}}",
+            ["t.yaml:2", "one node"],
+        ),
+        (
+            "    tables",
+            "    slot: {wal_warn: 9GiB, wal_stop: 1GiB}\n    tables",
+            ["t.yaml:6", "wal_stop is below"],
+        ),
+        (
+            "    tables",
+            "    slot: {name: Bad-Name}\n    tables",
+            ["t.yaml:6", "sources.shop.slot.name", "lower-case"],
+        ),
+        (
+            "    tables",
+            "    slot: {nme: x}\n    tables",
+            ["t.yaml:6", "unknown key 'nme' in sources.shop.slot"],
+        ),
+        ('tables: {"public.*": {}}', "tables: [public.orders]", ["t.yaml:6", "must hold keys"]),
+        ("flows:\n", "flows:\n  x: 3\n", ["t.yaml:10", "flows.x: must hold keys"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_cure(old: str, new: str, words: list[str]) -> None:
+    message = mistake(changed(old, new))
+    for word in words:
+        assert word in message
+    assert "hunter2" not in message
+
+
+def test_two_problems_are_both_told_in_the_order_of_the_file() -> None:
+    message = mistake(changed("    tables", "    tabels").replace("to: copy", "too: copy"))
+    assert message.index("'tabels'") < message.index("'too'")
+
+
+def test_a_file_without_sources() -> None:
+    assert "there are no sources" in mistake("name: acme\n")
+    assert "holds no keys" in mistake("")
+    assert "holds no keys" in mistake("- a\n")
+
+
+def test_a_missing_file_names_init(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tailrace init"):
+        load(tmp_path / "none.yaml", environ={})
+
+
+def test_a_missing_environment_variable_is_named_with_its_line() -> None:
+    message = mistake(changed("postgresql://u:p@h/shop", "${SHOP_URL}"))
+    assert "t.yaml:5: the environment variable SHOP_URL is not set" in message
+    assert "export SHOP_URL=..." in message
+
+
+def test_references_are_filled_in(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("pa:ss\n")
+    text = changed("name: acme", "name: ${A:-${B}").replace("${A:-${B}", "${NAME:-fallback}")
+    assert parse(text, environ={}).name == "fallback"
+    assert parse(text, environ={"NAME": ""}).name == "fallback"
+    assert parse(text, environ={"NAME": "given"}).name == "given"
+    keys = "name: acme\ncontrol: {keys: {admin: '${file:secret}', read: 'a$${b}'}}"
+    config = parse(changed("name: acme", keys), tmp_path / "t.yaml", environ={})
+    assert config.control.keys.admin is not None
+    assert config.control.keys.admin.get_secret_value() == "pa:ss"
+    assert config.control.keys.read is not None
+    assert config.control.keys.read.get_secret_value() == "a${b}"
+
+
+def test_references_that_cannot_be_filled_in(tmp_path: Path) -> None:
+    assert "${file:none}: No such file" in mistake(changed("acme", "'${file:none}'"))
+    assert "'${a b}' is no reference" in mistake(changed("acme", "'${a b}'"))
+    assert "has no '}'" in mistake(changed("acme", "'${NAME'"))
+
+
+def test_words_of_yaml_stay_words() -> None:
+    text = changed("name: acme", "name: no").replace("tables:", "on: 1\n    tables:")
+    assert "unknown key 'on'" in mistake(text)
+    assert parse(changed("acme", "off"), environ={}).name == "off"
+
+
+def test_merge_keys_and_aliases() -> None:
+    text = changed("name: acme", "name: acme").replace(
+        "to: copy}", "to: copy.a}\n  more: {from: shop.sales.t, to: copy.b}"
+    )
+    text = text.replace("mirror: {", "mirror: &base {").replace("more: {", "more: {<<: *base, ")
+    assert parse(text, environ={}).flows["more"].table_schema == "b"
+    assert "repeats itself" in mistake("name: &a [*a]\n")
+
+
+@pytest.mark.parametrize(
+    "place", ["sources", "targets", "kafka"], ids=["source url", "target url", "number from a variable"]
+)
+def test_secrets_never_print(place: str) -> None:
+    texts = {
+        "sources": changed("postgresql://u:p@h/shop", "'postgres//${P}'"),
+        "targets": changed("postgresql://u:p@h/copy", "'host=h pass word=${P}'"),
+        "kafka": changed(
+            "name: acme", "name: acme\nkafka: {topics: {partitions: '${P}', retention: '${P}'}}"
+        ),
+    }
+    assert SECRET not in mistake(texts[place], {"P": SECRET})
+
+
+def test_a_valid_config_never_prints_its_secrets() -> None:
+    config = load(REFERENCE, environ=ENVIRON)
+    assert SECRET not in repr(config)
+    assert SECRET not in str(config)
+    shop = config.sources["shop"]
+    assert isinstance(shop, PostgresSource)
+    assert describe_postgres(shop.url) == "app@db.example:5433/shop"
+
+
+def test_first_pattern_that_fits_counts() -> None:
+    tables = '{"public.audit_*": exclude, public.orders: {where: "id > 1"}, "public.*": {}}'
+    source = parse(changed('{"public.*": {}}', tables), environ={}).sources["shop"]
+    assert isinstance(source, PostgresSource)
+    assert source.rule_for("public", "audit_log") is None
+    rule = source.rule_for("public", "orders")
+    assert rule is not None
+    assert rule.where == "id > 1"
+    assert source.rule_for("public", "x.y") is not None
+    assert source.rule_for("sales", "orders") is None
+    assert source.rule_for("public", "_tailrace_x") is None
+
+
+def test_our_own_and_the_servers_tables_are_never_captured() -> None:
+    source = parse(changed('"public.*"', '"*.*"'), environ={}).sources["shop"]
+    assert isinstance(source, PostgresSource)
+    for schema in ("_tailrace", "pg_catalog", "information_schema", "pg_toast"):
+        assert source.rule_for(schema, "t") is None
+    assert source.rule_for("public", "t") is not None
+
+
+def test_flows_match_topics() -> None:
+    flow = parse(SMALL, environ={}).flows["mirror"]
+    assert flow.matches("shop.public.orders")
+    assert flow.matches("shop.public.a.b")
+    assert not flow.matches("shop.sales.orders")
+    assert not flow.matches("shop2.public.orders")
+    assert not flow.matches("shop.public")
+    assert flow.takes("public", "Ünique")
+    assert flow.place("public", "orders") == ("public", "orders")
+    named = parse(changed("to: copy}", "to: copy.crm}"), environ={}).flows["mirror"]
+    assert named.place("public", "orders") == ("crm", "orders")
+
+
+def test_flows_match_cleaned_topic_names() -> None:
+    text = changed('"shop.public.*", to: copy', '"shop.My Schema.or d*", to: copy')
+    flow = parse(text, environ={}).flows["mirror"]
+    assert flow.matches("shop.My_Schema.or_ders")
+
+
+TWO_SOURCES = SMALL.replace(
+    "targets:", '  other: {kind: postgres, url: postgresql://u:p@h2/o, tables: {"public.*": {}}}\ntargets:'
+)
+
+
+@pytest.mark.parametrize(
+    ("flow", "clash"),
+    [
+        ('{from: "other.public.*", to: copy}', True),
+        ("{from: other.public.orders, to: copy.public.orders}", True),
+        ('{from: "other.public.*", to: copy.others}', False),
+        ("{from: shop.public.orders, to: copy.public.orders}", True),
+        ("{from: shop.public.orders, to: copy.crm.orders}", False),
+        ('{from: "shop.sales.*", to: copy}', False),
+    ],
+)
+def test_h03_two_sources_to_one_table_are_refused(flow: str, clash: bool) -> None:
+    text = TWO_SOURCES + f"  second: {flow}\n"
+    if clash:
+        message = mistake(text)
+        assert "the flows 'mirror' and 'second' both write copy.public" in message
+        assert "t.yaml:12" in message
+    else:
+        parse(text, environ={})
+
+
+def test_two_sources_on_one_slot_are_refused() -> None:
+    url = "postgresql://u:p@h/shop"
+    same = f'  other: {{kind: postgres, url: {url}, slot: {{name: tailrace_shop}}, tables: {{"a.*": {{}}}}}}'
+    assert "use the slot 'tailrace_shop'" in mistake(SMALL.replace("targets:", same + "\ntargets:"))
+
+
+def test_tables_whose_topics_collide_are_refused() -> None:
+    check_topics([("shop", "public", "a_b"), ("shop", "public", "a-b"), ("shop", "public", "a_b")])
+    with pytest.raises(ConfigError, match=r'"public"."a b" and "public"."a/b" of .shop. would share'):
+        check_topics([("shop", "public", "a b"), ("shop", "public", "a/b")])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "word"),
+    [
+        ("on: shop", "on: shup", "did you mean 'shop'"),
+        ("{pull: wiki, every", "{pull: wikki, every", "did you mean 'wiki'"),
+        ("{flow: customers, threshold", "{flow: custommers, threshold", "did you mean 'customers'"),
+        ("{reconcile: links, at", "{reconcile: link, at", "did you mean 'links'"),
+        ("after: [retag]", "after: [retags]", "did you mean 'retag'"),
+        ("to: [ops]", "to: [opps]", "did you mean 'ops'"),
+        ("for_each: spaces", "for_each: space", "did you mean 'spaces'"),
+        ("game.leaderboard, to", "game.leadboard, to", "did you mean 'leaderboard'"),
+        ('at: ["06:00"]', 'at: ["26:00"]', "is not a time of day"),
+        ("timezone: UTC", "timezone: Mars", "is not a time zone"),
+        ("threshold: 1%", "threshold: 101%", "is not a share"),
+        ("drift, stale,", "drift, stail,", "'stail' is not one of the choices"),
+    ],
+)
+def test_names_in_the_reference_are_checked(old: str, new: str, word: str) -> None:
+    text = REFERENCE.read_text()
+    assert text.count(old) == 1
+    line = text[: text.index(old)].count("\n") + 1
+    with pytest.raises(ConfigFileError) as caught:
+        parse(text.replace(old, new), Path("t.yaml"), environ=ENVIRON)
+    assert word in str(caught.value)
+    assert caught.value.problems[0].line == line
+
+
+def test_the_reference_is_plain_yaml_for_other_tools() -> None:
+    assert yaml.safe_load(REFERENCE.read_text())["name"] == "acme"

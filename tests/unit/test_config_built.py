@@ -1,0 +1,117 @@
+"""What validates and is not built yet is refused by name, and stops only the part that uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from streamer.config import (
+    Config,
+    PostgresSource,
+    built_flows,
+    load,
+    notes,
+    parse,
+    unbuilt_defaults,
+    unbuilt_flow,
+    unbuilt_sections,
+    unbuilt_source,
+    unbuilt_table,
+    unbuilt_target,
+)
+
+REFERENCE = Path(__file__).parents[2] / "config" / "tailrace.yaml"
+URL = "postgresql://u:p@h/d"
+NAMES = ("SHOP_URL", "WAREHOUSE_URL", "VECTORS_URL", "GAME_REDIS_URL", "CACHE_URL", "WIKI_TOKEN")
+ENVIRON = dict.fromkeys(NAMES, URL)
+
+
+def config_with(source: str = "", flow: str = "", head: str = "") -> Config:
+    text = f"""\
+name: acme
+{head}
+sources: {{shop: {{kind: postgres, url: {URL}, tables: {{"public.*": {{}}}}, {source}}}}}
+targets: {{copy: {{kind: postgres, url: {URL}}}}}
+flows: {{mirror: {{from: "shop.public.*", to: copy, {flow}}}}}
+"""
+    return parse(text, environ={})
+
+
+def test_of_the_reference_only_what_is_built_runs() -> None:
+    config = load(REFERENCE, environ=ENVIRON)
+    run, stopped = built_flows(config, "warehouse")
+    assert [flow.name for flow in run] == ["mirror"]
+    assert list(stopped) == ["customers", "board"]
+    paths = {u.path for u in stopped["customers"]}
+    assert paths == {
+        f"flows.customers.{key}"
+        for key in ("columns", "unmapped", "truncate", "hold_deletes_above", "version", "owns")
+    }
+    assert str(stopped["board"][0]) == "flows.board.from: a redis source is not built yet; remove flows.board"
+    shop = config.sources["shop"]
+    assert isinstance(shop, PostgresSource)
+    assert unbuilt_source(shop) == []
+    assert [u.path for u in unbuilt_table(shop, "public", "customers")] == [
+        'sources.shop.tables."public.customers".exclude',
+        'sources.shop.tables."public.customers".mask',
+    ]
+    assert unbuilt_table(shop, "public", "products") == []
+    assert [bool(unbuilt_target(t)) for t in config.targets.values()] == [False, True, True, True]
+    assert [bool(unbuilt_source(s)) for s in config.sources.values()] == [False, True, True, True]
+    sections = {u.path.split(".")[0] for u in unbuilt_sections(config)}
+    assert sections == {"processors", "reconcile", "schedules", "alerts", "control"}
+    assert len(notes(config)) == 2
+
+
+def test_what_equals_the_built_behaviour_is_fine() -> None:
+    flow = "unmapped: add, write: upsert, delete: apply, truncate: apply, version: columns, conflict: source"
+    source = (
+        "origin: any, slot: {on_stop: alert}, snapshot: {mode: never, readers: 1, rate: 0}, primary_url: ''"
+    )
+    head = "defaults: {encoding: plain, on_ddl: add_columns, on_oversize: fail}"
+    config = config_with(source, flow, head)
+    assert unbuilt_flow(config, config.flows["mirror"]) == []
+    assert unbuilt_source(config.sources["shop"]) == []
+    assert [*unbuilt_defaults(config), *unbuilt_sections(config), *notes(config)] == []
+
+
+@pytest.mark.parametrize(
+    ("flow", "key"),
+    [
+        ("write: append", "write"),
+        ("delete: soft(gone_at)", "delete"),
+        ("truncate: ignore", "truncate"),
+        ("version: none", "version"),
+        ("conflict: newest(at)", "conflict"),
+        ("as: hash", "as"),
+        ("ttl: 1d", "ttl"),
+    ],
+)
+def test_flow_keys_are_refused_by_name(flow: str, key: str) -> None:
+    config = config_with(flow=flow)
+    (found,) = unbuilt_flow(config, config.flows["mirror"])
+    assert found.path == f"flows.mirror.{key}"
+    assert "is not built yet" in str(found)
+    assert f"remove `{key}`" in found.fix or "or remove the key" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("source", "path"),
+    [
+        ("slot: {on_stop: drop_and_resync}", "sources.shop.slot.on_stop"),
+        ("origin: none", "sources.shop.origin"),
+        ("snapshot: {rate: 10/s}", "sources.shop.snapshot.rate"),
+        (f"primary_url: {URL}", "sources.shop.primary_url"),
+    ],
+)
+def test_source_keys_are_refused_by_name(source: str, path: str) -> None:
+    (found,) = unbuilt_source(config_with(source).sources["shop"])
+    assert found.path == path
+    assert str(found.error()).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("default", ["encoding: debezium", "on_oversize: dead_letter"])
+def test_defaults_are_refused_by_name(default: str) -> None:
+    (found,) = unbuilt_defaults(config_with(head=f"defaults: {{{default}}}"))
+    assert found.path == f"defaults.{default.split(':', maxsplit=1)[0]}"
