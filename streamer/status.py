@@ -64,6 +64,7 @@ class State(StrEnum):
     STARTING = "starting"
     SNAPSHOT = "snapshot"
     STREAMING = "streaming"
+    RUNNING = "running"  # of `tailrace run`
     STANDBY = "standby"  # another process has the source; takes over when that one goes
     WAITING = "waiting"  # a server does not answer: tried again by itself
     IDLE = "idle"

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.servers", "tests.harness.plugin"]
+pytest_plugins = ["tests.servers", "tests.harness.capture", "tests.harness.plugin"]

@@ -169,6 +169,9 @@ def notes(config: Config) -> list[str]:
             found.append(
                 f"{path}: {readers} readers are asked for, and the snapshot reads with one in this release"
             )
+        if isinstance(source, PostgresSource) and "wal_stop_bytes" in source.slot.model_fields_set:
+            path = f"sources.{source.name}.slot.wal_stop"
+            found.append(f"{path}: no alert is sent in this release; `status` warns from wal_warn on")
     for target in config.targets.values():
         if isinstance(target, PostgresTarget) and target.origin is not None:
             path = f"targets.{target.name}.origin"

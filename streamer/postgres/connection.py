@@ -37,6 +37,7 @@ SESSION_SETTINGS = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "lock_timeout": "0",
+    "row_security": "off",  # rows hidden from this role are an error, not missing from the copy
 }
 CONNECT_TIMEOUT_S = 10
 # A peer that vanished without a FIN is noticed after idle + interval * count seconds.

@@ -16,7 +16,7 @@ from psycopg import errors
 
 from streamer.changes.lsn import format_lsn, parse_lsn
 from streamer.changes.position import Position, Stage
-from streamer.config import PostgresSource
+from streamer.config import PostgresSource, check_topics
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, SourceUnavailable
 from streamer.postgres import catalog, history
@@ -209,6 +209,7 @@ class Session:
         source, publisher = self.source, self.publisher
         log.info("first copy", source=source.name, epoch=plan.epoch, why=plan.why)
         tables = await catalog.list_tables(control, source)
+        check_topics([(source.name, table.schema, table.name) for table in tables])
         self._refuse_unbuilt(tables)
         publications = catalog.Publications(source.publication.name, tuple(tables))
         await catalog.make_publications(control, publications, manage=source.publication.manage)

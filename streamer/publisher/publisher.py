@@ -17,7 +17,7 @@ from typing import Any
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka
 
-from streamer.changes.position import Position, TopicState
+from streamer.changes.position import Position, Stage, TopicState
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import clean, positions_topic, schemas_topic
 from streamer.errors import KafkaUnavailable, PositionError
@@ -135,8 +135,8 @@ class Publisher:
     async def load(self, *, reset: bool = False) -> Loaded:
         """Read what Kafka holds of the source, and check it against the topics (H12, H17, H26).
 
-        After `start`. `reset`: the caller begins a new epoch; nothing is checked, and the next flush
-        forgets the topic states. Raises PositionError, ConfigError, KafkaUnavailable.
+        After `start`. `reset`: the caller begins a new epoch, as it also does after a first copy that
+        was not finished; nothing is checked, and the next flush forgets the topic states. Raises PositionError, ConfigError, KafkaUnavailable.
         """
         async with self._or_end("reading the position"):
             self.number = await find_number(self._brokers, self._security, self._source, self._positions)
@@ -147,7 +147,7 @@ class Publisher:
             written = await read_schemas(
                 self._brokers, self._security, self._schemas, deadline_s=self._read_deadline_s
             )
-            if reset:
+            if reset or (position is not None and position.stage is not Stage.STREAMING):
                 self._forget = frozenset(states)
                 states = {}
             else:

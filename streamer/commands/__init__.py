@@ -1,0 +1,1 @@
+"""The commands that a person types, one module each; `streamer.cli` and `consumers.cli` mount them."""

@@ -1,0 +1,351 @@
+"""The checks of a Postgres source: what capture will need, tried with the role it will use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass
+
+from streamer.config import (
+    PostgresSource,
+    TableRule,
+    check_topics,
+    unbuilt_source,
+    unbuilt_table_rule,
+)
+from streamer.config.patterns import fits_parts
+from streamer.doctor.check import Findings
+from streamer.doctor.postgres import CONNECT_DEADLINE_S, Server, connected, listed, name_of, one, rows
+from streamer.errors import ConfigError, TailraceError
+from streamer.postgres.catalog import Publications, Table, list_tables, publication_tables
+from streamer.postgres.connection import Connection, connect
+from streamer.postgres.slot import identify_system, read_slot
+
+PLUGIN = "pgoutput"
+FILTERS_SINCE = 150000  # row filters and column lists of publications
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What other checks need of a source that answered. `columns`: table -> [(name, type, in the key)]."""
+
+    server: Server
+    tables: tuple[Table, ...]
+    columns: dict[tuple[str, str], list[tuple[str, str, bool]]]
+
+
+async def check_source(findings: Findings, source: PostgresSource) -> SourceFacts | None:
+    """All that can be tried of one source; None when it cannot be reached."""
+    for unbuilt in unbuilt_source(source):
+        findings.fail("config", f"{unbuilt.path}: {unbuilt.what}", unbuilt.fix)
+    async with connected(findings, source.url) as found:
+        if found is None:
+            return None
+        connection, server = found
+        if server.in_recovery:
+            fix = "give the primary's URL: a standby cannot be captured yet"
+            findings.fail("primary", "the server is a standby", fix)
+        await _settings(findings, connection, source)
+        await _replication(findings, source, server)
+        await _slot(findings, connection, source, server)
+        tables = await _tables(findings, connection, source)
+        if tables:
+            await _privileges(findings, connection, server, tables)
+            await _publication(findings, connection, source, server, tables)
+        return SourceFacts(server, tuple(tables), await _columns(connection, tables))
+
+
+async def _settings(findings: Findings, connection: Connection, source: PostgresSource) -> None:
+    settings = {
+        name: (value, unit)
+        for name, value, unit in await rows(
+            connection,
+            "SELECT name, setting, coalesce(unit, '') FROM pg_settings WHERE name = ANY (%s)",
+            (["wal_level", "max_slot_wal_keep_size", "idle_replication_slot_timeout"],),
+        )
+    }
+    level = settings["wal_level"][0]
+    if level == "logical":
+        findings.ok("wal_level", "wal_level is logical")
+    else:
+        fix = "set it and restart the server (a managed server: its parameter group)"
+        sql = ["ALTER SYSTEM SET wal_level = 'logical';"]
+        findings.fail("wal_level", f"wal_level is {level}, logical replication needs logical", fix, sql)
+    keep_mb = int(settings.get("max_slot_wal_keep_size", ("-1", "MB"))[0])
+    warn_mb = source.slot.wal_warn_bytes // 2**20
+    if keep_mb < 0:
+        what = "max_slot_wal_keep_size is unlimited: while capture is stopped, WAL may fill the server's disk"
+        findings.note(
+            "WAL kept",
+            what,
+            "watch the disk, or limit it (then a slot left too long is lost and needs a reset)",
+        )
+    elif keep_mb < warn_mb:
+        what = f"max_slot_wal_keep_size ({keep_mb} MB) is below slot.wal_warn: no warning before the loss"
+        sql = [f"ALTER SYSTEM SET max_slot_wal_keep_size = '{4 * warn_mb}MB';", "SELECT pg_reload_conf();"]
+        findings.warn("WAL kept", what, "lower slot.wal_warn, or raise the setting", sql)
+    else:
+        findings.ok("WAL kept", f"max_slot_wal_keep_size is {keep_mb} MB")
+    idle = settings.get("idle_replication_slot_timeout", ("0", "s"))[0]
+    if idle != "0":
+        what = f"idle_replication_slot_timeout is {idle} s: a capture stopped for longer loses its slot"
+        sql = ["ALTER SYSTEM SET idle_replication_slot_timeout = 0;", "SELECT pg_reload_conf();"]
+        findings.warn("idle slots", what, "switch it off", sql)
+
+
+async def _replication(findings: Findings, source: PostgresSource, server: Server) -> None:
+    """A replication connection is tried, since attributes, memberships and pg_hba.conf all have a say."""
+    try:
+        async with asyncio.timeout(CONNECT_DEADLINE_S):
+            async with connect(
+                source.url.get_secret_value(), replication=True, application="tailrace doctor"
+            ) as line:
+                await identify_system(line)
+    except TimeoutError:
+        findings.fail("replication", "a replication connection does not answer", "look into the server's log")
+    except TailraceError as error:
+        low = error.what.lower()
+        if "max_wal_senders" in low or ("walsender" in low and "permission" not in low):
+            what = "the server has no free WAL sender"
+            fix = "raise max_wal_senders and restart the server, or stop what no longer needs one"
+            findings.fail("WAL senders", what, fix, ["ALTER SYSTEM SET max_wal_senders = 20;"])
+        elif "pg_hba.conf" in low:
+            fix = "add to pg_hba.conf a line for this user, database and address, then reload"
+            what = "pg_hba.conf has no line for replication connections of this user to this database"
+            findings.fail("replication", what, fix, ["SELECT pg_reload_conf();"])
+        else:
+            what = f"the role {server.role} may not replicate: it has no REPLICATION attribute"
+            fix = "give it the attribute (Amazon RDS: GRANT rds_replication TO the role)"
+            findings.fail("replication", what, fix, [f"ALTER ROLE {name_of(server.role)} REPLICATION;"])
+    else:
+        findings.ok("replication", f"the role {server.role} may replicate")
+
+
+async def _slot(findings: Findings, connection: Connection, source: PostgresSource, server: Server) -> None:
+    slot = await read_slot(connection, source.slot.name)
+    if slot is None:
+        used, most, idle = await one(
+            connection,
+            """SELECT count(*), current_setting('max_replication_slots')::int,
+                      coalesce(array_agg(slot_name::text ORDER BY slot_name) FILTER (WHERE NOT active), '{}')
+               FROM pg_replication_slots""",
+        )
+        if used < most:
+            findings.ok(
+                "slot", f"the slot {source.slot.name} can be made: {most - used} of {most} slots are free"
+            )
+            return
+        fix = "raise max_replication_slots and restart the server"
+        if idle:
+            fix += f"; or drop with pg_drop_replication_slot() what nobody needs (idle now: {listed(idle)})"
+        sql = [f"ALTER SYSTEM SET max_replication_slots = {max(10, 2 * most)};"]
+        findings.fail("slot", f"no free slot: all {most} replication slots are taken", fix, sql)
+        return
+    reset = f"run `tailrace reset {source.name}`, which makes it again with a fresh snapshot"
+    if slot.plugin != PLUGIN or slot.database != server.database:
+        kind = f"{slot.plugin or 'physical'}, database {slot.database or '-'}"
+        what = f"the slot {slot.name} belongs to something else ({kind})"
+        findings.fail("slot", what, f"give sources.{source.name}.slot.name another name")
+    elif slot.wal_status == "lost":
+        findings.fail("slot", f"the server has removed WAL that the slot {slot.name} needs", reset)
+    elif slot.wal_status == "unreserved":
+        what = f"the slot {slot.name} is about to lose WAL that it needs"
+        findings.warn("slot", what, "run capture now, and raise max_slot_wal_keep_size")
+    elif slot.active_pid is not None:
+        findings.ok("slot", f"the slot {slot.name} is there and in use (server process {slot.active_pid})")
+    else:
+        findings.ok("slot", f"the slot {slot.name} is there")
+
+
+async def _tables(findings: Findings, connection: Connection, source: PostgresSource) -> list[Table]:
+    try:
+        tables = await list_tables(connection, source)
+    except ConfigError as error:
+        findings.fail("tables", error.what, error.fix)
+        return []
+    names = [(t.schema, t.name) for t in tables]
+    skipped: list[str] = []
+    for pattern, rule in source.tables.items():
+        if not isinstance(rule, TableRule):
+            continue
+        fitting = [n for n in names if source.pattern_for(*n) == pattern]
+        unbuilt = unbuilt_table_rule(source, pattern)
+        for one_of in unbuilt:
+            findings.warn("tables", f"{one_of.path}: {one_of.what}; its tables are left out", one_of.fix)
+        if unbuilt:
+            skipped += [".".join(n) for n in fitting]
+        elif fitting:
+            shown = listed([".".join(n) for n in fitting])
+            findings.ok("tables", f'"{pattern}" fits {len(fitting)}: {shown}')
+        elif any(fits_parts(pattern, n) for n in names):
+            what = f'"{pattern}" fits only tables that a pattern above it takes'
+            findings.warn("tables", what, "the first pattern that fits counts: move it up, or remove it")
+        else:
+            fix = "correct the pattern (schema.table, with * and ?), or make the table"
+            findings.fail("tables", f'"{pattern}" fits no table of the source', fix)
+    captured = [t for t in tables if t.qualified not in skipped]
+    try:
+        check_topics((source.name, t.schema, t.name) for t in captured)
+    except ConfigError as error:
+        findings.fail("topics", error.what, error.fix)
+    keyless = [t for t in captured if t.insert_only]
+    if keyless:
+        what = (
+            f"{listed([t.qualified for t in keyless])}: no replica identity, so that only inserts "
+            "and truncates are captured; updates and deletes are not"
+        )
+        fix = "add a primary key; or let whole rows identify them (more WAL for each update and delete)"
+        sql = [f"ALTER TABLE {name_of(t.schema, t.name)} REPLICA IDENTITY FULL;" for t in keyless]
+        findings.warn("replica identity", what, fix, sql)
+    return captured
+
+
+async def _privileges(
+    findings: Findings, connection: Connection, server: Server, tables: list[Table]
+) -> None:
+    oids = {t.oid: t for t in tables}
+    role = name_of(server.role)
+    schemas = sorted({t.schema for t in tables})
+    closed = [
+        schema
+        for schema, allowed in await rows(
+            connection,
+            """SELECT nspname::text, has_schema_privilege(oid, 'USAGE') FROM pg_namespace
+               WHERE nspname = ANY (%s)""",
+            (schemas,),
+        )
+        if not allowed
+    ]
+    if closed:
+        sql = [f"GRANT USAGE ON SCHEMA {name_of(s)} TO {role};" for s in sorted(closed)]
+        findings.fail("schemas", f"{server.role} may not use the schema {listed(closed)}", "let it", sql)
+    else:
+        findings.ok("schemas", f"USAGE on {listed(schemas)}")
+    unread, filtered = [], []
+    for oid, may_read, secured in await rows(
+        connection,
+        """SELECT c.oid::bigint, has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
+           FROM pg_class c WHERE c.oid = ANY (%s::bigint[]::oid[])""",
+        (list(oids),),
+    ):
+        if not may_read:
+            unread.append(oids[oid])
+        if secured:
+            filtered.append(oids[oid])
+    if unread:
+        by_schema: dict[str, list[Table]] = defaultdict(list)
+        for table in unread:
+            by_schema[table.schema].append(table)
+        sql = [
+            f"GRANT SELECT ON {', '.join(name_of(t.schema, t.name) for t in group)} TO {role};"
+            for group in by_schema.values()
+        ]
+        what = f"{server.role} may not read {listed([t.qualified for t in unread])}: the first copy needs it"
+        findings.fail("SELECT", what, "let it read them", sql)
+    else:
+        findings.ok("SELECT", f"SELECT on {len(tables)} table{'s' if len(tables) != 1 else ''}")
+    if filtered:
+        hidden = listed([t.qualified for t in filtered])
+        what = f"row security hides rows of {hidden}: the first copy would miss them"
+        findings.fail(
+            "row security", what, "let the role read past the policies", [f"ALTER ROLE {role} BYPASSRLS;"]
+        )
+
+
+async def _publication(
+    findings: Findings, connection: Connection, source: PostgresSource, server: Server, tables: list[Table]
+) -> None:
+    wanted = Publications(source.publication.name, tuple(tables))
+    present = await publication_tables(connection, wanted.name, wanted.inserts_name)
+    statements = wanted.statements(present, both=source.publication.manage)
+    names = [wanted.name, *([wanted.inserts_name] if wanted.insert_only or source.publication.manage else [])]
+    shown = " and ".join(names)
+    await _published(findings, connection, wanted, tables)
+    if not statements:
+        findings.ok("publication", f"{shown} carries {len(tables)} table{'s' if len(tables) != 1 else ''}")
+        return
+    sql = [s.as_string(connection) + ";" for s in statements]
+    may_create, owns_all, owns_publications = await one(
+        connection,
+        """SELECT has_database_privilege(current_database(), 'CREATE'),
+                  NOT EXISTS (SELECT FROM pg_class WHERE oid = ANY (%s::bigint[]::oid[])
+                              AND NOT pg_has_role(relowner, 'USAGE')),
+                  NOT EXISTS (SELECT FROM pg_publication WHERE pubname = ANY (%s)
+                              AND NOT pg_has_role(pubowner, 'USAGE'))""",
+        ([t.oid for t in tables], names),
+    )
+    missing = "is not there" if wanted.name not in present else "does not carry every table"
+    if not source.publication.manage:
+        fix = f"sources.{source.name}.publication.manage is false: as the tables' owner run"
+        findings.fail("publication", f"{shown} {missing}", fix, sql)
+    elif owns_all and owns_publications and (may_create or all(n in present for n in names)):
+        findings.ok("publication", f"{shown} {missing}; capture will see to it")
+    else:
+        what = f"{shown} {missing}, and {server.role} may not change that (it owns not all of the tables)"
+        if owns_all and owns_publications:
+            what = f"{shown} {missing}, and {server.role} may not make one in this database"
+        fix = (
+            "as the tables' owner run; tables made later need the same by hand, "
+            f"so set sources.{source.name}.publication.manage: false"
+        )
+        findings.fail("publication", what, fix, sql)
+
+
+async def _published(
+    findings: Findings, connection: Connection, wanted: Publications, tables: list[Table]
+) -> None:
+    """A publication made by hand may leave out operations, rows or columns: changes lost without a word."""
+    for name, inserts, updates, deletes, truncates, via_root in await rows(
+        connection,
+        """SELECT pubname::text, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
+           FROM pg_publication WHERE pubname = ANY (%s)""",
+        ([wanted.name, wanted.inserts_name],),
+    ):
+        full = name == wanted.name
+        if inserts and truncates and via_root and (updates and deletes) == full and updates == full:
+            continue
+        operations = "insert, update, delete, truncate" if full else "insert, truncate"
+        options = f"publish = '{operations}', publish_via_partition_root = true"
+        what = f"the publication {name} does not publish what capture needs ({options})"
+        sql = [f"ALTER PUBLICATION {name_of(name)} SET ({options});"]
+        findings.fail("publication", what, "as its owner run", sql)
+    version = (await one(connection, "SELECT current_setting('server_version_num')::int"))[0]
+    if version < FILTERS_SINCE:
+        return
+    for name, schema, table in await rows(
+        connection,
+        """SELECT p.pubname::text, n.nspname::text, c.relname::text
+           FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
+           JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+           WHERE p.pubname = ANY (%s) AND c.oid = ANY (%s::bigint[]::oid[])
+             AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)""",
+        ([wanted.name, wanted.inserts_name], [t.oid for t in tables]),
+    ):
+        place, publication = name_of(schema, table), name_of(name)
+        what = f"the publication {name} filters rows or columns of {schema}.{table}: changes would be lost"
+        drop, add = (f"ALTER PUBLICATION {publication} {verb} TABLE {place};" for verb in ("DROP", "ADD"))
+        fix = "stop capture, and as the publication's owner run"
+        findings.fail("publication", what, fix, [f"BEGIN; {drop} {add} COMMIT;"])
+
+
+async def _columns(
+    connection: Connection, tables: list[Table]
+) -> dict[tuple[str, str], list[tuple[str, str, bool]]]:
+    found: dict[tuple[str, str], list[tuple[str, str, bool]]] = defaultdict(list)
+    for schema, table, name, type_, key in await rows(
+        connection,
+        """SELECT n.nspname::text, c.relname::text, a.attname::text,
+                  CASE t.typtype WHEN 'd' THEN format_type(t.typbasetype, t.typtypmod)
+                                 ELSE format_type(a.atttypid, a.atttypmod) END,
+                  EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
+                          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false
+                                                  ELSE i.indisprimary END)
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+           JOIN pg_attribute a ON a.attrelid = c.oid JOIN pg_type t ON t.oid = a.atttypid
+           WHERE c.oid = ANY (%s::bigint[]::oid[]) AND a.attnum > 0 AND NOT a.attisdropped
+             AND a.attgenerated = ''
+           ORDER BY c.oid, a.attnum""",
+        ([t.oid for t in tables],),
+    ):
+        found[schema, table].append((name, type_, key))
+    return dict(found)

@@ -1,0 +1,333 @@
+"""The checks of a Postgres target: what apply will need there, tried with the role it will use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psycopg
+
+from streamer.changes.fitting import fits_type
+from streamer.config import Config, Flow, PostgresTarget, built_flows
+from streamer.doctor.check import Findings
+from streamer.doctor.postgres import Server, connected, listed, name_of, one, rows
+from streamer.doctor.source import SourceFacts
+from streamer.postgres.connection import Connection
+
+OWN_SCHEMA = "_tailrace"
+VERSION_COLUMNS = {
+    "_tailrace_epoch": "int NOT NULL DEFAULT 0",
+    "_tailrace_lsn": "bigint NOT NULL DEFAULT 0",
+    "_tailrace_ordinal": "bigint NOT NULL DEFAULT 0",
+}
+TABLE_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
+PARAMETER_GRANTS_SINCE = 150000  # GRANT SET ON PARAMETER
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A table that a flow will write: its place in the target and the source's columns."""
+
+    flow: str
+    schema: str
+    table: str
+    columns: list[tuple[str, str, bool]]
+
+    @property
+    def name(self) -> str:
+        return f"{self.schema}.{self.table}"
+
+    @property
+    def key(self) -> set[str]:
+        return {name for name, _, in_key in self.columns if in_key}
+
+
+async def check_target(
+    findings: Findings, config: Config, target: PostgresTarget, sources: Mapping[str, SourceFacts]
+) -> None:
+    """All that can be tried of one target; tables of sources that did not answer are left out."""
+    flows, stopped = built_flows(config, target.name)
+    for reasons in stopped.values():
+        for unbuilt in reasons:
+            findings.warn("flows", f"{unbuilt.path}: {unbuilt.what}; the flow does not run", unbuilt.fix)
+    if not flows:
+        findings.warn("flows", "no flow that can run leads here", f"add one with `to: {target.name}`")
+    async with connected(findings, target.url) as found:
+        if found is None:
+            return
+        connection, server = found
+        if server.in_recovery:
+            findings.fail(
+                "primary", "the server is a standby, which cannot be written", "give the primary's URL"
+            )
+            return
+        if (await one(connection, "SELECT current_setting('default_transaction_read_only')"))[0] == "on":
+            sql = [f"ALTER ROLE {name_of(server.role)} SET default_transaction_read_only = off;"]
+            findings.fail("writable", "transactions are read-only here", "let this role write", sql)
+        wanted = _wanted(findings, flows, sources, server)
+        made_in = await _existing(findings, connection, server, wanted)
+        await _schemas(findings, connection, server, flows, wanted, made_in)
+        await _replication_role(findings, connection, server)
+
+
+def _wanted(
+    findings: Findings, flows: list[Flow], sources: Mapping[str, SourceFacts], server: Server
+) -> list[Wanted]:
+    wanted: list[Wanted] = []
+    writers: dict[tuple[str, str], str] = {}
+    for flow in flows:
+        facts = sources.get(flow.source)
+        if facts is None:
+            continue
+        taken = [t for t in facts.tables if flow.takes(t.schema, t.name)]
+        if not taken:
+            what = f"the flow {flow.name} ({flow.source_pattern}) takes no captured table"
+            findings.fail("flows", what, f"correct flows.{flow.name}.from, or sources.{flow.source}.tables")
+        captured = {(t.schema, t.name) for t in facts.tables}
+        for table in taken:
+            place = flow.place(table.schema, table.name)
+            if facts.server.place == server.place and place in captured:
+                what = f"the flow {flow.name} writes {'.'.join(place)}, which is captured: an endless loop"
+                fix = f"write another schema: `to: {flow.target}.copy`"
+                findings.fail("flows", what, fix)
+            origin = f"{flow.source}.{table.qualified}"
+            other = writers.setdefault(place, origin)
+            if other != origin:
+                what = f"{other} and {origin} would both be written to {'.'.join(place)}"
+                findings.fail("flows", what, "one table has one writer: send one of them to another schema")
+                continue
+            columns = facts.columns.get((table.schema, table.name), [])
+            wanted.append(Wanted(flow.name, *place, columns))
+    return wanted
+
+
+async def _schemas(
+    findings: Findings,
+    connection: Connection,
+    server: Server,
+    flows: list[Flow],
+    wanted: list[Wanted],
+    made_in: set[str],
+) -> None:
+    """Schemas: ours, those that flows name, and those where tables will be made."""
+    names = {OWN_SCHEMA, *(w.schema for w in wanted), *(f.table_schema for f in flows if f.table_schema)}
+    may_create = (await one(connection, "SELECT has_database_privilege(current_database(), 'CREATE')"))[0]
+    found = {
+        name: (usage, create)
+        for name, usage, create in await rows(
+            connection,
+            """SELECT nspname::text, has_schema_privilege(oid, 'USAGE'), has_schema_privilege(oid, 'CREATE')
+               FROM pg_namespace WHERE nspname = ANY (%s)""",
+            (sorted(names),),
+        )
+    }
+    role = name_of(server.role)
+    for schema in sorted(names):
+        creates = schema == OWN_SCHEMA or schema in made_in
+        if schema not in found:
+            if may_create:
+                findings.ok("schemas", f"the schema {schema} can be made")
+            else:
+                what = f"the schema {schema} is not there, and {server.role} may not make it"
+                sql = [f"CREATE SCHEMA {name_of(schema)} AUTHORIZATION {role};"]
+                findings.fail("schemas", what, "make it", sql)
+            continue
+        usage, create = found[schema]
+        missing = [word for word, has in (("USAGE", usage), ("CREATE", create or not creates)) if not has]
+        if missing:
+            verb = "make tables in" if "CREATE" in missing else "use"
+            what = f"{server.role} may not {verb} the schema {schema}"
+            findings.fail(
+                "schemas",
+                what,
+                "let it",
+                [f"GRANT {', '.join(missing)} ON SCHEMA {name_of(schema)} TO {role};"],
+            )
+        else:
+            findings.ok("schemas", f"{'tables can be made in' if creates else 'USAGE on'} {schema}")
+
+
+async def _existing(
+    findings: Findings, connection: Connection, server: Server, wanted: list[Wanted]
+) -> set[str]:
+    """Checks the tables that are there; returns the schemas in which tables are still to be made."""
+    made_in = set()
+    good = 0
+    for table in wanted:
+        found = await rows(
+            connection,
+            """SELECT c.oid::bigint, c.relkind::text, pg_has_role(c.relowner, 'USAGE'),
+                      row_security_active(c.oid),
+                      (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+               FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = %s AND c.relname = %s""",
+            (table.schema, table.table),
+        )
+        if not found:
+            made_in.add(table.schema)
+            continue
+        oid, kind, owned, secured, triggers = found[0]
+        before = len(findings.checks)
+        if kind not in ("r", "p"):
+            fix = f"send the flow {table.flow} to another schema, or rename it"
+            findings.fail("tables", f"{table.name} is there and is no table", fix)
+            continue
+        await _table_privileges(findings, connection, server, table, oid)
+        await _constraints(findings, connection, table, oid)
+        await _column_types(findings, connection, server, table, oid, owned)
+        if secured:
+            sql = [f"ALTER ROLE {name_of(server.role)} BYPASSRLS;"]
+            findings.fail(
+                "row security", f"policies of {table.name} may refuse rows", "let the role past them", sql
+            )
+        if triggers and not await _may_replicate(connection):
+            what = f"{table.name} has {triggers} trigger(s), which will fire for every row that is applied"
+            findings.warn("triggers", what, *_replication_role_fix(server))
+        good += len(findings.checks) == before
+    if good:
+        findings.ok("tables", f"{good} table{'s' if good != 1 else ''} there already, as needed")
+    if len(wanted) > good and made_in:
+        findings.ok("tables", f"tables will be made in {listed(sorted(made_in))}")
+    return made_in
+
+
+async def _table_privileges(
+    findings: Findings, connection: Connection, server: Server, table: Wanted, oid: int
+) -> None:
+    row = await one(
+        connection,
+        f"SELECT {', '.join(f'has_table_privilege(%s::bigint::oid, {p!r})' for p in TABLE_PRIVILEGES)}",
+        (oid,) * len(TABLE_PRIVILEGES),
+    )
+    missing = [p for p, has in zip(TABLE_PRIVILEGES, row, strict=True) if not has]
+    if missing:
+        place = name_of(table.schema, table.table)
+        sql = [f"GRANT {', '.join(missing)} ON {place} TO {name_of(server.role)};"]
+        what = f"{server.role} has no {', '.join(missing)} on {table.name}"
+        findings.fail("tables", what, "grant it", sql)
+
+
+async def _constraints(findings: Findings, connection: Connection, table: Wanted, oid: int) -> None:
+    place = name_of(table.schema, table.table)
+    indexes = await rows(
+        connection,
+        """SELECT i.indexrelid::regclass::text, k.conname::text, i.indpred IS NULL AND i.indexprs IS NULL
+                  AND i.indisvalid AND i.indimmediate,
+                  i.indisprimary,
+                  (SELECT coalesce(array_agg(a.attname::text), '{}') FROM pg_attribute a
+                   WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
+           FROM pg_index i
+           LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x')
+           WHERE i.indrelid = %s::bigint::oid AND (i.indisunique OR i.indisexclusion)""",
+        (oid,),
+    )
+    keyed = False
+    for index, constraint, whole, primary, columns in indexes:
+        if whole and table.key and set(columns) == table.key:
+            keyed = True
+            continue
+        drop = (
+            f"ALTER TABLE {place} DROP CONSTRAINT {name_of(constraint)};"
+            if constraint
+            else f"DROP INDEX {index};"
+        )
+        kind = "another key" if primary else "a secondary unique key"
+        what = f"{table.name} has {kind} ({', '.join(columns) or index})"
+        fix = f"not built yet: send the flow {table.flow} to another schema, or drop it from the copy"
+        findings.fail("constraints", what, fix, [drop])
+    if table.key and not keyed:
+        columns_text = ", ".join(name_of(n) for n, _, key in table.columns if key)
+        sql = [f"ALTER TABLE {place} ADD PRIMARY KEY ({columns_text});"]
+        findings.fail(
+            "constraints", f"{table.name} has no unique key on {', '.join(sorted(table.key))}", "add it", sql
+        )
+    for name, owner in await rows(
+        connection,
+        """SELECT conname::text, conrelid::regclass::text FROM pg_constraint
+           WHERE contype = 'f' AND conparentid = 0
+             AND (conrelid = %s::bigint::oid OR confrelid = %s::bigint::oid)
+           ORDER BY 1""",
+        (oid, oid),
+    ):
+        fix = f"not built yet: send the flow {table.flow} to another schema, or drop it from the copy"
+        sql = [f"ALTER TABLE {owner} DROP CONSTRAINT {name_of(name)};"]
+        findings.fail("constraints", f"{table.name} has the foreign key {name}", fix, sql)
+
+
+async def _column_types(
+    findings: Findings, connection: Connection, server: Server, table: Wanted, oid: int, owned: bool
+) -> None:
+    place = name_of(table.schema, table.table)
+    there = {
+        name: (type_, required, generated, builtin)
+        for name, type_, required, generated, builtin in await rows(
+            connection,
+            """SELECT a.attname::text,
+                      CASE t.typtype WHEN 'd' THEN format_type(t.typbasetype, t.typtypmod)
+                                     ELSE format_type(a.atttypid, a.atttypmod) END,
+                      a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',
+                      a.attgenerated <> '' OR a.attidentity = 'a',
+                      t.typnamespace = 'pg_catalog'::regnamespace
+               FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+               WHERE a.attrelid = %s::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped
+               ORDER BY a.attnum""",
+            (oid,),
+        )
+    }
+    sent = {name: type_ for name, type_, _ in table.columns}
+    unknown = {
+        type_
+        for (type_,) in await rows(
+            connection,
+            "SELECT x FROM unnest(%s::text[]) x WHERE to_regtype(x) IS NULL",
+            (list(sent.values()),),
+        )
+    }
+    made = {name: "text" if type_ in unknown else type_ for name, type_ in sent.items()}
+    add = {name: type_ for name, type_ in (made | VERSION_COLUMNS).items() if name not in there}
+    if add and not owned:
+        what = f"{table.name} lacks {listed(list(add))}, and {server.role} does not own it"
+        columns = ", ".join(f"ADD COLUMN {name_of(name)} {type_}" for name, type_ in add.items())
+        findings.fail("columns", what, "as the table's owner run", [f"ALTER TABLE {place} {columns};"])
+    for name, (type_, required, generated, builtin) in there.items():
+        column = name_of(name)
+        if name in sent:
+            if generated:
+                what = f"{table.name}.{name} is computed by the target, and the source sends values for it"
+                findings.fail(
+                    "columns", what, f"send the flow {table.flow} to another schema, or drop the expression"
+                )
+            elif not fits_type(sent[name], type_) and not (sent[name] in unknown and not builtin):
+                what = f"{table.name}.{name} is {type_}, which does not hold every {sent[name]} of the source"
+                using = f"USING {column}::text::{made[name]}"
+                change = f"ALTER TABLE {place} ALTER COLUMN {column} TYPE {made[name]} {using};"
+                fix = f"change the column's type, or send the flow {table.flow} to another schema"
+                findings.fail("columns", what, fix, [change])
+        elif required and name not in VERSION_COLUMNS:
+            what = f"{table.name}.{name} must not be null, has no default, and the source does not send it"
+            sql = [f"ALTER TABLE {place} ALTER COLUMN {column} DROP NOT NULL;"]
+            findings.fail("columns", what, "give it a default, or allow nulls", sql)
+
+
+async def _may_replicate(connection: Connection) -> bool:
+    try:
+        async with connection.transaction(force_rollback=True):
+            await connection.execute("SET LOCAL session_replication_role = replica")
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+def _replication_role_fix(server: Server) -> tuple[str, list[str]]:
+    if server.version < PARAMETER_GRANTS_SINCE:
+        return "this server cannot grant that setting (15 can); disable the triggers on the copy", []
+    grant = f"GRANT SET ON PARAMETER session_replication_role TO {name_of(server.role)};"
+    return "let the role switch triggers off for its own session", [grant]
+
+
+async def _replication_role(findings: Findings, connection: Connection, server: Server) -> None:
+    if await _may_replicate(connection):
+        findings.ok("triggers", "triggers of the target stay off for applied rows (session_replication_role)")
+    else:
+        what = f"{server.role} may not set session_replication_role: triggers on target tables would fire"
+        findings.note("triggers", what, *_replication_role_fix(server))

@@ -1,0 +1,1 @@
+"""What acceptance, crash and bench share: real processes, a reader of the log, a proxy."""

@@ -1,0 +1,286 @@
+"""When capture must stop, what it says then, and that the command it names mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from streamer.changes.position import Stage
+from streamer.config import Config
+from streamer.errors import FatalError, PositionError
+from streamer.kafka import admin
+from streamer.runner import make_publisher, reset_source
+from streamer.sandbox import PostgresServer
+from tests.harness.capture import WAIT_S, Capture, capturing, confirmed_lsn, events, fails, run, until, values
+
+
+async def test_h04_what_is_confirmed_is_in_the_positions_topic(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    config = make_config(database)
+    async with capturing(config) as capture:
+        for n in range(20):
+            await run(database, f"INSERT INTO t VALUES ({n})")
+        await capture.caught_up()
+    confirmed = await confirmed_lsn(config)
+    publisher = make_publisher(config, config.kafka.brokers, "shop")
+    await publisher.start()
+    loaded = await publisher.load()
+    await publisher.close()
+    assert loaded.position is not None
+    assert loaded.position.stage is Stage.STREAMING
+    assert confirmed <= loaded.position.lsn
+
+
+async def test_h04_dropped_slot(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    config = make_config(database)
+    async with capturing(config):
+        pass
+    await run(database, f"SELECT pg_drop_replication_slot('{config.name}')")
+    error = await fails(config)
+    assert isinstance(error, PositionError)
+    assert "is gone" in str(error)
+    assert "tailrace reset shop" in str(error)
+
+
+async def test_h04_recreated_slot_and_the_reset_that_mends_it(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1), (2)")
+    config = make_config(database)
+    async with capturing(config):
+        pass
+    await run(
+        database,
+        f"SELECT pg_drop_replication_slot('{config.name}')",
+        "DELETE FROM t WHERE id = 2",
+        f"SELECT pg_create_logical_replication_slot('{config.name}', 'pgoutput')",
+    )
+    error = await fails(config)
+    assert isinstance(error, PositionError)
+    assert "was moved or made again" in str(error)
+    assert await reset_source(config, "shop", brokers=config.kafka.brokers) == 2
+    async with capturing(config) as capture:
+        await capture.caught_up()
+    second = [v for v in values(await events(config, "t")) if v["source"]["epoch"] == 2]
+    assert [v["after"] for v in second if v["op"] == "r"] == [{"id": 1}]
+    floors = [v for v in second if v["op"] == "m"]
+    assert [f["message"]["prefix"] for f in floors] == ["tailrace.floor"]
+    assert floors[0]["source"]["commit_lsn"] == 0
+
+
+async def test_h04_slot_moved_by_hand(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    config = make_config(database)
+    async with capturing(config):
+        pass
+    await run(
+        database,
+        "INSERT INTO t VALUES (1)",
+        f"SELECT pg_replication_slot_advance('{config.name}', pg_current_wal_lsn())",
+    )
+    error = await fails(config)
+    assert isinstance(error, PositionError)
+    assert "was moved or made again" in str(error)
+
+
+async def test_h04_slot_without_a_position(database: str, make_config: Callable[..., Config]) -> None:
+    await run(
+        database,
+        "CREATE TABLE t (id int PRIMARY KEY)",
+    )
+    config = make_config(database)
+    await run(database, f"SELECT pg_create_logical_replication_slot('{config.name}', 'pgoutput')")
+    await run(database, f"CREATE PUBLICATION {config.name} FOR TABLE t")
+    error = await fails(config)
+    assert isinstance(error, PositionError)
+    assert "no position of source shop" in str(error)
+
+
+async def test_h04_dropped_publication(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    config = make_config(database)
+    async with capturing(config):
+        pass
+    await run(database, f"DROP PUBLICATION {config.name}")
+    error = await fails(config)
+    assert f"publication {config.name} is gone" in str(error)
+
+
+async def test_h02_h04_a_cold_copy_restored(
+    sandbox: Any, make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """System id and timeline are the same; the transactions are not."""
+    server: PostgresServer = sandbox.add_postgres().start()
+    try:
+        await run(server.url, "CREATE TABLE t (id int PRIMARY KEY)")
+        config = make_config(server.url)
+        async with capturing(config):
+            pass
+        server.stop()
+        copy = tmp_path / "copy"
+        shutil.copytree(server.data, copy, symlinks=True)
+        server.start()
+        async with capturing(config) as capture:
+            await run(server.url, "INSERT INTO t VALUES (1)")
+            await capture.caught_up()
+        server.stop()
+        for entry in server.data.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        shutil.copytree(copy, server.data, symlinks=True, dirs_exist_ok=True)
+        _same_owner(server.data)
+        server.start()
+        error = await fails(config)
+        assert "was restored to an earlier point" in str(error)
+        for n in range(100, 140):  # beyond the position by other transactions
+            await run(server.url, f"INSERT INTO t VALUES ({n})")
+        error = await fails(config)
+        assert "restored from a copy" in str(error) or "earlier point" in str(error)
+        assert "tailrace reset shop" in str(error)
+    finally:
+        server.stop()
+
+
+def _same_owner(folder: Path) -> None:
+    """Copied files belong to whoever ran the copy; the server wants its own user."""
+    owner = folder.stat()
+    for path in folder.rglob("*"):
+        shutil.chown(path, owner.st_uid, owner.st_gid)
+
+
+async def test_h02_a_failover_to_a_server_that_lagged(
+    sandbox: Any, make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """The promoted copy left our timeline before the position: what was published never happened there."""
+    server: PostgresServer = sandbox.add_postgres().start()
+    try:
+        await run(server.url, "CREATE TABLE t (id int PRIMARY KEY)")
+        config = make_config(server.url)
+        async with capturing(config):
+            pass
+        server.stop()
+        standby = tmp_path / "standby"
+        shutil.copytree(server.data, standby, symlinks=True)
+        server.start()
+        async with capturing(config) as capture:
+            await run(server.url, "INSERT INTO t VALUES (1)")
+            await capture.caught_up()
+        server.stop()
+        for entry in server.data.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        shutil.copytree(standby, server.data, symlinks=True, dirs_exist_ok=True)
+        with (server.data / "postgresql.auto.conf").open("a") as settings:
+            settings.write("restore_command = '/bin/false'\n")
+        (server.data / "recovery.signal").touch()
+        _same_owner(server.data)
+        server.start()
+        await run(server.url, "SELECT pg_switch_wal()", "INSERT INTO t VALUES (2)", "SELECT pg_switch_wal()")
+        error = await fails(config)
+        assert isinstance(error, PositionError)
+        assert "the server (timeline 2) left our timeline at" in str(error)
+        assert "tailrace reset shop" in str(error)
+        assert await reset_source(config, "shop", brokers=config.kafka.brokers) == 2
+        async with capturing(config) as capture:
+            await capture.caught_up()
+    finally:
+        server.stop()
+
+
+async def test_h14_h17_a_topic_made_again_and_the_reset_that_mends_it(
+    database: str, make_config: Callable[..., Config], kafka: str
+) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t VALUES (1)")
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await capture.caught_up()
+    async with admin(kafka, None) as client:
+        await client.delete_topics(["shop.public.t"])
+
+        async def gone() -> bool:
+            return "shop.public.t" not in await client.list_topics()
+
+        await until(gone)
+    error = await fails(config)
+    assert isinstance(error, PositionError)
+    assert "topic shop.public.t was deleted" in str(error)
+    await reset_source(config, "shop", brokers=kafka)
+    async with capturing(config) as capture:
+        await capture.caught_up()
+    found = [(v["op"], v["source"]["epoch"]) for v in values(await events(config, "t"))]
+    assert sorted(found) == [("m", 2), ("r", 2)]
+
+
+async def test_h22_a_changed_key_stops_the_source(database: str, make_config: Callable[..., Config]) -> None:
+    await run(
+        database, "CREATE TABLE t (id int PRIMARY KEY, other int NOT NULL)", "INSERT INTO t VALUES (1, 1)"
+    )
+    config = make_config(database)
+    capture = Capture(config)
+    capture.start()
+    await capture.state("streaming")
+    await run(
+        database,
+        "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (other)",
+        "INSERT INTO t VALUES (2, 2)",
+    )
+    assert capture.task is not None
+    async with asyncio.timeout(WAIT_S):
+        with pytest.raises(FatalError, match=r"the key of public.t changed from \(id\) to \(other\)"):
+            await capture.task
+    await reset_source(config, "shop", brokers=config.kafka.brokers)
+    async with capturing(config) as capture:
+        await capture.caught_up()
+    keys = {
+        r.key
+        for r in await events(config, "t")
+        if r.value and b'"epoch":2' in r.value and b'"op":"r"' in r.value
+    }
+    assert keys == {b'{"other":1}', b'{"other":2}'}
+
+
+async def test_wal_level_must_be_logical(sandbox: Any, make_config: Callable[..., Config]) -> None:
+    server: PostgresServer = sandbox.add_postgres().start()
+    try:
+        await run(server.url, "ALTER SYSTEM SET wal_level = 'replica'")
+        server.restart()
+        error = await fails(make_config(server.url))
+        assert "wal_level is replica" in str(error)
+        assert "ALTER SYSTEM SET wal_level = 'logical'" in str(error)
+    finally:
+        server.stop()
+
+
+async def test_a_role_without_replication_is_told_what_it_lacks(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    name = database.rsplit("/", 1)[1]
+    await run(
+        database,
+        f"CREATE ROLE r_{name} LOGIN PASSWORD 'geheim-{name}'",
+        "CREATE TABLE t (id int PRIMARY KEY)",
+    )
+    parts = psycopg.conninfo.conninfo_to_dict(database)
+    url = f"postgresql://r_{name}:geheim-{name}@{parts['host']}:{parts['port']}/{name}"
+    try:
+        error = await fails(make_config(url))
+        assert "REPLICATION" in str(error)
+        wrong = await fails(make_config(url.replace("geheim-", "falsch-")))
+        assert "password authentication failed" in str(wrong)
+        assert "falsch" not in str(wrong)
+    finally:
+        await run(database, f"DROP ROLE r_{name}")
+
+
+async def test_a_named_table_that_is_missing(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, "CREATE TABLE orders (id int PRIMARY KEY)")
+    error = await fails(make_config(database, tables={"public.order": {}}))
+    assert "table public.order is named in `tables:`" in str(error)
+    assert "did you mean public.orders?" in str(error)
