@@ -7,6 +7,8 @@ from typing import Any
 from streamer.postgres.source import Session
 from streamer.publisher import Publisher
 
+DECODING_BYTES = 2**20  # WAL between two keepalives of an idle stream is far below
+
 
 def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[str, Any]:
     """LSNs as ints, lag in bytes and seconds; null is unknown, which is not zero."""
@@ -52,8 +54,11 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
         detail["tables"] = {name: {"captured": n} for name, n in transactions.captured().items()}
         if watch.observed.server_lsn:
             detail["lag_bytes"] = max(0, watch.observed.server_lsn - recorded.lsn)
-        idle = stream.progress.drained and not publisher.waiting_records and not publisher.in_flight_bytes
-        behind_us = 0 if idle else now_us + watch.observed.clock_us - transactions.commit_us
-        if idle or transactions.commit_us:
+        drained = stream.progress.drained and not publisher.waiting_records and not publisher.in_flight_bytes
+        # A server that still decodes what it wrote long ago has sent nothing yet: not the same as idle.
+        idle = drained and (detail["lag_bytes"] or 0) < DECODING_BYTES
+        commit_us = transactions.commit_us or transactions.last_commit_us
+        behind_us = 0 if idle else now_us + watch.observed.clock_us - commit_us
+        if idle or commit_us:
             detail["lag_s"] = round(max(0, behind_us) / 1e6, 3)
     return detail

@@ -23,6 +23,7 @@ from streamer.postgres import catalog, history
 from streamer.postgres.connection import Connection, CopyStream, connect, place
 from streamer.postgres.relations import FrozenKeys, Relations
 from streamer.postgres.slot import (
+    Exported,
     System,
     check_slot,
     create_slot,
@@ -231,24 +232,16 @@ class Session:
             lsn=0,
         )
         await self.publisher.flush(position)
-        try:
-            async with hold_tables(self._url, tables):
-                exported = await create_slot(replication, source.slot.name)
-                async with read_snapshot(self._url, exported.snapshot) as reader:
-                    position = replace(position, stage=Stage.SNAPSHOT, lsn=exported.consistent_point)
-                    await self.publisher.flush(position)
-                    relations = self._relations(system.database, plan.epoch, {})
-                    await relations.ensure_topics(tables)
-                    items = [await relations.from_catalog(reader, table) for table in tables]
-                    frozen = relations.frozen
-                    await self._copy_tables(reader, items, position, floor=plan.floors)
-        except errors.ConfigurationLimitExceeded as error:
-            raise ConfigError(
-                f"no replication slot is free: {error.diag.message_primary}",
-                where=self._where,
-                fix="drop a slot nobody uses (SELECT slot_name, active FROM pg_replication_slots), or raise "
-                "max_replication_slots and restart the server",
-            ) from error
+        async with hold_tables(self._url, tables):
+            exported = await self._create_slot(replication)
+            async with read_snapshot(self._url, exported.snapshot) as reader:
+                position = replace(position, stage=Stage.SNAPSHOT, lsn=exported.consistent_point)
+                await self.publisher.flush(position)
+                relations = self._relations(system.database, plan.epoch, {})
+                await relations.ensure_topics(tables)
+                items = [await relations.from_catalog(reader, table) for table in tables]
+                frozen = relations.frozen
+                await self._copy_tables(reader, items, position, floor=plan.floors)
         position = replace(position, stage=Stage.STREAMING)
         await self.publisher.flush(position)
         self.copying = None
@@ -256,6 +249,17 @@ class Session:
             await drop_slot(control, source.slot.name)
         log.info("first copy complete", source=source.name, lsn=format_lsn(position.lsn))
         return position, frozen
+
+    async def _create_slot(self, replication: Connection) -> Exported:
+        try:
+            return await create_slot(replication, self.source.slot.name)
+        except errors.ConfigurationLimitExceeded as error:
+            raise ConfigError(
+                f"no replication slot is free: {error.diag.message_primary}",
+                where=self._where,
+                fix="drop a slot nobody uses (SELECT slot_name, active FROM pg_replication_slots), or raise "
+                "max_replication_slots and restart the server",
+            ) from error
 
     def _refuse_unbuilt(self, tables: list[catalog.Table]) -> None:
         for table in tables:

@@ -13,7 +13,7 @@ import pytest
 
 from streamer.changes.position import Stage
 from streamer.config import Config
-from streamer.errors import FatalError, PositionError
+from streamer.errors import BadRecordError, FatalError, PositionError
 from streamer.kafka import admin
 from streamer.runner import make_publisher, reset_source
 from streamer.sandbox import PostgresServer
@@ -284,3 +284,49 @@ async def test_a_named_table_that_is_missing(database: str, make_config: Callabl
     error = await fails(make_config(database, tables={"public.order": {}}))
     assert "table public.order is named in `tables:`" in str(error)
     assert "did you mean public.orders?" in str(error)
+
+
+async def test_no_free_slot(sandbox: Any, make_config: Callable[..., Config]) -> None:
+    server: PostgresServer = sandbox.add_postgres().start()
+    try:
+        await run(
+            server.url,
+            "CREATE TABLE t (id int PRIMARY KEY)",
+            "ALTER SYSTEM SET max_replication_slots = 1",
+        )
+        server.restart()
+        await run(server.url, "SELECT pg_create_physical_replication_slot('taken')")
+        error = await fails(make_config(server.url))
+        assert "no replication slot is free" in str(error)
+        assert "max_replication_slots" in str(error)
+    finally:
+        server.stop()
+
+
+async def test_a_row_over_the_message_limit_is_named_and_stops_the_source(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY, v text)")
+    config = make_config(database)
+    capture = Capture(config)
+    capture.start()
+    await capture.state("streaming")
+    await run(database, "INSERT INTO t VALUES (1, 'small')", "INSERT INTO t VALUES (2, repeat('x', 9000000))")
+    assert capture.task is not None
+    async with asyncio.timeout(WAIT_S):
+        with pytest.raises(BadRecordError) as caught:
+            await capture.task
+    message = str(caught.value)
+    assert "topic shop.public.t" in message
+    assert '{"id":2}' in message
+    assert "9,000," in message
+    assert "kafka.topics.max_message" in message
+    assert [v["after"]["id"] for v in values(await events(config, "t"))] in ([1], [])
+
+
+async def test_a_slot_of_another_plugin_is_not_ours(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    config = make_config(database)
+    await run(database, f"SELECT pg_create_logical_replication_slot('{config.name}', 'test_decoding')")
+    error = await fails(config)
+    assert "is a test_decoding slot" in str(error)
