@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -119,7 +119,7 @@ def _process(record: StatusRecord) -> Iterator[Metric]:
 
 _CAPTURE_COUNTERS = {
     "published": ("tailrace_capture_events", "Events published to Kafka."),
-    "published_bytes": ("tailrace_capture_bytes", "Bytes of keys and values published to Kafka."),
+    "published_bytes": ("tailrace_capture_bytes", "Bytes published to Kafka: batches, as they waited, mostly compressed."),
     "flushes": ("tailrace_capture_flushes", "Kafka transactions committed."),
 }
 _CAPTURE_GAUGES = {
@@ -127,7 +127,6 @@ _CAPTURE_GAUGES = {
     "lag_s": ("tailrace_capture_lag_seconds", "Age of the oldest commit not yet published; 0 when idle."),
     "lsn": ("tailrace_capture_lsn", "Position in the WAL up to which all is in Kafka, bytes."),
     "epoch": ("tailrace_capture_epoch", "Epoch of the source, raised by `tailrace reset`."),
-    "rate": ("tailrace_capture_events_per_second", "Events published a second, over the last seconds."),
 }
 
 
@@ -162,7 +161,6 @@ _FLOW_COUNTERS = {
 _FLOW_GAUGES = {
     "lag_records": ("tailrace_apply_lag_records", "Records in Kafka that are not in the target yet."),
     "lag_s": ("tailrace_apply_lag_seconds", "Age of the oldest of them; 0 when there is none."),
-    "rate": ("tailrace_apply_rows_per_second", "Changes applied a second, over the last seconds."),
 }
 
 
@@ -225,6 +223,13 @@ def _counter(
     if values:
         family.add_metric(list(values.values()), value)
     return family
+
+
+def exposition(record: StatusRecord) -> str:
+    """What a scrape of a process with this record gives, without the latencies."""
+    registry = CollectorRegistry()
+    registry.register(RecordCollector(lambda: record))
+    return generate_latest(registry).decode()
 
 
 @contextmanager

@@ -133,9 +133,9 @@ class StatusRecord:
         """Whether its process has stopped speaking without saying that it ends."""
         return not self.ended and self.age_s(now_us) > SILENT_AFTER_S
 
-    def forgotten(self, now_us: int) -> bool:
-        gone = self.ended or self.silent(now_us)
-        return gone and self.age_s(now_us) > FORGET_AFTER_S
+    def old(self, now_us: int) -> bool:
+        """Whether it ended or fell silent long ago."""
+        return (self.ended or self.silent(now_us)) and self.age_s(now_us) > FORGET_AFTER_S
 
 
 def _totals_only(detail: dict[str, Any]) -> dict[str, Any]:
@@ -302,9 +302,8 @@ class StatusWriter:
         """Tombstones for what ended or fell silent long ago, so that the topic does not keep every pid."""
         async with StatusReader(self._brokers, self._security, self._topic) as topic:
             await topic.poll()
-            for record in topic.records(hidden=True):
-                if record.forgotten(self._clock_us()):
-                    await self._send(producer, record.key(), None)
+            for record in topic.forgotten(self._clock_us()):
+                await self._send(producer, record.key(), None)
 
     async def _pause(self, seconds: float) -> None:
         """Until the time is over, or something is worth sending at once."""
@@ -382,11 +381,19 @@ class StatusReader:
         _fill_rates(record, earlier)
         self._latest[key] = record
 
-    def records(self, *, hidden: bool = False) -> list[StatusRecord]:
-        """Latest per instance, sorted by part and start; without what ended or fell silent an hour ago."""
-        at = now_us()
-        shown = [r for r in self._latest.values() if hidden or not r.forgotten(at)]
+    def records(self) -> list[StatusRecord]:
+        """Latest per instance, sorted by part and start; without the forgotten ones."""
+        gone = self.forgotten(now_us())
+        shown = [r for r in self._latest.values() if r not in gone]
         return sorted(shown, key=lambda r: (r.part, r.started_us, r.instance))
+
+    def forgotten(self, at_us: int) -> list[StatusRecord]:
+        """What ended or fell silent an hour ago, but for the last instance of each part: it says why."""
+        last: dict[str, StatusRecord] = {}
+        for record in self._latest.values():
+            if record.part not in last or record.started_us > last[record.part].started_us:
+                last[record.part] = record
+        return [r for r in self._latest.values() if r.old(at_us) and r is not last[r.part]]
 
     async def prove_silence(self) -> None:
         """Wait a little when a live record looks old, or from the future: this clock may be the wrong one.
@@ -397,7 +404,7 @@ class StatusReader:
         doubtful = {
             key: record
             for key, record in self._latest.items()
-            if not record.ended and not record.forgotten(at) and not 0 <= record.age_s(at) <= SILENT_AFTER_S
+            if not record.ended and not record.old(at) and not 0 <= record.age_s(at) <= SILENT_AFTER_S
         }
         deadline = time.monotonic() + PROOF_S
         while doubtful and time.monotonic() < deadline:

@@ -19,10 +19,11 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
         "lag_bytes": None,
         "lag_s": None,
         "published": 0,
-        "copied": session.copied_rows,
+        "published_bytes": publisher.published_bytes,
+        "copied": sum(session.copied.values()),
         "flushes": 0,
         "waiting_bytes": publisher.waiting_bytes + publisher.in_flight_bytes,
-        "tables": {},
+        "tables": {name: {"captured": rows} for name, rows in session.copied.items()},
         "slot": {"wal_bytes": None, "active": None},
         "findings": [],
         "snapshot": None,
@@ -51,7 +52,8 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
         detail["lsn"] = recorded.lsn
         detail["flushes"] = stream.progress.flushes
         detail["published"] = transactions.events
-        detail["tables"] = {name: {"captured": n} for name, n in transactions.captured().items()}
+        for name, rows in transactions.captured().items():
+            detail["tables"][name] = {"captured": rows + session.copied.get(name, 0)}
         if watch.observed.server_lsn:
             detail["lag_bytes"] = max(0, watch.observed.server_lsn - recorded.lsn)
         drained = stream.progress.drained and not publisher.waiting_records and not publisher.in_flight_bytes

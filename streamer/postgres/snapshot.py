@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from psycopg import sql
 
@@ -49,6 +49,11 @@ class Progress:
     tables_done: int = 0
     table: str = ""
     rows: int = 0
+    copied: dict[str, int] = field(default_factory=dict)  # schema.table -> rows
+
+    def took(self, table: str, rows: int) -> None:
+        self.rows += rows
+        self.copied[table] = self.copied.get(table, 0) + rows
 
 
 @asynccontextmanager
@@ -128,14 +133,14 @@ class SnapshotCopy:
                 waiting = copy_row(bytes(data))
                 taken += 1
                 if taken >= ROWS_BETWEEN_PAUSES:
-                    self._progress.rows += taken
+                    self._progress.took(item.table.qualified, taken)
                     taken = 0
                     await self._room()
                     now_us = self._now_us()
                     rows = self._template(item, SNAPSHOT_ROW, now_us)
         except EOFError:
             pass
-        self._progress.rows += taken
+        self._progress.took(item.table.qualified, taken)
         if waiting is not None:
             key, after = waiting
             mark = SNAPSHOT_LAST if last_table else SNAPSHOT_LAST_OF_TABLE

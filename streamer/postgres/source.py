@@ -77,7 +77,7 @@ class Session:
         self.streaming: Stream | None = None  # once the stream runs
         self.transactions: Transactions | None = None
         self.watch: Watch | None = None
-        self.copied_rows = 0
+        self.copied: dict[str, int] = {}  # schema.table -> rows of the first copy
         self._url = source.url.get_secret_value()
         self._where = place(self._url)
         self._now_us = now_us
@@ -270,6 +270,7 @@ class Session:
         self, reader: Connection, items: list[SnapshotTable], position: Position, *, floor: bool
     ) -> None:
         progress = self.copying = CopyProgress(tables=len(items))
+        self.copied = progress.copied
         self._report("snapshot", "")
 
         async def room() -> None:
@@ -287,7 +288,6 @@ class Session:
             return
         for index, item in enumerate(items):
             await copy.copy(item, last_table=index == len(items) - 1, floor=floor)
-        self.copied_rows = progress.rows
 
     # ---- the stream ----------------------------------------------------------------------------
 

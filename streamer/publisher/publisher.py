@@ -102,6 +102,7 @@ class Publisher:
         self._over: BaseException | None = None
         self.number = -1
         self.in_flight_bytes = 0
+        self.published_bytes = 0  # committed by this publisher, compressed batches as they waited
 
     @property
     def waiting_bytes(self) -> int:
@@ -136,7 +137,8 @@ class Publisher:
         """Read what Kafka holds of the source, and check it against the topics (H12, H17, H26).
 
         After `start`. `reset`: the caller begins a new epoch, as it also does after a first copy that
-        was not finished; nothing is checked, and the next flush forgets the topic states. Raises PositionError, ConfigError, KafkaUnavailable.
+        was not finished; nothing is checked, and the next flush forgets the topic states. Raises
+        PositionError, ConfigError, KafkaUnavailable.
         """
         async with self._or_end("reading the position"):
             self.number = await find_number(self._brokers, self._security, self._source, self._positions)
@@ -256,6 +258,7 @@ class Publisher:
         self._forget -= taken.forget
         self._flushing = False
         self.in_flight_bytes = 0
+        self.published_bytes += taken.bytes
         return position
 
     async def _transaction(self, taken: _Taken) -> dict[str, TopicState]:

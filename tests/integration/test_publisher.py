@@ -342,7 +342,7 @@ async def test_h17_a_deleted_topic_is_named_and_a_reset_goes_on(bench: Bench) ->
     loaded = await fresh.load(reset=True)
     assert loaded.position is not None
     assert loaded.topics == {}
-    await fresh.flush(replace(at(200), epoch=2, stage=Stage.INTENT))
+    await fresh.flush(replace(at(200), epoch=2))
     await fresh.close()
     later = bench.publisher()
     await later.start()
@@ -360,6 +360,7 @@ async def test_h17_a_topic_made_again_while_running(bench: Bench) -> None:
     publisher.topic(bench.topic).append(key(1), b"x")
     with pytest.raises(PositionError, match=r"was written up to offset \d+ and took the next event at 0"):
         await publisher.flush(at(300))
+    # The transaction was aborted: its readers do not wait for its timeout.
     assert await bench.values() == []
 
 
@@ -435,8 +436,6 @@ async def test_h29_a_schema_record_is_written_before_its_event_in_the_same_trans
     publisher.topic(bench.topic).append(key(1), os.urandom(50_000))
     with pytest.raises(ConfigError):
         await publisher.flush(at(200))
-    # No waiting for the transaction's timeout: the readers of its topics are free at once.
-    assert await bench.values() == []
     # The event was refused: its schema record was there before it, and ended with its transaction.
     assert len(await bench.records(schemas_topic(bench.name), committed=False)) == 1
     again = await bench.open(Settings(max_message_bytes=2000))

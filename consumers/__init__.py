@@ -1,0 +1,1 @@
+"""Kafka to targets, and the operator's commands."""

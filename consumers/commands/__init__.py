@@ -1,0 +1,1 @@
+"""One module a command of the consumers' side; `consumers.cli` mounts them."""

@@ -1,0 +1,275 @@
+"""The screens of `status`, `lag` and `run`: plain values of `consumers.views` as rich tables.
+
+Draws only. The worst thing comes first, in one sentence; figures that are unknown are a dash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from consumers.views import UNKNOWN, FlowState, Status, duration, size
+
+FINDINGS_LIMIT = 10  # below the verdict; more is a list to read in --json
+REASON_LINES = 4
+
+_COLOURS = {
+    "OK": "green",
+    "IDLE": "green",
+    "SLOW": "yellow",
+    "PAUSED": "yellow",
+    "HELD": "magenta",
+    "STALLED": "red",
+    "UNKNOWN": "red",
+    "REWOUND": "red",
+    "ERROR": "bold red",
+    "starting": "cyan",
+    "snapshot": "cyan",
+    "streaming": "green",
+    "running": "green",
+    "idle": "green",
+    "standby": "blue",
+    "waiting": "yellow",
+    "held": "magenta",
+    "stopping": "yellow",
+    "stopped": "dim",
+    "silent": "red",
+    "unknown": "red",
+    "error": "bold red",
+    "backoff": "red",
+}
+
+
+def status_screen(status: Status) -> RenderableType:
+    blocks: list[RenderableType] = [_verdict(status)]
+    if status.flows:
+        blocks.append(_flows(status))
+    if status.sources:
+        blocks.append(Group(_sources(status), *_copies(status)))
+    if status.parts:
+        blocks.append(_parts(status))
+    return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
+
+
+def run_screen(status: Status) -> RenderableType:
+    """As the status screen, with where to look and how to stop below it."""
+    hint = Text("Ctrl-C stops it all; the log is in .tailrace/run.log", style="dim")
+    return Group(status_screen(status), hint)
+
+
+def lag_screen(status: Status, lag: Mapping[str, Any]) -> RenderableType:
+    blocks: list[RenderableType] = [_verdict(status, findings=False), _stages(lag)]
+    partitions = _partitions(lag)
+    if partitions.row_count:
+        blocks.append(partitions)
+    return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
+
+
+def _verdict(status: Status, *, findings: bool = True) -> RenderableType:
+    worst = status.findings[0] if status.findings else None
+    if worst is None:
+        return Text(f"✓ {status.name}: {status.verdict}", style="bold green")
+    style = "bold red" if worst.counts else "bold yellow"
+    blocks: list[RenderableType] = [Text(f"{'✗' if worst.counts else '!'} {status.verdict}", style=style)]
+    rest = worst.text.split("\n")[1:]
+    blocks += [Text(f"  {line.strip()}", style="cyan") for line in rest[:REASON_LINES]]
+    if findings:
+        for finding in status.findings[1 : FINDINGS_LIMIT + 1]:
+            first, *more = finding.text.split("\n")
+            blocks.append(
+                Text(
+                    f"  {'✗' if finding.counts else '!'} {first}", style="red" if finding.counts else "yellow"
+                )
+            )
+            blocks += [Text(f"    {line.strip()}", style="cyan") for line in more[:REASON_LINES]]
+        if len(status.findings) > FINDINGS_LIMIT + 1:
+            blocks.append(
+                Text(f"  and {len(status.findings) - FINDINGS_LIMIT - 1} more: see --json", style="dim")
+            )
+    return Group(*blocks)
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+    return table
+
+
+def _flows(status: Status) -> Table:
+    table = _table(
+        "FLOW",
+        "STATE",
+        "CAPTURED",
+        "APPLIED",
+        "LAG",
+        "RECORDS",
+        "RATE",
+        "P50",
+        "P99",
+        "FROM → TO",
+        right=("CAPTURED", "APPLIED", "LAG", "RECORDS", "RATE", "P50", "P99"),
+    )
+    for flow in sorted(status.flows, key=lambda f: -list(FlowState).index(f["state"])):
+        latency = flow["latency_ms"] or {}
+        table.add_row(
+            escape(flow["name"]),
+            _state(flow["state"]),
+            _count(flow["captured"]),
+            _count(flow["applied"]),
+            seconds(flow["lag_s"]),
+            _count(flow["lag_records"]),
+            rate(flow["rate"]),
+            _milliseconds(latency.get("p50")),
+            _milliseconds(latency.get("p99")),
+            Text(f"{flow['from']} → {flow['to']}", style="dim", no_wrap=True, overflow="ellipsis"),
+        )
+    return table
+
+
+def _sources(status: Status) -> Table:
+    table = _table(
+        "SOURCE",
+        "STATE",
+        "EPOCH",
+        "POSITION",
+        "PUBLISHED",
+        "RATE",
+        "LAG",
+        "BEHIND",
+        "SLOT KEEPS",
+        right=("EPOCH", "PUBLISHED", "RATE", "LAG", "BEHIND"),
+    )
+    for source in status.sources:
+        wal, warn = source["slot_wal_bytes"], source["wal_warn_bytes"]
+        kept = Text(f"{size(wal)} of {size(warn)}", style="red" if wal is not None and wal >= warn else "")
+        state = _state(source["state"])
+        if source["standbys"]:
+            state.append(f" +{source['standbys']} standby", style="blue")
+        table.add_row(
+            escape(source["name"]),
+            state,
+            _count(source["epoch"]),
+            source["lsn"] or UNKNOWN,
+            _count(source["published"]),
+            rate(source["rate"]),
+            seconds(source["lag_s"]),
+            size(source["lag_bytes"]),
+            kept,
+        )
+    return table
+
+
+def _copies(status: Status) -> list[Text]:
+    """A line for each source that is being copied for the first time."""
+    lines = []
+    for source in status.sources:
+        snapshot = source["snapshot"]
+        if snapshot:
+            done = f"{snapshot['tables_done']} of {snapshot['tables']} tables"
+            now = f", now {snapshot['table']} ({snapshot['rows']:,} rows)" if snapshot["table"] else ""
+            lines.append(Text(f"{source['name']}: first copy, {done}{now}", style="cyan"))
+    return lines
+
+
+def _parts(status: Status) -> Table:
+    table = _table("PART", "STATE", "FOR", "PROCESS", "RESTARTS", "REASON", right=("RESTARTS",))
+    for part in status.parts:
+        since_s = (status.at_us - part["since_us"]) / 1e6 if part["since_us"] else None
+        first = str(part["reason"]).split("\n", 1)[0]
+        table.add_row(
+            escape(part["part"]),
+            _state(part["state"]),
+            duration(since_s if part["state"] != "silent" else part["age_s"]),
+            escape(part["instance"]),
+            _count(part["restarts"]),
+            Text(first, no_wrap=True, overflow="ellipsis"),
+        )
+    return table
+
+
+def _stages(lag: Mapping[str, Any]) -> Table:
+    table = _table(
+        "FLOW",
+        "STATE",
+        "RECORDS",
+        "SECONDS",
+        "TOTAL p50",
+        "p99",
+        "CAPTURE p50",
+        "p99",
+        "KAFKA p50",
+        "p99",
+        "APPLY p50",
+        "p99",
+        right=("RECORDS", "SECONDS", "TOTAL p50", "p99", "CAPTURE p50", "KAFKA p50", "APPLY p50"),
+    )
+    for flow in lag["flows"]:
+        times = [
+            _milliseconds(flow[s][q])
+            for s in ("total", "capture", "kafka", "apply")
+            for q in ("p50_ms", "p99_ms")
+        ]
+        records, lag_s = _count(flow["lag_records"]), seconds(flow["lag_s"])
+        table.add_row(escape(flow["name"]), _state(flow["state"]), records, lag_s, *times)
+    return table
+
+
+def _partitions(lag: Mapping[str, Any]) -> Table:
+    table = _table(
+        "FLOW",
+        "TOPIC",
+        "PARTITION",
+        "OFFSET",
+        "END",
+        "RECORDS",
+        "SECONDS",
+        right=("PARTITION", "OFFSET", "END", "RECORDS", "SECONDS"),
+    )
+    for flow in lag["flows"]:
+        for place in flow["partitions"]:
+            table.add_row(
+                escape(flow["name"]),
+                escape(place["topic"]),
+                str(place["partition"]),
+                _count(place.get("offset")),
+                _count(place.get("end")),
+                _count(place.get("lag_records")),
+                seconds(place.get("lag_s")),
+            )
+    return table
+
+
+def _state(state: str) -> Text:
+    return Text(state, style=_COLOURS.get(state, ""))
+
+
+def _count(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def rate(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}/s"
+
+
+def seconds(value: float | None) -> str:
+    """A lag: short ones with a digit behind the point."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.1f} s" if value < 60 else duration(value)
+
+
+def _milliseconds(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:.1f} ms" if value < 1000 else seconds(value / 1000)
+
+
+def show(console: Console, screen: RenderableType) -> None:
+    console.print(screen, highlight=False)

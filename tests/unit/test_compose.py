@@ -1,0 +1,107 @@
+"""docker-compose.yml is a compose file, its commands are Tailrace's, and its config is valid."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import orjson
+import pytest
+import typer
+import yaml
+
+from consumers.cli import app
+from streamer.config import built_flows, load, unbuilt_flow, unbuilt_source
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+CONFIG = ROOT / "config" / "docker.yaml"
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+
+def environment(service: dict[str, Any]) -> dict[str, str]:
+    """As compose sets it when the user's environment has none of the variables."""
+    return {
+        name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", str(value))
+        for name, value in service["environment"].items()
+    }
+
+
+def test_it_follows_the_compose_specification() -> None:
+    """The schema comes with check-jsonschema, which takes it from compose-spec (Apache-2.0)."""
+    folder = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    schema = orjson.loads((folder / "compose-spec.json").read_bytes())
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    validator(schema).validate(COMPOSE)
+
+
+def test_it_has_the_servers_and_our_processes() -> None:
+    assert SERVICES.keys() == {"source", "target", "valkey", "kafka", "capture", "apply"}
+    assert OURS.keys() == {"capture", "apply"}
+    assert "wal_level=logical" in SERVICES["source"]["command"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_each_command_is_one_of_tailrace(name: str) -> None:
+    parameters = parsed(OURS[name]["command"])
+    part = {"capture": "source", "apply": "target"}[name]
+    config = load(CONFIG, environ=environment(OURS[name]))
+    assert parameters[part] in getattr(config, f"{part}s")
+    assert f"127.0.0.1:{parameters['metrics_port']}/metrics" in DOCKERFILE
+
+
+def test_the_image_s_own_command_is_one_of_tailrace() -> None:
+    (command,) = re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
+    assert f"127.0.0.1:{parsed(orjson.loads(command))['metrics_port']}/metrics" in DOCKERFILE
+    assert 'ENTRYPOINT ["tailrace"]' in DOCKERFILE
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """The command's parameters; raises typer's usage error."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    parent = typer.Context(group, info_name="tailrace")
+    name, command, rest = group.resolve_command(parent, list(arguments))
+    assert command is not None
+    return command.make_context(name, rest, parent=parent).params
+
+
+def test_its_config_is_valid_and_all_of_it_is_built() -> None:
+    config = load(CONFIG, environ=environment(OURS["capture"]))
+    assert all(unbuilt_source(source) == [] for source in config.sources.values())
+    assert all(unbuilt_flow(config, flow) == [] for flow in config.flows.values())
+    assert built_flows(config, "warehouse")[0]
+
+
+def test_hosts_ports_and_files_fit_together() -> None:
+    config = load(CONFIG, environ=environment(OURS["apply"]))
+    host, port = config.kafka.brokers.split(":")
+    kafka = environment(SERVICES[host])
+    assert f"INSIDE://{host}:{port}" in kafka["KAFKA_ADVERTISED_LISTENERS"].split(",")
+    assert f"INSIDE://:{port}" in kafka["KAFKA_LISTENERS"].split(",")
+    for name, part in (("source", config.sources["shop"]), ("target", config.targets["warehouse"])):
+        settings = environment(SERVICES[name])
+        url = part.url.get_secret_value()
+        assert url == (
+            f"postgresql://postgres:{settings['POSTGRES_PASSWORD']}@{name}:5432/{settings['POSTGRES_DB']}"
+        )
+    for service in SERVICES.values():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            assert (ROOT / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
+        for port in service.get("ports", ()):
+            assert port.startswith("127.0.0.1:")
+
+
+def test_the_image_copies_what_is_there_and_what_is_not_ignored() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE):
+        for name in line.split():
+            assert (ROOT / name).exists()
+            assert name in allowed

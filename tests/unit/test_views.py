@@ -1,0 +1,277 @@
+"""From heartbeats to states and the one sentence: every rule of consumers.views on plain records."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from consumers import screens, views
+from streamer.config import Config, parse
+from streamer.status import StatusRecord
+
+NOW_US = 1_800_000_000_000_000
+S = 1_000_000
+
+CONFIG = """
+name: acme
+kafka: {brokers: "localhost:9092"}
+sources:
+  shop: {kind: postgres, url: "postgresql://u:secret@h/db", tables: {"public.*": {}}, slot: {wal_warn: 1MiB}}
+targets:
+  warehouse: {kind: postgres, url: "postgresql://u:secret@h/db"}
+flows:
+  mirror: {from: "shop.public.*", to: warehouse.mirror}
+"""
+
+
+@pytest.fixture
+def config() -> Config:
+    return parse(CONFIG, Path("tailrace.yaml"), environ={})
+
+
+def record(part: str, **changes: Any) -> StatusRecord:
+    kind, name = part.split(":")
+    fields: dict[str, Any] = {
+        "part": part,
+        "kind": kind,
+        "name": name,
+        "instance": "host-1",
+        "pid": 1,
+        "host": "host",
+        "started_us": NOW_US - 100 * S,
+        "at_us": NOW_US,
+        "seen_us": NOW_US,
+        "state": "streaming",
+    }
+    return StatusRecord(**{**fields, **changes})
+
+
+def capture(**changes: Any) -> StatusRecord:
+    detail = {
+        "epoch": 1,
+        "lsn": 0x1_00000010,
+        "lag_bytes": 0,
+        "lag_s": 0.0,
+        "published": 12,
+        "rate": 3.0,
+        "tables": {"public.orders": {"captured": 10}, "other.orders": {"captured": 2}},
+        "slot": {"wal_bytes": 100, "active": True},
+        "findings": [],
+        "snapshot": None,
+    }
+    return record("capture:shop", **{"detail": {**detail, **changes.pop("detail", {})}, **changes})
+
+
+def apply(flow: dict[str, Any] | None = None, **changes: Any) -> StatusRecord:
+    detail = {
+        "applied": 10,
+        "guarded": 0,
+        "rate": 3.0,
+        "lag_records": 4,
+        "lag_s": 0.5,
+        "latency_ms": {"p50": 5.0, "p99": 9.0, "capture_p50": 1.0, "capture_p99": 2.0},
+        "partitions": [
+            {
+                "topic": "shop.public.orders",
+                "partition": 0,
+                "offset": 6,
+                "end": 10,
+                "lag_records": 4,
+                "lag_s": 0.5,
+            }
+        ],
+        "state": "streaming",
+        "reason": "",
+    }
+    return record(
+        "apply:warehouse", **{"detail": {"flows": {"mirror": {**detail, **(flow or {})}}}, **changes}
+    )
+
+
+def build(config: Config, *records: StatusRecord) -> views.Status:
+    return views.build(config, records, NOW_US)
+
+
+def text(status: views.Status, width: int = 140) -> str:
+    console = Console(width=width, record=True, file=io.StringIO(), color_system=None)
+    console.print(screens.status_screen(status))
+    console.print(screens.lag_screen(status, views.lag(status)))
+    return console.export_text()
+
+
+def test_all_is_well(config: Config) -> None:
+    status = build(config, capture(), apply())
+    assert status.exit_code == 0
+    assert status.verdict == "the flow runs, at most 0.5 s behind"
+    [flow], [source] = status.flows, status.sources
+    assert (flow["state"], flow["captured"], flow["applied"], flow["lag_records"]) == ("OK", 10, 10, 4)
+    assert (source["lsn"], source["epoch"], source["slot_wal_bytes"]) == ("1/10", 1, 100)
+    screen = text(status)
+    for shown in ("mirror", "1/10", "5.0 ms"):
+        assert shown in screen
+
+
+def test_nothing_runs(config: Config) -> None:
+    status = build(config)
+    assert status.exit_code == 1
+    assert "has not run yet" in status.verdict
+    assert "tailrace run" in status.verdict
+    [flow] = status.flows
+    assert flow["state"] == "UNKNOWN"
+    assert (flow["captured"], flow["applied"], flow["lag_records"], flow["lag_s"]) == (None, None, None, None)
+    assert text(status)
+
+
+def test_silence_is_unknown_and_not_zero(config: Config) -> None:
+    status = build(config, capture(), apply(seen_us=NOW_US - 8 * S, at_us=NOW_US - 8 * S))
+    [flow] = status.flows
+    assert flow["state"] == "UNKNOWN"
+    assert "silent since 8s" in status.verdict
+    assert flow["lag_records"] is None
+    assert flow["rate"] is None
+    assert flow["applied"] == 10, "what was counted before stays"
+    assert [p["state"] for p in status.parts] == ["streaming", "silent"]
+    assert status.exit_code == 1
+
+
+def test_a_silent_source_has_no_lag(config: Config) -> None:
+    status = build(config, capture(seen_us=NOW_US - 8 * S), apply())
+    [source] = status.sources
+    assert source["state"] == "silent"
+    assert (source["lag_s"], source["lag_bytes"], source["slot_wal_bytes"]) == (None, None, None)
+    assert status.flows[0]["state"] == "UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("flow", "state", "code"),
+    [
+        ({"lag_s": 11.0, "rate": 5.0}, "SLOW", 0),
+        ({"lag_s": 31.0, "rate": 0.0}, "STALLED", 1),
+        ({"lag_s": 31.0, "rate": 9.0}, "SLOW", 0),
+        ({"lag_s": 0.0, "lag_records": 0, "rate": 0.0}, "IDLE", 0),
+        ({"state": "error", "reason": "a row was refused"}, "ERROR", 1),
+        ({"state": "held", "reason": "a truncate"}, "HELD", 1),
+        ({"state": "paused"}, "PAUSED", 0),
+        ({"state": "rewound"}, "REWOUND", 1),
+    ],
+)
+def test_the_states_of_a_flow(config: Config, flow: dict[str, Any], state: str, code: int) -> None:
+    status = build(config, capture(), apply(flow))
+    assert status.flows[0]["state"] == state
+    assert status.exit_code == code
+    if state != "IDLE":
+        assert state in status.verdict
+
+
+def test_a_waiting_source_stalls_its_flows_and_is_said_once(config: Config) -> None:
+    status = build(config, capture(state="waiting", reason="source away\n  -> start it"), apply())
+    assert status.flows[0]["state"] == "STALLED"
+    assert status.verdict == "capture:shop waits: source away"
+    assert len(status.findings) == 1
+    assert "start it" in text(status)
+
+
+def test_the_worst_comes_first(config: Config) -> None:
+    status = build(config, capture(state="error", reason="slot gone", ended=True), apply({"lag_s": 12.0}))
+    assert status.verdict == "capture:shop: slot gone"
+    assert status.sources[0]["state"] == "error"
+    later = capture(state="error", reason="slot gone", ended=True, seen_us=NOW_US - 600 * S)
+    assert build(config, later, apply()).verdict == "capture:shop: slot gone", "an error does not fade"
+
+
+def test_much_wal_is_a_finding(config: Config) -> None:
+    status = build(config, capture(detail={"slot": {"wal_bytes": 2**21, "active": True}}), apply())
+    assert status.exit_code == 1
+    assert "2.0 MiB of WAL" in status.verdict
+    assert status.sources[0]["findings"]
+
+
+def test_a_standby_is_counted_and_is_no_finding(config: Config) -> None:
+    standby = capture(state="standby", instance="other-2", host="other", started_us=NOW_US)
+    status = build(config, capture(), standby, apply())
+    assert status.exit_code == 0
+    assert status.sources[0]["standbys"] == 1
+    assert status.sources[0]["instance"] == "host-1"
+
+
+def test_one_that_was_started_again_hides_the_silent_one(config: Config) -> None:
+    died = capture(seen_us=NOW_US - 20 * S, at_us=NOW_US - 20 * S)
+    again = capture(instance="host-2", pid=2, started_us=NOW_US - 19 * S, restarts=1)
+    status = build(config, died, again, apply())
+    assert status.exit_code == 0
+    assert [p["instance"] for p in status.parts] == ["host-2", "host-1"]
+    assert status.flows[0]["captured"] == 20, "both have counted"
+
+
+def test_a_silent_one_elsewhere_is_told_and_is_no_finding(config: Config) -> None:
+    died = apply(instance="other-9", host="other", seen_us=NOW_US - 20 * S, at_us=NOW_US - 20 * S)
+    status = build(config, capture(), died, apply())
+    assert status.exit_code == 0
+    assert "other-9 is silent" in status.verdict
+
+
+def test_two_processes_share_a_flow(config: Config) -> None:
+    second = apply({"lag_s": 2.0, "latency_ms": {"p50": 7.0, "p99": 8.0}}, instance="host-2", pid=2)
+    [flow] = build(config, capture(), apply(), second).flows
+    assert (flow["applied"], flow["lag_records"], flow["rate"], flow["lag_s"]) == (20, 8, 6.0, 2.0)
+    assert flow["latency_ms"] == {"p50": 7.0, "p99": 9.0, "capture_p50": 1.0, "capture_p99": 2.0}
+    assert len(flow["partitions"]) == 2
+
+
+def test_what_run_cannot_keep_up(config: Config) -> None:
+    parts = {
+        "capture:shop": {"state": "error", "reason": "wrong password"},
+        "apply:warehouse": {"state": "running", "restarts": 1, "started_us": NOW_US, "reason": "killed"},
+    }
+    running = record("run:acme", state="running", detail={"parts": parts})
+    status = build(config, capture(), apply(), running)
+    assert status.exit_code == 1
+    assert status.verdict == "capture:shop: wrong password (and 1 more)"
+    assert "apply:warehouse was started again once" in text(status)
+
+
+def test_a_part_that_the_file_no_longer_names(config: Config) -> None:
+    gone = record("capture:old", seen_us=NOW_US - 60 * S, at_us=NOW_US - 60 * S)
+    assert build(config, capture(), apply(), gone).exit_code == 0
+    still_there = record("capture:old", state="error", reason="no slot")
+    assert build(config, capture(), apply(), still_there).verdict == "capture:old: no slot"
+
+
+def test_a_first_copy_is_told(config: Config) -> None:
+    snapshot = {"table": "public.orders", "rows": 5000, "tables_done": 1, "tables": 3}
+    status = build(config, capture(state="snapshot", detail={"snapshot": snapshot}), apply())
+    assert status.flows[0]["reason"] == "first copy: 1 of 3 tables"
+    assert "5,000 rows" in text(status)
+
+
+def test_the_lag_view(config: Config) -> None:
+    found = views.lag(build(config, capture(), apply()))
+    [flow] = found["flows"]
+    assert flow["total"] == {"p50_ms": 5.0, "p99_ms": 9.0}
+    assert flow["capture"] == {"p50_ms": 1.0, "p99_ms": 2.0}
+    assert flow["kafka"] == {"p50_ms": None, "p99_ms": None}
+    assert flow["partitions"][0]["lag_records"] == 4
+
+
+def test_markup_in_a_reason_is_text(config: Config) -> None:
+    assert "[/nope]" in text(build(config, capture(state="waiting", reason="broken [/nope] [red]"), apply()))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0, "0s"), (59.9, "59s"), (61, "1m 1s"), (3600, "1h"), (90_061, "1d 1h")],
+)
+def test_durations(value: float | None, shown: str) -> None:
+    assert views.duration(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0, "0 B"), (1536, "1.5 KiB"), (5 * 2**30, "5.0 GiB"), (2**41, "2.0 TiB")],
+)
+def test_sizes(value: int | None, shown: str) -> None:
+    assert views.size(value) == shown
