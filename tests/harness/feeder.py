@@ -147,6 +147,16 @@ class Feeder:
     async def delete_topic(self, topic: str) -> None:
         await self._admin.delete_topics([topic])
 
+    async def make_topic_again(self, topic: str, partitions: int) -> None:
+        """As soon as the deleted one is gone."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            [(_, code, *_)] = (await self._admin.create_topics([NewTopic(topic, partitions, 1)])).topic_errors
+            if code == 0:
+                return
+            assert time.monotonic() < deadline
+            await asyncio.sleep(POLL_S)
+
     async def delete_records(self, topic: str, before: dict[int, int]) -> None:
         from aiokafka import TopicPartition
         from aiokafka.admin import RecordsToDelete
@@ -184,7 +194,8 @@ def config_of(
     """`flows`: name -> pattern of tables; all to schema `mirror`."""
     wanted = flows or {"mirror": "public.*"}
     lines = "\n".join(
-        f'  {name}: {{from: "{feeder.source}.{pattern}", to: copy.mirror}}' for name, pattern in wanted.items()
+        f'  {name}: {{from: "{feeder.source}.{pattern}", to: copy.mirror}}'
+        for name, pattern in wanted.items()
     )
     text = f"""
 name: {feeder.name}
@@ -255,7 +266,9 @@ class Running:
         seen = self.status.record.detail.get("flows")
         await self.until(lambda: self.status.record.detail.get("flows") is not seen, "a report")
         await self.until(
-            lambda: all(f["partitions"] and not f["lag_records"] for f in self.status.record.detail["flows"].values()),
+            lambda: all(
+                f["partitions"] and not f["lag_records"] for f in self.status.record.detail["flows"].values()
+            ),
             "no lag",
         )
 

@@ -1,0 +1,88 @@
+"""Where a flow stands in a partition, and whether the topic is still the one it was read from (H14).
+
+The checkpoint lives in the target, is written in the rows' transaction, and moves by compare-and-set
+on the offset it was read at. It names the Kafka cluster and the last record that was applied (its
+offset and a checksum of its bytes): that record is read again at start and must be the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+from zlib import crc32
+
+from streamer.errors import FatalError
+
+
+class Place(NamedTuple):
+    """A flow's part of one partition."""
+
+    flow: str
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class LastRecord:
+    """Identity of an applied record: the next offset may be beyond transaction markers."""
+
+    offset: int
+    checksum: int
+    epoch: int
+    commit_lsn: int
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    place: Place
+    next_offset: int = 0
+    cluster_id: str | None = None
+    last: LastRecord | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A checkpoint on its way: from the offset it was read at to the next. `last` None: unchanged."""
+
+    place: Place
+    expected: int
+    next_offset: int
+    last: LastRecord | None
+
+
+def checksum_of(key: bytes | None, value: bytes | None) -> int:
+    return crc32(value or b"", crc32(key or b""))
+
+
+def topic_replaced(checkpoint: Checkpoint, source: str, why: str) -> FatalError:
+    place = checkpoint.place
+    return FatalError(
+        f"the topic was made again or Kafka lost records: {why}; the checkpoint of flow {place.flow!r} is at"
+        f" offset {checkpoint.next_offset}",
+        where=f"{place.topic}[{place.partition}]",
+        fix=f"publish the source again: `tailrace reset {source}`, then start apply",
+    )
+
+
+def cluster_replaced(checkpoint: Checkpoint, cluster_id: str, source: str) -> FatalError:
+    place = checkpoint.place
+    return FatalError(
+        f"this is another Kafka cluster ({cluster_id}) than the one that flow {place.flow!r} was applied from"
+        f" ({checkpoint.cluster_id})",
+        where=f"{place.topic}[{place.partition}]",
+        fix=f"correct kafka.brokers; when Kafka was replaced on purpose: `tailrace reset {source}`",
+    )
+
+
+def retention_passed(checkpoint: Checkpoint, log_start: int, source: str) -> FatalError:
+    place = checkpoint.place
+    missed = log_start - checkpoint.next_offset
+    stand = f"its checkpoint is {checkpoint.next_offset}" if checkpoint.last else "it has no checkpoint yet"
+    return FatalError(
+        f"Kafka's retention has removed {missed} offsets that flow {place.flow!r} has not applied: {stand},"
+        f" the log starts at {log_start}",
+        where=f"{place.topic}[{place.partition}]",
+        fix=f"publish the source again: `tailrace reset {source}`;"
+        " a longer kafka.topics.retention prevents it",
+    )

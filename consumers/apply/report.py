@@ -1,0 +1,150 @@
+"""What apply says of itself: counts, lag and latency by flow, as `detail` of its heartbeat."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiokafka import TopicPartition
+
+from consumers.apply.assemble import Prepared, Sample
+from consumers.apply.feed import Standing
+from consumers.apply.latency import Latency
+from consumers.targets.base import Outcome
+
+RATE_WINDOW_S = 5.0
+
+
+class Histogram(Protocol):
+    def observe(self, flow: str, stage: str, seconds: float, weight: int = 1) -> None: ...
+
+
+@dataclass(slots=True)
+class FlowReport:
+    applied: int = 0
+    guarded: int = 0
+    batches: int = 0
+    rereads: int = 0
+    state: str = "streaming"
+    reason: str = ""
+    latency: Latency = field(default_factory=Latency)
+    tables: dict[str, int] = field(default_factory=dict)  # target table -> row events
+    recent: deque[tuple[float, int]] = field(default_factory=deque)
+
+
+@dataclass(slots=True)
+class PartitionReport:
+    applied_offset: int = 0
+    end: int | None = None
+    last_commit_us: int | None = None  # of the last event applied, in the source
+
+
+class Report:
+    """Written by the writer and the keeper of one process; read into a detail once a second."""
+
+    def __init__(self, flows: list[str], metrics: Histogram | None) -> None:
+        self.flows = {flow: FlowReport() for flow in flows}
+        self.partitions: dict[tuple[str, TopicPartition], PartitionReport] = {}
+        self._metrics = metrics
+
+    def applied(self, prepared: Prepared, outcome: Outcome, committed_us: int) -> None:
+        now_s = time.monotonic()
+        lost = set(outcome.lost)
+        for flow, count in outcome.applied.items():
+            report = self.flows[flow]
+            report.applied += count
+            report.batches += 1
+            report.guarded += outcome.guarded.get(flow, 0)
+            report.rereads += outcome.rereads.get(flow, 0)
+            report.recent.append((now_s, count))
+            samples = prepared.times.get(flow, [])
+            if samples:
+                report.latency.add(
+                    samples,
+                    received_us=prepared.received_us,
+                    committed_us=committed_us,
+                    now_s=now_s,
+                )
+                self._observe(flow, samples, prepared.received_us, committed_us)
+        for changes in prepared.batch.tables:
+            name = f"{changes.schema}.{changes.table}"
+            tables = self.flows[changes.flow].tables
+            tables[name] = tables.get(name, 0) + sum(fold.events for fold in changes.folds)
+        for move in prepared.batch.moves:
+            if move.place in lost:
+                continue
+            partition = TopicPartition(move.place.topic, move.place.partition)
+            place = self.partitions.setdefault((move.place.flow, partition), PartitionReport())
+            place.applied_offset = move.next_offset
+            times = prepared.times.get(move.place.flow)
+            if move.last is not None and times:
+                place.last_commit_us = times[-1][0]
+
+    def _observe(self, flow: str, samples: list[Sample], received_us: int, committed_us: int) -> None:
+        if self._metrics is None:
+            return
+        observe = self._metrics.observe
+        for commit_us, capture_us, weight in samples:
+            observe(flow, "total", max(0, committed_us - commit_us) / 1e6, weight)
+            observe(flow, "capture", max(0, capture_us - commit_us) / 1e6, weight)
+            observe(flow, "kafka", max(0, received_us - capture_us) / 1e6, weight)
+            observe(flow, "apply", max(0, committed_us - received_us) / 1e6, weight)
+
+    @property
+    def rereads(self) -> int:
+        return sum(flow.rereads for flow in self.flows.values())
+
+    def placed(self, standings: dict[TopicPartition, Standing], ends: dict[TopicPartition, int]) -> None:
+        """Partitions that are ours now; what is not is another process's to report."""
+        ours = {(flow, p): at for p, s in standings.items() for flow, at in s.next_offsets.items()}
+        for place in [place for place in self.partitions if place not in ours]:
+            del self.partitions[place]
+        for place, offset in ours.items():
+            if place not in self.partitions:
+                self.partitions[place] = PartitionReport(offset, ends.get(place[1]))
+
+    def ended(self, ends: dict[TopicPartition, int]) -> None:
+        for (_, partition), report in self.partitions.items():
+            report.end = ends.get(partition, report.end)
+
+    def detail(self) -> dict[str, Any]:
+        now_s, now_us = time.monotonic(), time.time_ns() // 1000
+        return {"flows": {name: self._flow(name, flow, now_s, now_us) for name, flow in self.flows.items()}}
+
+    def _flow(self, name: str, flow: FlowReport, now_s: float, now_us: int) -> dict[str, Any]:
+        while flow.recent and now_s - flow.recent[0][0] > RATE_WINDOW_S:
+            flow.recent.popleft()
+        partitions = []
+        for (owner, partition), report in sorted(self.partitions.items()):
+            if owner != name:
+                continue
+            end = report.applied_offset if report.end is None else max(report.end, report.applied_offset)
+            lag = end - report.applied_offset
+            since_us = report.last_commit_us
+            lag_s = round(max(0, now_us - since_us) / 1e6, 3) if lag and since_us is not None else 0.0
+            partitions.append(
+                {
+                    "topic": partition.topic,
+                    "partition": partition.partition,
+                    "offset": report.applied_offset,
+                    "end": end,
+                    "lag_records": lag,
+                    "lag_s": lag_s,
+                }
+            )
+        return {
+            "applied": flow.applied,
+            "rate": round(sum(count for _, count in flow.recent) / RATE_WINDOW_S, 1),
+            "guarded": flow.guarded,
+            "batches": flow.batches,
+            "rereads": flow.rereads,
+            "tables": {table: {"applied": count} for table, count in flow.tables.items()},
+            "lag_records": sum(p["lag_records"] for p in partitions),
+            "lag_s": max((p["lag_s"] for p in partitions), default=0.0),
+            "latency_ms": flow.latency.snapshot(now_s),
+            "partitions": partitions,
+            "state": flow.state,
+            "reason": flow.reason,
+        }

@@ -1,0 +1,1 @@
+"""`tailrace demo`: a shop, the real pipeline, two kills and a verdict. Imports nothing of the tests."""

@@ -1,0 +1,267 @@
+"""Postgres as a target: a batch's rows and checkpoints in one transaction.
+
+Small batches take two round trips: lock (checkpoints, floors), then everything else with the COMMIT
+in one pipeline. The order inside: floors, deletes with their tombstones, patches, rows, checkpoints.
+A row of one partition is written only when that partition's checkpoint is where the batch was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, AsyncRawCursor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.targets import postgres_state as state
+from consumers.targets.base import Batch, FlowError, Outcome
+from consumers.targets.postgres_catalog import ensure_table
+from consumers.targets.postgres_errors import Reaction, reaction_to, unavailable
+from consumers.targets.postgres_plans import Plan
+from consumers.targets.postgres_refused import find_refused
+from consumers.targets.postgres_write import Memory, write_batch
+from streamer.config import PostgresTarget as Settings
+from streamer.config import describe_postgres
+from streamer.errors import BadRecordError, ConfigError, TargetUnavailable
+
+CONNECT_TIMEOUT_S = 10
+SILENCE_MS = 30_000  # a target that acknowledges nothing for so long is gone
+ATTEMPTS = 8  # of one batch, at deadlocks and the like, before it counts as waiting
+PLANS_LIMIT = 1000  # prepared statements a session
+
+# Values come as text in these styles; key look-ups must not become scans of a whole table; a session
+# that was cut off must not keep its locks.
+_SESSION = """SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'iso_8601'; SET TimeZone = 'UTC';
+SET bytea_output = 'hex'; SET extra_float_digits = 1; SET lc_monetary = 'C'; SET jit = off;
+SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
+SET plan_cache_mode = force_generic_plan; SET statement_timeout = 0;
+SET idle_in_transaction_session_timeout = '60s'"""
+
+
+class PostgresTarget:
+    """One session; not for concurrent use. `group`: the consumer group bound to this target."""
+
+    def __init__(self, settings: Settings, group: str) -> None:
+        self.place = f"target {settings.name!r} ({describe_postgres(settings.url)})"
+        self._settings = settings
+        self._group = group
+        self._connection: state.Connection | None = None
+        self._memory = Memory()
+        self._plans: dict[tuple[str, str, str], Plan] = {}
+        self._id = ""
+        self._clock_offset_s = 0.0
+        self._jitter = random.Random()
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def clock_offset_s(self) -> float:
+        return self._clock_offset_s
+
+    def details(self) -> Mapping[str, Any]:
+        return {"clock_offset_ms": round(self._clock_offset_s * 1000, 1)}
+
+    # Session
+
+    async def open(self) -> None:
+        """Connect and make the state tables. Raises TargetUnavailable, ConfigError, FatalError."""
+        await self.close()
+        try:
+            self._connection = await self._connect()
+            self._id = str(await state.ensure(self._connection, self._group))
+            await self._read_clock()
+        except (psycopg.Error, OSError) as error:
+            await self.close()
+            raise unavailable(error, self.place) from error
+        except BaseException:
+            await self.close()
+            raise
+        self._plans.clear()
+        self._memory = Memory()
+
+    async def _connect(self) -> state.Connection:
+        given = conninfo_to_dict(self._settings.url.get_secret_value())
+        extra: dict[str, Any] = {
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": f"tailrace apply {self._settings.name}",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": SILENCE_MS,
+        }
+        conninfo = make_conninfo(**{**extra, **given})
+        connection: state.Connection = await AsyncConnection.connect(
+            conninfo, autocommit=True, cursor_factory=AsyncRawCursor, client_encoding="utf8"
+        )
+        connection.prepared_max = PLANS_LIMIT
+        try:
+            await connection.execute(_SESSION, prepare=False)
+            await _silence_triggers(connection)
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _read_clock(self) -> None:
+        connection = self._open_connection()
+        before = time.time()
+        row = await (
+            await connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+        ).fetchone()
+        after = time.time()
+        self._clock_offset_s = float(str((row or (after,))[0])) - (before + after) / 2
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    def _open_connection(self) -> state.Connection:
+        if self._connection is None or self._connection.closed:
+            raise TargetUnavailable(
+                "the session with the target has ended", where=self.place, fix="it connects again by itself"
+            )
+        return self._connection
+
+    # State
+
+    async def checkpoints(self, places: Iterable[Place]) -> dict[Place, Checkpoint]:
+        wanted = sorted(places)
+        connection = self._open_connection()
+        try:
+            found = await state.read_checkpoints(connection, wanted)
+            for flow in {place.flow for place in wanted}:
+                await self._memory.load(connection, flow)
+        except (psycopg.Error, OSError) as error:
+            await self._recover()
+            raise unavailable(error, self.place) from error
+        return found
+
+    async def findings(self) -> list[str]:
+        found = []
+        connection = self._open_connection()
+        try:
+            rows = await (
+                await connection.execute(
+                    "SELECT flow, schema_name, table_name, count(*), min(key) FROM _tailrace.needs_reread"
+                    " GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+                )
+            ).fetchall()
+        except (psycopg.Error, OSError) as error:
+            await self._recover()
+            raise unavailable(error, self.place) from error
+        for flow, schema, table, count, key in rows:
+            found.append(
+                f"flow {flow}: {count} rows of {schema}.{table} are not whole until they are read again"
+                f" from the source (for one, key {key}): SELECT * FROM _tailrace.needs_reread in the target"
+            )
+        return found
+
+    async def sweep(self, keep_s: float) -> None:
+        connection = self._open_connection()
+        try:
+            await state.purge(connection, keep_s)
+            await self._read_clock()
+        except (psycopg.Error, OSError) as error:
+            await self._recover()
+            raise unavailable(error, self.place) from error
+
+    # Batches
+
+    async def apply(self, batch: Batch) -> Outcome:
+        """Raises TargetUnavailable (all of it again later) and FlowError (again without that flow)."""
+        singly = False
+        for attempt in range(ATTEMPTS):
+            last = attempt == ATTEMPTS - 1
+            connection = self._open_connection()
+            try:
+                plans = await self._prepare(connection, batch)
+                return await write_batch(connection, batch, plans, self._memory, singly=singly)
+            except BadRecordError as error:
+                await self._recover()
+                await self._raise_refused(batch, error)
+            except OSError as error:
+                await self._recover()
+                raise unavailable(error, self.place) from error
+            except psycopg.Error as error:
+                await self._recover()
+                reaction = reaction_to(error)
+                if reaction is Reaction.REFUSED and attempt == 0:
+                    self._plans.clear()  # the table may have changed under them
+                    continue
+                if reaction is Reaction.REFUSED:
+                    await self._raise_refused(batch, error)
+                if reaction is Reaction.WAIT or last:
+                    raise unavailable(error, self.place) from error
+                if reaction is Reaction.LOOK_AGAIN:
+                    self._plans.clear()
+                singly = singly or reaction is Reaction.SINGLY
+                await asyncio.sleep(self._jitter.uniform(0, 0.01 * 2**attempt))
+        raise AssertionError("unreachable")
+
+    async def _recover(self) -> None:
+        """After an error: roll back, or throw the session away."""
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        try:
+            await connection.execute("ROLLBACK", prepare=False)
+        except (psycopg.Error, OSError):
+            await self.close()
+
+    async def _raise_refused(self, batch: Batch, error: Exception) -> None:
+        """Find the row, and stop its flow. Returns when every row went through this time."""
+        connection = self._open_connection()
+        try:
+            plans = await self._prepare(connection, batch)
+            refused = await find_refused(connection, batch, plans, self._settings.name)
+        except (psycopg.Error, OSError) as again:
+            await self.close()
+            raise unavailable(again, self.place) from error
+        if refused is not None:
+            raise FlowError(refused.flow, refused) from error
+
+    async def _prepare(self, connection: state.Connection, batch: Batch) -> dict[tuple[str, str, str], Plan]:
+        """Plans by (schema, table, schema id); tables are made fit on the way."""
+        plans = self._plans
+        for changes in batch.tables:
+            for schema_id in changes.schema_ids:
+                key = (changes.schema, changes.table, schema_id)
+                if key in plans:
+                    continue
+                record = batch.records[schema_id]
+                try:
+                    place = changes.schema, changes.table
+                    table = await ensure_table(connection, *place, record, changes.flow)
+                except ConfigError as error:
+                    raise FlowError(changes.flow, error) from error
+                except psycopg.errors.InsufficientPrivilege as error:
+                    raise TargetUnavailable(
+                        f"the role may not prepare {'.'.join(place)}: {error.diag.message_primary}",
+                        where=self.place,
+                        fix="grant it (`tailrace doctor` prints the SQL); it goes on by itself",
+                    ) from error
+                plans[key] = Plan(table, record)
+                if len(changes.schema_ids) == 1 and len(plans) > 1:
+                    self._forget_stale(changes.schema, changes.table, schema_id)
+        return plans
+
+    def _forget_stale(self, schema: str, table: str, schema_id: str) -> None:
+        """Older versions of the table: the column types behind their plans may have changed."""
+        for key in [k for k in self._plans if k[:2] == (schema, table) and k[2] != schema_id]:
+            del self._plans[key]
+
+
+async def _silence_triggers(connection: state.Connection) -> None:
+    """Where the role may; else the target's triggers fire. Tables with foreign keys are refused anyway."""
+    try:
+        await connection.execute("SET session_replication_role = replica", prepare=False)
+    except psycopg.errors.InsufficientPrivilege:
+        return

@@ -1,0 +1,61 @@
+"""What an error of the target means: wait, try again at once, look at the rows, or stop.
+
+By SQLSTATE (PostgreSQL manual, appendix A). Passwords are never in these messages: libpq does not
+repeat them, and the place is named without.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import psycopg
+
+from streamer.errors import TargetUnavailable
+
+
+class Reaction(Enum):
+    AGAIN = "again"  # the same transaction may go through now (H23)
+    LOOK_AGAIN = "look again"  # the tables are not as they were read
+    SINGLY = "singly"  # two rows of one statement are one row to the target
+    REFUSED = "refused"  # some row's data
+    WAIT = "wait"
+
+
+_AGAIN = {"40001", "40P01", "55P03"}
+_LOOK_AGAIN = {"42P01", "42703", "3F000", "42P10", "0A000", "42804", "26000"}
+_REFUSED_CLASSES = ("22", "23", "44", "P0")
+_REFUSED = {"54000", "38000", "39000"}  # index row too large; a trigger's own errors
+
+_FIXES = {
+    "28P01": "correct the password in the target's url",
+    "28000": "let the role in: pg_hba.conf of the target",
+    "3D000": "create the database, or correct the target's url",
+    "25006": "point the url at the primary; it goes on by itself when the server takes writes",
+    "53100": "free disk space in the target; it goes on by itself",
+    "53300": "raise max_connections in the target, or end other sessions; it goes on by itself",
+    "42501": "grant the role what it lacks (`tailrace doctor` prints the SQL); it goes on by itself",
+    "57P03": "it goes on by itself when the server is up",
+}
+
+
+def reaction_to(error: psycopg.Error) -> Reaction:
+    state = error.sqlstate or ""
+    if state in _AGAIN:
+        return Reaction.AGAIN
+    if state in _LOOK_AGAIN:
+        return Reaction.LOOK_AGAIN
+    if state == "21000":
+        return Reaction.SINGLY
+    if state in _REFUSED or state[:2] in _REFUSED_CLASSES:
+        return Reaction.REFUSED
+    return Reaction.WAIT
+
+
+def unavailable(error: psycopg.Error | OSError, place: str) -> TargetUnavailable:
+    state = getattr(error, "sqlstate", None)
+    diag = getattr(error, "diag", None)
+    text = (diag.message_primary if diag is not None else None) or str(error).strip() or type(error).__name__
+    what = f"the target does not take writes: {' '.join(text.split())}" + (f" [{state}]" if state else "")
+    return TargetUnavailable(
+        what, where=place, fix=_FIXES.get(state or "", "it goes on by itself when the target is back")
+    )

@@ -1,0 +1,397 @@
+"""One batch in one transaction of a Postgres target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from psycopg import AsyncCursor
+
+from consumers.apply.checkpoint import Place
+from consumers.apply.fold import BOTTOM, PartitionFold, Reread, Version, Write
+from consumers.targets import postgres_state as state
+from consumers.targets.base import Batch, Outcome, TableChanges
+from consumers.targets.postgres_arrays import plain, quoted
+from consumers.targets.postgres_plans import Plan
+from streamer.changes.kinds import UNAVAILABLE
+
+Plans = Mapping[tuple[str, str, str], Plan]
+Cursor = AsyncCursor[tuple[object, ...]]
+
+
+@dataclass(slots=True)
+class Memory:
+    """What this session knows of the target without asking. Keys of a partition are written by its
+    owner alone, and it is loaded when a partition is taken over, so that it does not grow stale."""
+
+    buried: dict[tuple[str, str, int], Version] = field(default_factory=dict)  # highest tombstone
+    flagged: set[tuple[str, str]] = field(default_factory=set)  # (flow, topic) with keys to be read again
+
+    async def load(self, connection: state.Connection, flow: str) -> None:
+        rows = await (await connection.execute(state.HIGHEST_TOMBSTONES, (flow,))).fetchall()
+        for topic, partition, *version in rows:
+            epoch, lsn, ordinal = (int(str(part)) for part in version)
+            self.buried[flow, str(topic), int(str(partition))] = (epoch, lsn, ordinal)
+        rows = await (await connection.execute(state.FLAGGED, (flow,))).fetchall()
+        self.flagged.update((flow, str(topic)) for (topic,) in rows)
+
+
+@dataclass(slots=True)
+class _Counted:
+    """A statement in the pipeline, and whose refused writes it counts."""
+
+    cursor: Cursor
+    flow: str
+    sent: int
+
+
+async def write_batch(
+    connection: state.Connection, batch: Batch, plans: Plans, memory: Memory, *, singly: bool
+) -> Outcome:
+    """`singly`: one statement a row, for rows that are one to the target though their keys differ."""
+    outcome = Outcome()
+    moves, floors = await _lock(connection, batch, outcome)
+    lost = set(outcome.lost)
+    work = [
+        (changes, [f for f in changes.folds if Place(changes.flow, changes.topic, f.partition) not in lost])
+        for changes in batch.tables
+    ]
+    rereads: list[tuple[TableChanges, Reread]] = []
+    for changes, folds in work:
+        await _drop_gone(connection, changes, folds, floors, memory, outcome)
+        rereads += [(changes, reread) for fold in folds for reread in fold.rereads.values()]
+    counted: list[_Counted] = []
+    buried: dict[tuple[str, str, int], Version] = {}
+    patched = any(fold.patches for _, folds in work for fold in folds)
+    if patched:  # what they do not find is noted in the same transaction
+        async with connection.pipeline():
+            await _goes(connection, work, floors, plans, lost, counted, buried)
+        for changes, folds in work:
+            rereads += await _patch(connection, changes, folds, plans, outcome)
+    async with connection.pipeline():
+        if not patched:
+            await _goes(connection, work, floors, plans, lost, counted, buried)
+        for changes, folds in work:
+            await _rows(connection, changes, folds, plans, counted, singly=singly)
+            await _keyless(connection, changes, folds, plans)
+            await _clear_rereads(connection, changes, folds, memory)
+        await _note_rereads(connection, rereads)
+        await _move(connection, batch, moves)
+        await connection.execute("COMMIT")
+    await _count(counted, outcome)
+    memory.buried.update(buried)
+    for changes, _ in rereads:
+        memory.flagged.add((changes.flow, changes.topic))
+        outcome.rereads[changes.flow] = outcome.rereads.get(changes.flow, 0) + 1
+    for changes, folds in work:
+        events = sum(fold.events for fold in folds)
+        outcome.applied[changes.flow] = outcome.applied.get(changes.flow, 0) + events
+        skipped = sum(fold.skipped for fold in folds)
+        outcome.guarded[changes.flow] = outcome.guarded.get(changes.flow, 0) + skipped
+    return outcome
+
+
+async def _lock(
+    connection: state.Connection, batch: Batch, outcome: Outcome
+) -> tuple[list[Any], dict[tuple[str, str], Version]]:
+    """Begin; checkpoints in order, then floors. Moves that may be made, floors by table."""
+    places = [move.place for move in batch.moves]
+    tables = [(changes.schema, changes.table) for changes in batch.tables]
+    floor_query = state.LOCK_FLOORS if any(c.floor > BOTTOM for c in batch.tables) else state.SHARE_FLOORS
+    async with connection.pipeline():
+        await connection.execute("BEGIN")
+        held = await connection.execute(state.LOCK_CHECKPOINTS, state.columns_of(places), prepare=True)
+        floor_rows = None
+        if tables:
+            columns = ([schema for schema, _ in tables], [table for _, table in tables])
+            floor_rows = await connection.execute(floor_query, columns, prepare=True)
+    stands = {(flow, topic, partition): at for flow, topic, partition, at in await held.fetchall()}
+    moves = []
+    for move in batch.moves:
+        if stands.get((*move.place,)) == move.expected:
+            moves.append(move)
+        else:
+            outcome.lost.append(move.place)
+    floors: dict[tuple[str, str], Version] = {}
+    if floor_rows is not None:
+        for schema, table, *version in await floor_rows.fetchall():
+            epoch, lsn, ordinal = (int(str(part)) for part in version)
+            floors[str(schema), str(table)] = (epoch, lsn, ordinal)
+    return moves, floors
+
+
+async def _drop_gone(
+    connection: state.Connection,
+    changes: TableChanges,
+    folds: list[PartitionFold],
+    floors: Mapping[tuple[str, str], Version],
+    memory: Memory,
+    outcome: Outcome,
+) -> None:
+    """Drop what a floor or a tombstone of a higher version has outlived (H5)."""
+    floor = floors.get((changes.schema, changes.table), BOTTOM)
+    dropped = 0
+    for fold in folds:
+        if floor > BOTTOM:
+            dropped += fold.drop_to(floor)
+        highest = memory.buried.get((changes.flow, changes.topic, fold.partition))
+        if highest is not None:
+            dropped += await _drop_buried(connection, changes, fold, highest)
+    if dropped:
+        outcome.guarded[changes.flow] = outcome.guarded.get(changes.flow, 0) + dropped
+
+
+async def _drop_buried(
+    connection: state.Connection, changes: TableChanges, fold: PartitionFold, highest: Version
+) -> int:
+    dropped = 0
+    for part in (fold.rows, fold.creates, fold.patches):
+        suspects = {state.key_hash(k): k for k, write in part.items() if write.change[3:6] <= highest}
+        if not suspects:
+            continue
+        found = await connection.execute(
+            state.BURIED, (changes.flow, changes.topic, fold.partition, list(suspects)), prepare=True
+        )
+        for uuid, *version in await found.fetchall():
+            key = suspects[str(uuid).replace("-", "")]
+            if part[key].change[3:6] < tuple(int(str(v)) for v in version):
+                del part[key]
+                fold.rereads.pop(key, None)
+                dropped += 1
+    return dropped
+
+
+async def _goes(
+    connection: state.Connection,
+    work: list[tuple[TableChanges, list[PartitionFold]]],
+    floors: Mapping[tuple[str, str], Version],
+    plans: Plans,
+    lost: set[Place],
+    counted: list[_Counted],
+    buried: dict[tuple[str, str, int], Version],
+) -> None:
+    for changes, folds in work:
+        await _raise_floor(connection, changes, floors, plans, lost)
+        await _delete(connection, changes, folds, plans, counted, buried)
+
+
+async def _raise_floor(
+    connection: state.Connection,
+    changes: TableChanges,
+    floors: Mapping[tuple[str, str], Version],
+    plans: Plans,
+    lost: set[Place],
+) -> None:
+    known = floors.get((changes.schema, changes.table), BOTTOM)
+    floor_lost = Place(changes.flow, changes.topic, changes.floor_partition) in lost
+    if changes.floor <= known or floor_lost:
+        return
+    plan = plans[changes.schema, changes.table, changes.record.id]
+    await connection.execute(state.RAISE_FLOOR, (changes.schema, changes.table, *changes.floor), prepare=True)
+    await connection.execute(plan.below_sql, changes.floor, prepare=True)
+    place = changes.schema, changes.table, *changes.floor
+    await connection.execute(state.FORGET_REREADS, place, prepare=True)
+
+
+def _by_schema(changes: TableChanges, writes: Iterable[Write]) -> Iterable[tuple[str, list[Write]]]:
+    """Writes by schema id; nearly always there is one."""
+    if len(changes.schema_ids) == 1:
+        found = list(writes)
+        return [(next(iter(changes.schema_ids)), found)] if found else []
+    groups: dict[str, list[Write]] = {}
+    for write in writes:
+        groups.setdefault(write.change.schema_id, []).append(write)
+    return groups.items()
+
+
+async def _delete(
+    connection: state.Connection,
+    changes: TableChanges,
+    folds: list[PartitionFold],
+    plans: Plans,
+    counted: list[_Counted],
+    buried: dict[tuple[str, str, int], Version],
+) -> None:
+    deletes = [(fold.partition, key, write) for fold in folds for key, write in fold.deletes.items()]
+    if not deletes:
+        return
+    for schema_id, writes in _by_schema(changes, [write for _, _, write in deletes]):
+        plan = plans[changes.schema, changes.table, schema_id]
+        cursor = await connection.execute(plan.delete_sql, plan.literals(plan.key, writes), prepare=True)
+        counted.append(_Counted(cursor, changes.flow, -1))
+    await connection.execute(
+        state.BURY,
+        (
+            changes.flow,
+            changes.topic,
+            plain([partition for partition, _, _ in deletes]),
+            plain([state.key_hash(key) for _, key, _ in deletes]),
+            plain([write.change.epoch for _, _, write in deletes]),
+            plain([write.change.commit_lsn for _, _, write in deletes]),
+            plain([write.change.ordinal for _, _, write in deletes]),
+        ),
+        prepare=True,
+    )
+    for partition, _, write in deletes:
+        place = (changes.flow, changes.topic, partition)
+        buried[place] = max(buried.get(place, BOTTOM), write.change.version)
+
+
+async def _patch(
+    connection: state.Connection,
+    changes: TableChanges,
+    folds: list[PartitionFold],
+    plans: Plans,
+    outcome: Outcome,
+) -> list[tuple[TableChanges, Reread]]:
+    """Updates of the columns that are known; gives the keys whose base row is missing (H7)."""
+    groups: dict[tuple[str, frozenset[str]], list[tuple[bytes, Write]]] = {}
+    for fold in folds:
+        for key, write in fold.patches.items():
+            present = frozenset(name for name, value in write.row.items() if value != UNAVAILABLE)
+            groups.setdefault((write.change.schema_id, present), []).append((key, write))
+    missing = []
+    for (schema_id, present), patches in groups.items():
+        plan = plans[changes.schema, changes.table, schema_id]
+        arrays = plan.literals(plan.patched(present), [write for _, write in patches])
+        arrays.append(plain(range(len(patches))))
+        cursor = await connection.execute(plan.patch_sql(present), arrays, prepare=True)
+        for index, there in await cursor.fetchall():
+            key, write = patches[int(str(index))]
+            if there:
+                outcome.guarded[changes.flow] = outcome.guarded.get(changes.flow, 0) + 1
+            else:
+                reread = Reread(key, write.change, "an update whose row is not in the target")
+                missing.append((changes, reread))
+    return missing
+
+
+async def _rows(
+    connection: state.Connection,
+    changes: TableChanges,
+    folds: list[PartitionFold],
+    plans: Plans,
+    counted: list[_Counted],
+    *,
+    singly: bool,
+) -> None:
+    rows = [write for fold in folds for write in fold.rows.values()]
+    rows += [write for fold in folds for write in fold.creates.values()]
+    for schema_id, writes in _by_schema(changes, rows):
+        plan = plans[changes.schema, changes.table, schema_id]
+        ready, unfit = _without_placeholders(plan, folds, writes)
+        if singly:
+            ready.sort(key=lambda write: write.change.version)
+        for part in [[write] for write in ready] if singly else [ready]:
+            if part:
+                arrays = plan.literals(plan.columns, part)
+                cursor = await connection.execute(plan.upsert_sql, arrays, prepare=True)
+                counted.append(_Counted(cursor, changes.flow, len(part)))
+        if unfit:  # the row before it under this key is another one, and must not stay (H6)
+            await connection.execute(plan.delete_sql, plan.literals(plan.key, unfit), prepare=True)
+
+
+def _without_placeholders(
+    plan: Plan, folds: list[PartitionFold], writes: list[Write]
+) -> tuple[list[Write], list[Write]]:
+    """Creates with placeholders get NULL there; those that the target's NOT NULL forbids stand apart."""
+    if not any(fold.creates for fold in folds):
+        return writes, []
+    strict = {column.name for column in plan.columns if column.not_null}
+    ready, unfit = [], []
+    for write in writes:
+        absent = [name for name, value in write.row.items() if value == UNAVAILABLE]
+        if not absent:
+            ready.append(write)
+        elif strict.intersection(absent):
+            unfit.append(write)
+        else:
+            ready.append(write._replace(row={**write.row, **dict.fromkeys(absent)}))
+    return ready, unfit
+
+
+async def _keyless(
+    connection: state.Connection, changes: TableChanges, folds: list[PartitionFold], plans: Plans
+) -> None:
+    """Added rows first: a removal may be of one of them that looks different in JSON (H27)."""
+    for schema_id, writes in _by_schema(changes, [write for fold in folds for write in fold.added]):
+        plan = plans[changes.schema, changes.table, schema_id]
+        await connection.execute(plan.insert_sql, plan.literals(plan.columns, writes), prepare=True)
+    for fold in folds:
+        for write in fold.removed:
+            plan = plans[changes.schema, changes.table, write.change.schema_id]
+            await connection.execute(plan.remove_sql, plan.whole_row(write), prepare=True)
+
+
+async def _clear_rereads(
+    connection: state.Connection, changes: TableChanges, folds: list[PartitionFold], memory: Memory
+) -> None:
+    """A whole row, or a delete, mends what was noted."""
+    if (changes.flow, changes.topic) not in memory.flagged:
+        return
+    mended = [item for fold in folds for part in (fold.rows, fold.deletes) for item in part.items()]
+    if not mended:
+        return
+    await connection.execute(
+        state.CLEAR_REREADS,
+        (
+            changes.flow,
+            changes.topic,
+            plain([state.key_hash(key) for key, _ in mended]),
+            plain([write.change.epoch for _, write in mended]),
+            plain([write.change.commit_lsn for _, write in mended]),
+            plain([write.change.ordinal for _, write in mended]),
+        ),
+        prepare=True,
+    )
+
+
+async def _note_rereads(connection: state.Connection, rereads: list[tuple[TableChanges, Reread]]) -> None:
+    for changes, reread in rereads:
+        await connection.execute(
+            state.NOTE_REREADS,
+            (
+                changes.flow,
+                changes.topic,
+                changes.schema,
+                changes.table,
+                plain([state.key_hash(reread.key)]),
+                quoted([reread.key.decode()]),
+                plain([reread.change.epoch]),
+                plain([reread.change.commit_lsn]),
+                plain([reread.change.ordinal]),
+                quoted([reread.reason]),
+            ),
+            prepare=True,
+        )
+
+
+async def _move(connection: state.Connection, batch: Batch, moves: list[Any]) -> None:
+    if not moves:
+        return
+    lasts = [move.last for move in moves]
+    await connection.execute(
+        state.MOVE_CHECKPOINTS,
+        (
+            *state.columns_of([move.place for move in moves]),
+            plain([move.next_offset for move in moves]),
+            batch.cluster_id,
+            plain([last and last.offset for last in lasts]),
+            plain([last and last.checksum for last in lasts]),
+            plain([last and last.epoch for last in lasts]),
+            plain([last and last.commit_lsn for last in lasts]),
+            plain([last and last.ordinal for last in lasts]),
+        ),
+        prepare=True,
+    )
+
+
+async def _count(counted: list[_Counted], outcome: Outcome) -> None:
+    for item in counted:
+        if item.sent < 0:
+            row = await item.cursor.fetchone()
+            refused = int(str(row[1])) if row else 0
+        else:
+            refused = item.sent - item.cursor.rowcount
+        outcome.guarded[item.flow] = outcome.guarded.get(item.flow, 0) + refused

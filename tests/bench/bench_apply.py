@@ -1,0 +1,150 @@
+"""Apply's throughput: rows in Kafka to rows in Postgres, against the same rows by bare COPY and merge.
+
+    python -m tests.bench.bench_apply [--rows 500000]
+
+Both write the same 8-column rows into the same server, in batches of the same size, over existing rows
+(upserts) and into an empty table. Bare: COPY into a temporary table, INSERT ... ON CONFLICT from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import resource
+import time
+import uuid
+from typing import Any
+
+import orjson
+import psycopg
+import uvloop
+from rich.console import Console
+from rich.table import Table as Screen
+
+from streamer.sandbox import Sandbox
+from tests.harness.feeder import Feeder, Row, Table, applying, config_of
+
+BATCH_ROWS = 10_000
+FLUSH_ROWS = 20_000
+PARTITIONS = 4
+FLOOR = 0.5  # of the bare merge's rows/s
+
+COLUMNS = [
+    ("id", "bigint", "number"),
+    ("customer", "integer", "number"),
+    ("sku", "text", "text"),
+    ("quantity", "integer", "number"),
+    ("price", "numeric(12,2)", "numeric"),
+    ("note", "text", "text"),
+    ("paid", "boolean", "bool"),
+    ("at", "timestamp with time zone", "timestamptz"),
+]
+NAMES = [name for name, _, _ in COLUMNS]
+
+
+def row(n: int) -> Row:
+    return {
+        "id": n,
+        "customer": n % 5000,
+        "sku": f"SKU-{n % 777:05d}",
+        "quantity": n % 9 + 1,
+        "price": f"{n % 1000}.{n % 100:02d}",
+        "note": f"the note of order number {n}, in some words",
+        "paid": n % 2 == 0,
+        "at": f"2026-11-22T05:{n % 60:02d}:20.{n % 1000000:06d}Z",
+    }
+
+
+def bare(url: str, rows: int) -> tuple[float, float]:
+    """Rows/s of plain inserts and of upserts."""
+    rates = []
+    keys = ", ".join(f'"{name}" {kind}' for name, kind, _ in COLUMNS)
+    names = ", ".join(f'"{name}"' for name in NAMES)
+    sets = ", ".join(f'"{name}" = excluded."{name}"' for name in NAMES[1:])
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE bare ({keys}, PRIMARY KEY (id))")
+        connection.execute(f"CREATE TEMP TABLE stage ({keys}) ON COMMIT DELETE ROWS")
+        for _ in range(2):
+            spent = 0.0
+            for start in range(0, rows, BATCH_ROWS):
+                lines = [
+                    "\t".join(map(str, row(n).values())) for n in range(start, min(start + BATCH_ROWS, rows))
+                ]
+                data = "\n".join(lines) + "\n"
+                began = time.perf_counter()
+                with connection.transaction(), connection.cursor() as cursor:
+                    with cursor.copy(f"COPY stage ({names}) FROM STDIN") as copy:
+                        copy.write(data)
+                    cursor.execute(
+                        f"INSERT INTO bare SELECT * FROM stage ON CONFLICT (id) DO UPDATE SET {sets}",
+                        prepare=True,
+                    )
+                spent += time.perf_counter() - began
+            rates.append(rows / spent)
+    return rates[0], rates[1]
+
+
+async def publish(feeder: Feeder, table: Table, rows: int, lsn: int) -> None:
+    template = table._template(lsn)
+    for start in range(0, rows, FLUSH_ROWS):
+        for n in range(start, min(start + FLUSH_ROWS, rows)):
+            after = row(n)
+            table.raw(table.key_of(after), template.create(orjson.dumps(after), lsn, n))
+        await feeder.flush()
+
+
+async def measure(brokers: str, url: str, rows: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    async with Feeder(brokers, f"b{uuid.uuid4().hex[:8]}") as feeder:
+        table = await feeder.table("orders", COLUMNS, partitions=PARTITIONS)
+        config = config_of(feeder, url)
+        for name, lsn in (("into an empty table", 100), ("upserts", 200)):
+            await publish(feeder, table, rows, lsn)
+            before = resource.getrusage(resource.RUSAGE_SELF)
+            began = time.perf_counter()
+            async with applying(config) as run:
+                async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+                    while True:
+                        try:
+                            query = "SELECT sum(next_offset) FROM _tailrace.checkpoints"
+                            at = await (await connection.execute(query)).fetchone()
+                        except psycopg.errors.UndefinedTable:
+                            at = None
+                        if at and at[0] and at[0] >= rows * (lsn // 100):
+                            break
+                        if run.task.done():
+                            run.task.result()
+                        await asyncio.sleep(0.02)
+                spent = time.perf_counter() - began
+                after = resource.getrusage(resource.RUSAGE_SELF)
+                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                await run.stop()
+            found[name] = (rows / spent, cpu / rows * 1e6, after.ru_maxrss / 1024)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=500_000)
+    rows = parser.parse_args().rows
+    with Sandbox(postgres=1, kafka=1, fast=True) as sandbox:
+        urls = sandbox.urls()
+        url, brokers = urls["postgres"][0], urls["kafka"]
+        empty, merge = bare(url, rows)
+        found = uvloop.run(measure(brokers, url, rows))
+    screen = Screen(title=f"apply, {rows} rows of 8 columns")
+    for heading in ("work", "rows/s", "of bare", "floor", "CPU us/row", "RSS MB"):
+        screen.add_column(heading, justify="left" if heading == "work" else "right")
+    screen.add_row("bare COPY + merge, empty table", f"{empty:,.0f}", "", "", "", "")
+    screen.add_row("bare COPY + merge, upserts", f"{merge:,.0f}", "", "", "", "")
+    for name, (rate, cpu, rss) in found.items():
+        base, floor = (merge, f"{FLOOR:.0%}") if name == "upserts" else (empty, "")
+        screen.add_row(
+            f"apply, {name}", f"{rate:,.0f}", f"{rate / base:.0%}", floor, f"{cpu:.1f}", f"{rss:.0f}"
+        )
+    Console().print(screen)
+    raise SystemExit(0 if found["upserts"][0] >= FLOOR * merge else 1)
+
+
+if __name__ == "__main__":
+    main()
