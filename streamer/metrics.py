@@ -119,7 +119,7 @@ def _process(record: StatusRecord) -> Iterator[Metric]:
 
 _CAPTURE_COUNTERS = {
     "published": ("tailrace_capture_events", "Events published to Kafka."),
-    "published_bytes": ("tailrace_capture_bytes", "Bytes published to Kafka: batches, as they waited, mostly compressed."),
+    "published_bytes": ("tailrace_capture_bytes", "Bytes published to Kafka, as batches, mostly compressed."),
     "flushes": ("tailrace_capture_flushes", "Kafka transactions committed."),
 }
 _CAPTURE_GAUGES = {

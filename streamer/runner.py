@@ -87,24 +87,24 @@ async def run_capture(
             if reason:
                 log.warning(reason, state=state)
 
+        error: TailraceError | None = None
         try:
             await _session(config, source, brokers, stop, status, report, clock_us)
-            waiting_since = None
         except* TailraceError as group:
-            error = gravest(group)
-            if not isinstance(error, RetryableError):
-                status.update(state="error", reason=str(error))
-                raise error from None
-            if time.monotonic() - started >= HEALTHY_S:
-                backoff_s = BACKOFF_FIRST_S
-            if str(error) != waiting_since:
-                log.warning(str(error), state="waiting")
-                waiting_since = str(error)
-            status.update(state="waiting", reason=str(error))
-            await stopped_within(stop, backoff_s * random.uniform(0.75, 1.25))
-            backoff_s = min(backoff_s * 2, BACKOFF_LIMIT_S)
-        else:
+            error = gravest(group)  # raised below: Python before 3.11.4 wraps in a group what is raised here
+        if error is None:
             return
+        if not isinstance(error, RetryableError):
+            status.update(state="error", reason=str(error))
+            raise error
+        if time.monotonic() - started >= HEALTHY_S:
+            backoff_s = BACKOFF_FIRST_S
+        if str(error) != waiting_since:
+            log.warning(str(error), state="waiting")
+            waiting_since = str(error)
+        status.update(state="waiting", reason=str(error))
+        await stopped_within(stop, backoff_s * random.uniform(0.75, 1.25))
+        backoff_s = min(backoff_s * 2, BACKOFF_LIMIT_S)
 
 
 async def _session(

@@ -37,6 +37,7 @@ IDLE_MOVE_S = 1.0  # checkpoints follow the end of an idle log, past transaction
 STOP_S = 6.0  # for the batch in hand; what is not done by then is rolled back
 # Decoded rows are many and hold no cycles: looking for some in them costs a third of the work.
 GC_THRESHOLDS = (200_000, 50, 100)
+AHEAD_RECORDS = 500  # a smaller batch is faster without a second pass over it
 TOMBSTONE_MARGIN = 1.5  # kept longer than the topics, whose segments outlive their retention
 
 log = logging.getLogger(__name__)
@@ -263,6 +264,8 @@ class Apply:
         self._handed_s = self._began_s
         if prepared.records:
             self._row_bytes += 0.2 * (prepared.bytes / prepared.records - self._row_bytes)
+            if prepared.records >= AHEAD_RECORDS:
+                await self._target.prepare(prepared.batch)
         await self._hand_over(prepared)
 
     def _fail_unverified(self, fetched: Fetched) -> None:

@@ -220,15 +220,17 @@ class Demo:
     async def _work(self, workload: Workload) -> None:
         """The shop's time, with the kills in it."""
         self._what = "the shop is at work"
+        first: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(workload.run(), name="demo workload")
                 group.create_task(self._disturb(), name="demo kills")
         except* TailraceError as failed:
-            first: BaseException = failed
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            raise first from None
+            first = failed
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        if first is not None:  # raised here: Python before 3.11.4 wraps in a group what `except*` raises
+            raise first
         done = workload.done
         self.outcome.transactions, self.outcome.changes = done.transactions, done.changes
         self.outcome.big_rows, self.outcome.truncates = done.big_rows, done.truncates

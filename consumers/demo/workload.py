@@ -87,6 +87,7 @@ class Workload:
         """
         stop = stop or asyncio.Event()
         began = self._clock()
+        lost: BaseExceptionGroup[psycopg.OperationalError] | None = None
         try:
             async with asyncio.TaskGroup() as group:
                 for number in range(self._connections):
@@ -95,7 +96,9 @@ class Workload:
                     group.create_task(self._import(began, stop), name="workload import")
                 if self._truncate:
                     group.create_task(self._clear(began, stop), name="workload truncate")
-        except* psycopg.OperationalError as lost:
+        except* psycopg.OperationalError as errors:
+            lost = errors
+        if lost is not None:  # raised here: Python before 3.11.4 wraps in a group what `except*` raises
             raise SourceUnavailable(
                 f"the workload lost its connection to the source: {lost.exceptions[0]}",
                 fix="look into the source server's log",

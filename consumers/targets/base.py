@@ -29,6 +29,7 @@ class TableChanges:
     schema_ids: set[str]
     floor: Version = BOTTOM
     floor_partition: int = 0  # where the event was that raises it
+    ready: object | None = None  # what the target's `prepare` has made of the rows, for its `apply`
 
 
 @dataclass(slots=True)
@@ -83,6 +84,9 @@ class Target(Protocol):
 
     async def checkpoints(self, places: Iterable[Place]) -> dict[Place, Checkpoint]:
         """The checkpoints, made at offset 0 where they are missing."""
+
+    async def prepare(self, batch: Batch) -> None:
+        """What can be done for a batch ahead, without the session, while another one is in the target."""
 
     async def apply(self, batch: Batch) -> Outcome: ...
 

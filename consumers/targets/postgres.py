@@ -24,7 +24,7 @@ from consumers.targets.postgres_catalog import ensure_table
 from consumers.targets.postgres_errors import Reaction, reaction_to, unavailable
 from consumers.targets.postgres_plans import Plan
 from consumers.targets.postgres_refused import find_refused
-from consumers.targets.postgres_write import Memory, write_batch
+from consumers.targets.postgres_write import Memory, make_ready, write_batch
 from streamer.config import PostgresTarget as Settings
 from streamer.config import describe_postgres
 from streamer.errors import BadRecordError, ConfigError, TargetUnavailable
@@ -174,6 +174,12 @@ class PostgresTarget:
             raise unavailable(error, self.place) from error
 
     # Batches
+
+    async def prepare(self, batch: Batch) -> None:
+        for changes in batch.tables:
+            plan = self._plans.get((changes.schema, changes.table, changes.record.id))
+            if plan is not None:
+                await make_ready(changes, plan)
 
     async def apply(self, batch: Batch) -> Outcome:
         """Raises TargetUnavailable (all of it again later) and FlowError (again without that flow)."""

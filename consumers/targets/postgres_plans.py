@@ -7,6 +7,7 @@ own, or where nested arrays would be flattened, travel as text and are cast row 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -172,6 +173,16 @@ class Plan:
                 found.append(column.encode([row[name] for row in rows]))
             except KeyError:
                 found.append(column.encode([row.get(name) for row in rows]))
+        found += versions(writes)
+        return found
+
+    async def literals_in_turns(self, columns: Sequence[Sent], writes: Sequence[Write]) -> Literals:
+        """The same, with a turn of the event loop after each column: thousands of values take a while."""
+        rows = [write.row for write in writes]
+        found = []
+        for column in columns:
+            found.append(column.encode([row.get(column.name) for row in rows]))
+            await asyncio.sleep(0)
         found += versions(writes)
         return found
 

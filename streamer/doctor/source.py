@@ -105,7 +105,9 @@ async def _replication(findings: Findings, source: PostgresSource, server: Serve
         findings.fail("replication", "a replication connection does not answer", "look into the server's log")
     except TailraceError as error:
         low = error.what.lower()
-        if "max_wal_senders" in low or ("walsender" in low and "permission" not in low):
+        if "max_wal_senders" in low or (
+            "walsender" in low and "permission" not in low and "replication role" not in low
+        ):
             what = "the server has no free WAL sender"
             fix = "raise max_wal_senders and restart the server, or stop what no longer needs one"
             findings.fail("WAL senders", what, fix, ["ALTER SYSTEM SET max_wal_senders = 20;"])

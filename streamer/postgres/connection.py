@@ -70,7 +70,7 @@ def translate(error: psycopg.Error, where: str) -> TailraceError:
     """A psycopg error as one of ours: wrong credentials and rights need a person, the rest may pass."""
     state = error.sqlstate or ""
     text = _CONNECT_PREFIX.sub("", error.diag.message_primary or str(error)).strip().replace("\n", " ")
-    if "WAL sender" in text and "permission denied" in text:
+    if ("WAL sender" in text and "permission denied" in text) or "replication role to start" in text:
         return ConfigError(
             "this role may not replicate: " + text,
             where=where,

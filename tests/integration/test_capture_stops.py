@@ -182,6 +182,7 @@ async def test_h02_a_failover_to_a_server_that_lagged(
         (server.data / "recovery.signal").touch()
         _same_owner(server.data)
         server.start()
+        await until(lambda: promoted(server.url))
         await run(server.url, "SELECT pg_switch_wal()", "INSERT INTO t VALUES (2)", "SELECT pg_switch_wal()")
         error = await fails(config)
         assert isinstance(error, PositionError)
@@ -324,9 +325,19 @@ async def test_a_row_over_the_message_limit_is_named_and_stops_the_source(
     assert [v["after"]["id"] for v in values(await events(config, "t"))] in ([1], [])
 
 
-async def test_a_slot_of_another_plugin_is_not_ours(database: str, make_config: Callable[..., Config]) -> None:
+async def test_a_slot_of_another_plugin_is_not_ours(
+    database: str, make_config: Callable[..., Config]
+) -> None:
     await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
     config = make_config(database)
     await run(database, f"SELECT pg_create_logical_replication_slot('{config.name}', 'test_decoding')")
     error = await fails(config)
     assert "is a test_decoding slot" in str(error)
+
+
+async def promoted(url: str) -> bool:
+    """A server that is ready may still be at the end of its recovery."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        row = await (await connection.execute("SELECT NOT pg_is_in_recovery()")).fetchone()
+    assert row is not None
+    return bool(row[0])

@@ -18,7 +18,7 @@ State = tuple[dict[bytes, dict[str, Any]], set[bytes]]
 
 def event(offset: int, op: str, key: int, row: dict[str, Any] | None) -> Event:
     before = {"id": key} if op == "d" else None
-    change = Change(op, before, row, 1, offset + 1, 0, "s", "public", "t", "src", 0, 0, "false", 1, 1, None)
+    change = Change(op, before, row, 1, offset + 1, 0, "s", 0, 0, None)
     placeholders = row is not None and UNAVAILABLE in row.values()
     name = None if op == "t" else orjson.dumps({"id": key})
     return Event(name, change, offset, placeholders)
@@ -131,7 +131,7 @@ def test_a_table_without_a_key_is_a_multiset(steps: list[tuple[str, int, int]]) 
             continue
         after = {"v": two if op == "u" else one} if op in "cu" else None
         before = {"v": one} if op in "ud" else None
-        change = Change(op, before, after, 1, offset + 1, 0, "s", "p", "t", "x", 0, 0, "false", 1, 1, None)
+        change = Change(op, before, after, 1, offset + 1, 0, "s", 0, 0, None)
         events.append(Event(None, change, offset, False))
     half = len(events) // 2
     found: list[int] = []
