@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 import orjson
@@ -12,7 +13,7 @@ from rich.console import Console
 from consumers.demo.demo import Demo, Running
 from consumers.demo.outcome import Outcome
 from consumers.demo.screen import Screen
-from streamer.errors import EXIT_FINDING, EXIT_OK
+from streamer.errors import EXIT_FINDING, EXIT_OK, ConfigError
 from streamer.sandbox import Sandbox
 
 SHORTEST_S = 5.0  # below it there is no middle to kill in
@@ -24,12 +25,22 @@ def demo(
     ] = False,
     seconds: Annotated[float, typer.Option(min=SHORTEST_S, help="How long the shop is at work.")] = 20.0,
     seed: Annotated[int, typer.Option(help="The same seed makes the same transactions.")] = 1,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="Where the demo's config is written (default: a temporary folder)."
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Two Postgres, a Kafka, a shop at work, two kills and a verdict: is the copy equal?
 
     Exit codes: 0 equal, 1 not equal (or nothing was killed), 2 the demo could not run.
     """
+    if config is not None and config.exists():
+        raise ConfigError(
+            f"{config} is there already", fix="name another file: the demo writes its own config"
+        )
     console = Console()
     screen = Screen(console, quiet=json)
     with screen:
@@ -37,7 +48,7 @@ def demo(
         sandbox = Sandbox(postgres=2, kafka=1, on_progress=screen.note)
         sandbox.start()
         try:
-            running = Demo(sandbox, screen, seconds=seconds, seed=seed)
+            running = Demo(sandbox, screen, seconds=seconds, seed=seed, config=config)
             outcome = asyncio.run(running.run())
             outcome.advice = _advice(running.running() if keep else None)
             kept = running.running() if keep else None
@@ -48,6 +59,8 @@ def demo(
             raise
         if not keep:
             sandbox.close()
+            if config is not None:
+                config.unlink(missing_ok=True)
     screen.verdict(outcome)
     if json:
         console.file.write(_json(outcome, kept) + "\n")

@@ -65,9 +65,12 @@ class Running:
 class Demo:
     """One run; `sandbox` is started and belongs to the caller."""
 
-    def __init__(self, sandbox: Sandbox, screen: Screen, *, seconds: float, seed: int) -> None:
+    def __init__(
+        self, sandbox: Sandbox, screen: Screen, *, seconds: float, seed: int, config: Path | None = None
+    ) -> None:
         self.outcome = Outcome(seed=seed, seconds=seconds)
         self._sandbox = sandbox
+        self._config_path = config.absolute() if config else sandbox.folder / "tailrace.yaml"
         self._screen = screen
         self._seconds = seconds
         self._seed = seed
@@ -169,10 +172,6 @@ class Demo:
         )
         self._supervisor = int(answer["pid"])
         self._screen.note(f"`tailrace run` is process {self._supervisor}; its log: {self.log_path}")
-
-    @property
-    def _config_path(self) -> Path:
-        return self._sandbox.folder / "tailrace.yaml"
 
     async def _watch(self, reader: StatusReader) -> None:
         """Keep the tally and the screen up to date. Kafka's own hiccups show as old numbers only."""

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import yaml
 
-from streamer.errors import TailraceError
+from streamer.errors import ConfigError, TailraceError
 from streamer.sandbox.detached import start_detached, stop_detached
 
 app = typer.Typer(
     help="Real PostgreSQL, Valkey and Kafka servers for a look or a test.", no_args_is_help=True
 )
 
+CONFIG_MARK = "# Written by `tailrace sandbox up -c`; `tailrace sandbox down -c` removes it.\n"
+
 Dir = Annotated[Path | None, typer.Option("--dir", help="Folder of the servers (default: a temporary one).")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="A config for these servers: `up` writes it, `down` removes it."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -26,13 +33,18 @@ def up(
     valkey: Annotated[int, typer.Option(help="How many Valkey servers.")] = 1,
     kafka: Annotated[int, typer.Option(help="Kafka: 0 or 1.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the data in --dir at the end.")] = False,
+    config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Start servers in the background and print their URLs."""
     try:
+        if config is not None:
+            check_config(config, postgres=postgres, kafka=kafka)
         state = start_detached(dir, keep=keep, postgres=postgres, valkey=valkey, kafka=kafka, on_progress=say)
     except TailraceError as error:
         fail(error)
+    if config is not None:
+        write_config(config, state["urls"])
     if as_json:
         typer.echo(json.dumps(state["urls"]))
         return
@@ -43,20 +55,54 @@ def up(
     if urls["kafka"]:
         typer.echo(f"{'kafka':9} {urls['kafka']}")
     typer.echo(f"{'folder':9} {state['folder']}")
-    typer.echo(f"{'stop':9} tailrace sandbox down" + (f" --dir {dir}" if dir else ""))
+    if config is not None:
+        typer.echo(f"{'config':9} {config}    next: tailrace run -c {config}")
+    options = (f" --dir {dir}" if dir else "") + (f" -c {config}" if config else "")
+    typer.echo(f"{'stop':9} tailrace sandbox down{options}")
 
 
 @app.command()
-def down(dir: Dir = None, as_json: Json = False) -> None:
+def down(dir: Dir = None, config: Config = None, as_json: Json = False) -> None:
     """Stop the servers and remove what they left (not the data of `up --keep`)."""
     try:
         stopped = stop_detached(dir)
     except TailraceError as error:
         fail(error)
+    if config is not None:
+        remove_config(config)
     if as_json:
         typer.echo(json.dumps({"stopped": stopped}))
     else:
         typer.echo("stopped" if stopped else "no sandbox is up here")
+
+
+def check_config(path: Path, *, postgres: int, kafka: int) -> None:
+    if path.exists():
+        raise ConfigError(f"{path} is there already", fix="name another file, or remove it")
+    if postgres < 2 or kafka < 1:
+        raise ConfigError(
+            "a config needs two PostgreSQL servers and a Kafka", fix="leave out --postgres and --kafka"
+        )
+
+
+def write_config(path: Path, urls: dict[str, Any]) -> None:
+    """The first server's public tables go to schema `mirror` of the second. It holds passwords: mode 600."""
+    source, target = urls["postgres"][:2]
+    document = {
+        "name": "sandbox",
+        "kafka": {"brokers": urls["kafka"]},
+        "sources": {"shop": {"kind": "postgres", "url": source, "tables": {"public.*": {}}}},
+        "targets": {"copy": {"kind": "postgres", "url": target}},
+        "flows": {"mirror": {"from": "shop.public.*", "to": "copy.mirror"}},
+    }
+    path.touch(mode=0o600)
+    path.write_text(CONFIG_MARK + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+
+def remove_config(path: Path) -> None:
+    """Only what `up` has written."""
+    if path.is_file() and path.read_text(encoding="utf-8").startswith(CONFIG_MARK):
+        path.unlink()
 
 
 def say(text: str) -> None:

@@ -24,6 +24,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis import Redis
 
 import streamer.sandbox.kafka
+from streamer.config import PostgresSource, load
 from streamer.sandbox import KafkaServer, PostgresServer, Sandbox, SandboxError, ValkeyServer, jars
 from streamer.sandbox.java import MINIMUM, java_program, java_version
 from streamer.sandbox.kafka import embedded_bootstrap
@@ -417,3 +418,23 @@ def test_a_jar_with_another_sum_is_refused(tmp_path: Path, monkeypatch: pytest.M
             server.join()
     assert "[repositories]" in caught.value.fix
     assert not list((tmp_path / "tailrace").rglob("*.jar"))
+
+
+def test_up_writes_a_config_for_its_servers_and_down_removes_it(tmp_path: Path) -> None:
+    folder = Path("/var/tmp") / f"tailrace-test-config-{os.getpid()}"
+    config = tmp_path / "tailrace.yaml"
+    up = sandbox_command("up", "--dir", str(folder), "--valkey", "0", "-c", str(config), "--json")
+    try:
+        urls = json.loads(up.stdout)
+        read = load(config)
+        assert read.kafka.brokers == urls["kafka"]
+        source = read.sources["shop"]
+        assert isinstance(source, PostgresSource)
+        assert source.url.get_secret_value() == urls["postgres"][0]
+        assert config.stat().st_mode & 0o777 == 0o600
+        again = sandbox_command("up", "-c", str(config))
+        assert again.returncode == 64
+        assert "is there already" in again.stderr
+    finally:
+        sandbox_command("down", "--dir", str(folder), "-c", str(config))
+    assert not config.exists()
