@@ -9,6 +9,8 @@ INSTALLED := $(VENV)/.installed
 # PostgreSQL 15, the oldest that is tested; other versions: make compat POSTGRES_BIN=/usr/lib/postgresql/16/bin
 POSTGRES_BIN ?= /usr/lib/postgresql/15/bin
 ROUNDS ?= 200
+# Most tests wait for servers: three workers, each with servers of its own, on two cores. WORKERS= for one.
+WORKERS ?= -n 3 --dist worksteal
 CODE := streamer consumers tests
 
 # What a server older than the wheel's can run: of the integration tests those about Postgres, and the whole walk.
@@ -58,7 +60,7 @@ demo: install ## two Postgres, a Kafka, a shop at work, two kills, a verdict; KE
 	@$(VENV)/bin/tailrace demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: install ## the fast suite on real servers, under 5 minutes
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(WORKERS)
 
 slow: install ## the long tests: outages of a minute, 5 million rows, cut lines
 	$(PYTHON) -m pytest -m slow
@@ -82,7 +84,7 @@ format: install ## ruff's formatting and its safe corrections
 compat: install ## an older PostgreSQL as source and as target (15; POSTGRES_BIN=DIR for another)
 	@test -x $(POSTGRES_BIN)/initdb || { \
 		echo "error: no initdb in $(POSTGRES_BIN); apt install postgresql-15, or set POSTGRES_BIN" >&2; exit 1; }
-	$(PYTHON) -m pytest $(COMPAT_TESTS) $(addprefix --deselect ,$(COMPAT_NOT)) --postgres-bin $(POSTGRES_BIN)
+	$(PYTHON) -m pytest $(WORKERS) $(COMPAT_TESTS) $(addprefix --deselect ,$(COMPAT_NOT)) --postgres-bin $(POSTGRES_BIN)
 
 # Two files from pyproject.toml: everything, and what a process of Tailrace needs to run (the Dockerfile's).
 # Both name versions and hashes, and no index.

@@ -1,7 +1,8 @@
 """Commit-to-target latency over the last minute: p50 and p99, total and in its three parts.
 
 One record's way: commit in the source -> captured -> received here -> committed in the target. Times
-are wall clocks of the machines that they were taken on; a negative difference counts as zero.
+are by this process's clock, those of other machines as `consumers.apply.clocks` corrects them; what is
+left of a difference may be negative, and counts as zero.
 """
 
 from __future__ import annotations

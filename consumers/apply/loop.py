@@ -1,8 +1,9 @@
 """`tailrace apply TARGET`: one process of a target's consumer group.
 
-Three tasks. The reader fetches and decodes the next batch while the writer has one in the target; the
-keeper reports, commits offsets to Kafka for lag tools, and sweeps. A target or a Kafka that is away
-is waited for, with the membership kept; what stops one flow leaves the others running (H24, H30).
+The reader fetches and decodes the next batch while the writer has one in the target; the keeper
+reports, commits offsets to Kafka for lag tools, and sweeps; beside them clocks are compared. A target
+or a Kafka that is away is waited for, with the membership kept; what stops one flow leaves the others
+running (H24, H30).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from aiokafka import TopicPartition
 
 from consumers.apply.assemble import Assembler, Prepared
 from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.apply.clocks import Clocks
 from consumers.apply.feed import Feed, Fetched
 from consumers.apply.report import Histogram, Report
 from consumers.apply.schemas import Schemas
@@ -96,7 +98,9 @@ class Apply:
         self._feed = Feed(kafka.brokers, kafka.security, group, flows)
         self._schemas = Schemas(kafka.brokers, kafka.security, config.name)
         self._assembler = Assembler(self._schemas)
-        self._report = Report([flow.name for flow in flows], metrics)
+        sources = {flow.name: flow.source for flow in flows}
+        self._clocks = Clocks(kafka.brokers, kafka.security, config.name, sources, status.record)
+        self._report = Report(list(sources), metrics, self._clocks.of)
         self._queue: asyncio.Queue[Prepared] = asyncio.Queue(maxsize=1)
         self._idle = asyncio.Event()  # nothing is queued or in the target
         self._idle.set()
@@ -119,15 +123,18 @@ class Apply:
         """Raises what stops every flow."""
         self._status.update(state=State.STARTING)
         keeper = asyncio.create_task(self._keep(), name="apply: keeper")
+        clocks = asyncio.create_task(self._clocks.watch(), name="apply: clocks")
         try:
             if await self._patiently("target", self._target.open):
                 await self._work()
         finally:
             keeper.cancel()
+            clocks.cancel()
             await asyncio.wait([keeper])
             await self._feed.close()
             await self._schemas.close()
             await self._target.close()
+            await asyncio.wait([clocks])  # it has closed its own connection meanwhile
 
     async def _work(self) -> None:
         writer = asyncio.create_task(self._write(), name="apply: writer")

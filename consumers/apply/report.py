@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiokafka import TopicPartition
 
 from consumers.apply.assemble import Prepared, Sample
+from consumers.apply.clocks import Offset
 from consumers.apply.feed import Standing
 from consumers.apply.latency import Latency
 from consumers.targets.base import Outcome
@@ -38,16 +40,20 @@ class FlowReport:
 class PartitionReport:
     applied_offset: int = 0
     end: int | None = None
-    last_commit_us: int | None = None  # of the last event applied, in the source
+    last_commit_us: int | None = None  # of the last event applied, by the source's clock
 
 
 class Report:
     """Written by the writer and the keeper of one process; read into a detail once a second."""
 
-    def __init__(self, flows: list[str], metrics: Histogram | None) -> None:
+    def __init__(
+        self, flows: list[str], metrics: Histogram | None, offset_of: Callable[[str], Offset | None]
+    ) -> None:
+        """`offset_of`: a flow's source's clock, None while it is not known."""
         self.flows = {flow: FlowReport() for flow in flows}
         self.partitions: dict[tuple[str, TopicPartition], PartitionReport] = {}
         self._metrics = metrics
+        self._offset_of = offset_of
 
     def applied(self, prepared: Prepared, outcome: Outcome, committed_us: int) -> None:
         now_s = time.monotonic()
@@ -59,7 +65,7 @@ class Report:
             report.guarded += outcome.guarded.get(flow, 0)
             report.rereads += outcome.rereads.get(flow, 0)
             report.recent.append((now_s, count))
-            samples = prepared.times.get(flow, [])
+            samples = self._corrected(flow, prepared.times.get(flow, []))
             if samples:
                 report.latency.add(
                     samples,
@@ -81,6 +87,14 @@ class Report:
             times = prepared.times.get(move.place.flow)
             if move.last is not None and times:
                 place.last_commit_us = times[-1][0]
+
+    def _corrected(self, flow: str, samples: list[Sample]) -> list[Sample]:
+        """Their times by this process's clock."""
+        offset = self._offset_of(flow)
+        if offset is None or not (offset.source_us or offset.capture_us):
+            return samples
+        source_us, capture_us = offset.source_us, offset.capture_us
+        return [(commit - source_us, capture - capture_us, weight) for commit, capture, weight in samples]
 
     def _observe(self, flow: str, samples: list[Sample], received_us: int, committed_us: int) -> None:
         if self._metrics is None:
@@ -116,6 +130,8 @@ class Report:
     def _flow(self, name: str, flow: FlowReport, now_s: float, now_us: int) -> dict[str, Any]:
         while flow.recent and now_s - flow.recent[0][0] > RATE_WINDOW_S:
             flow.recent.popleft()
+        offset = self._offset_of(name)
+        source_now_us = now_us + (offset.source_us if offset else 0)
         partitions = []
         for (owner, partition), report in sorted(self.partitions.items()):
             if owner != name:
@@ -123,7 +139,7 @@ class Report:
             end = report.applied_offset if report.end is None else max(report.end, report.applied_offset)
             lag = end - report.applied_offset
             since_us = report.last_commit_us
-            lag_s = round(max(0, now_us - since_us) / 1e6, 3) if lag and since_us is not None else 0.0
+            lag_s = round(max(0, source_now_us - since_us) / 1e6, 3) if lag and since_us is not None else 0.0
             partitions.append(
                 {
                     "topic": partition.topic,
@@ -144,6 +160,7 @@ class Report:
             "lag_records": sum(p["lag_records"] for p in partitions),
             "lag_s": max((p["lag_s"] for p in partitions), default=0.0),
             "latency_ms": flow.latency.snapshot(now_s),
+            "clock_offset_ms": None if offset is None else round(offset.source_us / 1000, 1),
             "partitions": partitions,
             "state": flow.state,
             "reason": flow.reason,

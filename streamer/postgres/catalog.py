@@ -15,6 +15,7 @@ from psycopg import errors, sql
 from streamer.changes.kinds import TypeFacts, kind_of
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import PostgresSource
+from streamer.config.built import unbuilt_table
 from streamer.config.patterns import is_pattern
 from streamer.errors import ConfigError
 from streamer.postgres.connection import Connection
@@ -89,6 +90,15 @@ async def list_tables(connection: Connection, source: PostgresSource) -> list[Ta
     named = (pattern for pattern, rule in source.tables.items() if rule != "exclude")
     check_named(named, [t.qualified for t in tables])
     return [t for t in tables if source.rule_for(t.schema, t.name) is not None]
+
+
+def left_out(source: PostgresSource, tables: Iterable[Table]) -> list[str]:
+    """Why tables that the config wants are not captured: their rule asks for what is not built yet."""
+    return [
+        f"{table.qualified} is not captured: {unbuilt}"
+        for table in tables
+        for unbuilt in unbuilt_table(source, table.schema, table.name)
+    ]
 
 
 async def published_columns(connection: Connection, table: Table) -> list[tuple[str, int, int]]:

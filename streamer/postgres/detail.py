@@ -18,6 +18,7 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
         "server_lsn": None,
         "lag_bytes": None,
         "lag_s": None,
+        "clock_us": None,
         "published": 0,
         "published_bytes": publisher.published_bytes,
         "copied": sum(session.copied.values()),
@@ -36,6 +37,7 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
     if watch is not None and watch.observed.server_lsn:
         observed = watch.observed
         detail["server_lsn"] = observed.server_lsn
+        detail["clock_us"] = observed.clock_us
         detail["slot"] = {"wal_bytes": observed.slot_bytes, "active": observed.slot_active}
         detail["findings"] = list(observed.findings)
     copying = session.copying

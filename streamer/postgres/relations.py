@@ -41,10 +41,8 @@ class Relations:
     async def captured(self, connection: Connection, relation: Relation) -> CapturedTable | None:
         """The table of a Relation message; None when the config leaves it out."""
         schema, name = relation.schema, relation.name
-        if self._source.rule_for(schema, name) is None:
+        if self._source.rule_for(schema, name) is None or unbuilt_table(self._source, schema, name):
             return None
-        for unbuilt in unbuilt_table(self._source, schema, name):
-            raise unbuilt.error(f"{schema}.{name}")
         topic = data_topic(self._source.name, schema, name)
         await self._publisher.ensure_topics([topic])
         frozen = self.frozen.get((schema, name))

@@ -211,7 +211,9 @@ class Session:
         log.info("first copy", source=source.name, epoch=plan.epoch, why=plan.why)
         tables = await catalog.list_tables(control, source)
         check_topics([(source.name, table.schema, table.name) for table in tables])
-        self._refuse_unbuilt(tables)
+        for sentence in catalog.left_out(source, tables):
+            log.warning(sentence)
+        tables = [table for table in tables if not unbuilt_table(source, table.schema, table.name)]
         publications = catalog.Publications(source.publication.name, tuple(tables))
         await catalog.make_publications(control, publications, manage=source.publication.manage)
         for table in publications.insert_only:
@@ -260,11 +262,6 @@ class Session:
                 fix="drop a slot nobody uses (SELECT slot_name, active FROM pg_replication_slots), or raise "
                 "max_replication_slots and restart the server",
             ) from error
-
-    def _refuse_unbuilt(self, tables: list[catalog.Table]) -> None:
-        for table in tables:
-            for unbuilt in unbuilt_table(self.source, table.schema, table.name):
-                raise unbuilt.error(table.qualified)
 
     async def _copy_tables(
         self, reader: Connection, items: list[SnapshotTable], position: Position, *, floor: bool

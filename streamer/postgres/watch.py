@@ -6,20 +6,44 @@ lost, so the capture must end (H30). Findings are sentences for `status`; each n
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import median_low
 
 import psycopg
 from psycopg import errors
 
 from streamer.changes.lsn import parse_lsn
 from streamer.config import PostgresSource
+from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, FatalError, SourceUnavailable
-from streamer.postgres.catalog import Publications, Table, add_if_empty, list_tables, publication_tables
+from streamer.postgres.catalog import (
+    Publications,
+    Table,
+    add_if_empty,
+    left_out,
+    list_tables,
+    publication_tables,
+)
 from streamer.postgres.connection import Connection, place, translate
 from streamer.postgres.history import reset_fix
 
 HEARTBEAT_PREFIX = "tailrace.heartbeat"
+CLOCK_LOOKS = 5  # two slow answers of five change nothing; a clock that was set is noticed after three
+
+
+class ServerClock:
+    """The server's clock less ours: by the middle of each round trip, the median of the last few."""
+
+    def __init__(self) -> None:
+        self._differences_us: deque[int] = deque(maxlen=CLOCK_LOOKS)
+
+    def add(self, *, asked_us: int, round_trip_us: int, server_us: int) -> int:
+        """A look: when it was asked, by our clock, and what the server's clock was. -> microseconds"""
+        self._differences_us.append(server_us - asked_us - round_trip_us // 2)
+        return median_low(self._differences_us)
 
 
 @dataclass(slots=True)
@@ -42,10 +66,12 @@ class Watch:
         self._where = place(source.url.get_secret_value())
         self._publication_oids: dict[str, int] | None = None
         self._insert_only_changes: dict[str, int] = {}
+        self._clock = ServerClock()
         self.observed = Observed()
 
     async def look(self, now_us: int) -> None:
         """Every second: WAL end, slot, clock. Raises when the lock's connection is gone."""
+        asked_s = time.monotonic()
         try:
             cursor = await self._connection.execute(
                 """SELECT pg_current_wal_flush_lsn()::text, s.active,
@@ -57,12 +83,15 @@ class Watch:
             row = await cursor.fetchone()
         except psycopg.Error as error:
             raise translate(error, self._where) from error
+        round_trip_us = int((time.monotonic() - asked_s) * 1e6)
         assert row is not None
         observed = self.observed
         observed.server_lsn = parse_lsn(row[0])
         observed.slot_active = bool(row[1])
         observed.slot_bytes = int(row[2])
-        observed.clock_us = int(row[3]) - now_us
+        observed.clock_us = self._clock.add(
+            asked_us=now_us, round_trip_us=round_trip_us, server_us=int(row[3])
+        )
 
     async def heartbeat(self) -> None:
         """A message in the WAL of an idle database, so that the slot can follow the server."""
@@ -97,12 +126,13 @@ class Watch:
 
     async def _inspect(self) -> list[str]:
         source, name = self._source, self._source.name
-        tables = await list_tables(self._connection, source)
+        wanted = await list_tables(self._connection, source)
+        tables = [table for table in wanted if not unbuilt_table(source, table.schema, table.name)]
         publications = Publications(source.publication.name, tuple(tables))
         await self._same_publications(publications)
         present = await publication_tables(self._connection, publications.name, publications.inserts_name)
         published = set().union(*present.values()) if present else set()
-        findings = []
+        findings = left_out(source, wanted)
         for table in tables:
             if table.qualified in published:
                 continue

@@ -115,7 +115,7 @@ async def test_h03_a_killed_first_copy_starts_again_as_a_reset(
         assert capture.status.record.detail["epoch"] == 2
     second = [v for v in values(await events(config, "t")) if v["source"]["epoch"] == 2]
     assert len([v for v in second if v["op"] == "r"]) == 30000
-    assert len([v for v in second if v["op"] == "m"]) == 1
+    assert [v["source"]["epoch"] for v in values(await events(config, "t"), floors=True)] == [2]
 
 
 async def test_h08_the_copy_holds_every_table_from_before_the_slot(
@@ -154,7 +154,7 @@ async def test_h22_identity_full_uses_the_primary_key(
         await run(database, "INSERT INTO t VALUES (1, 'a')", "UPDATE t SET v = 'b'", "UPDATE t SET id = 2")
         await capture.caught_up()
     found = await events(config, "t")
-    assert {r.key for r in found} == {b'{"id":1}', b'{"id":2}'}
+    assert {r.key for r in found} - {None} == {b'{"id":1}', b'{"id":2}'}
     assert [(v["op"], v["before"]) for v in values(found)] == [
         ("c", None),
         ("u", {"id": 1, "v": "a"}),

@@ -1,0 +1,81 @@
+"""Latency across machines on a real Kafka: the heartbeats of a capture elsewhere correct its events' times."""
+
+from __future__ import annotations
+
+import time
+
+import orjson
+import pytest
+
+from consumers.apply import clocks
+from streamer.changes.envelope import SourceTemplate
+from streamer.status import State, StatusWriter
+from tests.harness.feeder import Feeder, Table, applying, config_of
+
+SERVER_AHEAD_S = 30  # of the capture's host
+HOST_AHEAD_S = -10  # of ours
+COLUMNS = [("id", "integer", "number"), ("name", "text", "text"), ("note", "text", "text")]
+
+
+def at_us(seconds: float) -> int:
+    """So many seconds from now."""
+    return time.time_ns() // 1000 + int(seconds * 1e6)
+
+
+def event(table: Table, source: str, lsn: int) -> None:
+    """Committed a second ago, captured half a second ago, by clocks that are off."""
+    record = table.record
+    template = SourceTemplate(
+        version="0.1.0",
+        name=source,
+        db="db",
+        schema=record.schema,
+        table=record.table,
+        schema_id=record.id,
+        epoch=1,
+    ).transaction(
+        commit_us=at_us(SERVER_AHEAD_S + HOST_AHEAD_S - 1),
+        xid=700,
+        commit_lsn=lsn,
+        previous_commit_lsn=None,
+        now_us=at_us(HOST_AHEAD_S - 0.5),
+        snapshot="false",
+    )
+    row = {"id": lsn, "name": "n", "note": None}
+    table.raw(table.key_of(row), template.create(orjson.dumps(row), lsn, 0))
+
+
+async def test_latency_is_by_one_clock_when_three_machines_differ(
+    kafka: str, kafka_name: str, target_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clocks, "LOOK_S", 0.2)
+    async with Feeder(kafka, kafka_name) as feeder:
+        table = await feeder.table("people", COLUMNS)
+        capture = StatusWriter(
+            kafka,
+            None,
+            kafka_name,
+            kind="capture",
+            part_name=feeder.source,
+            clock_us=lambda: at_us(HOST_AHEAD_S),
+        )
+        async with applying(config_of(feeder, target_database)) as run, run.status:
+            await run.until(lambda: bool(run.flow()), "a report")
+            assert run.flow()["clock_offset_ms"] is None
+
+            capture.update(state=State.STREAMING, detail={"clock_us": int(SERVER_AHEAD_S * 1e6)})
+            async with capture:
+                expected_ms = (SERVER_AHEAD_S + HOST_AHEAD_S) * 1000
+                await run.until(
+                    lambda: abs((run.flow()["clock_offset_ms"] or 0) - expected_ms) < 1500, "the offset"
+                )
+                event(table, feeder.source, 100)
+                await feeder.flush()
+                await run.until(lambda: run.flow()["latency_ms"] is not None, "a latency")
+                latency = run.flow()["latency_ms"]
+                assert 500 < latency["p50"] < 8000, "without a correction it would be below zero"
+                assert 0.05 < latency["capture_p50"] < 3000, "without a correction it would be 29.5 s"
+                assert latency["kafka_p50"] < 8000, "without a correction it would be 10.5 s"
+            await run.settled(feeder)
+            assert run.flow()["clock_offset_ms"] is not None, "the capture has ended: the last known stays"
+            await run.stop()
