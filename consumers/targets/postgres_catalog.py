@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from consumers.targets.postgres_state import ENSURE_FLOOR, LOCK, Connection
+from streamer.changes.fitting import fits_type
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.errors import ConfigError
 
@@ -184,29 +185,11 @@ def check_table(table: TargetTable, record: SchemaRecord, known: dict[str, str],
         _check_column(table, column, known.get(column.type), where, relation)
 
 
-# What a column of another type takes without loss, by typname.
-_WIDER = {
-    "int2": {"int4", "int8", "numeric", "float4", "float8"},
-    "int4": {"int8", "numeric", "float8"},
-    "int8": {"numeric"},
-    "oid": {"int8", "numeric"},
-    "float4": {"float8"},
-    "varchar": {"bpchar"},
-    "name": {"bpchar"},
-    "date": {"timestamp"},
-    "json": {"jsonb"},
-    "bit": {"varbit"},
-}
-_ANY_TEXT = {"text", "varchar", "citext"}
-
-
 def _check_column(table: TargetTable, column: Column, known: str | None, where: str, relation: str) -> None:
     target = table.columns[column.name]
     if target.generated:
         return
-    if target.internal == known or target.internal in _ANY_TEXT:
-        return
-    if known is not None and target.internal in _WIDER.get(known, ()):
+    if fits_type(column.type, target.full_type):
         return
     if known is None and not target.builtin:
         return  # a type of the user's own under another name: its input function decides

@@ -154,8 +154,10 @@ async def ensure(connection: Connection, group: str) -> UUID:
 
 
 async def _create(connection: Connection) -> None:
+    # IF NOT EXISTS asks for the right to make it even where it is there, made by an administrator.
+    there = await _one(connection, "SELECT to_regnamespace('_tailrace') IS NOT NULL")
     try:
-        for statement in _DDL:
+        for statement in _DDL[1:] if there[0] else _DDL:
             await connection.execute(statement, prepare=False)
     except errors.InsufficientPrivilege as error:
         user, database = connection.info.user, connection.info.dbname

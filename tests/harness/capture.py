@@ -148,9 +148,7 @@ async def events(config: Config, table: str) -> list[ConsumerRecord[bytes, bytes
     return await read_to_end(config.kafka.brokers, None, ranges, committed=True)
 
 
-def values(
-    records: list[ConsumerRecord[bytes, bytes]], *, floors: bool = False
-) -> list[dict[str, Any]]:
+def values(records: list[ConsumerRecord[bytes, bytes]], *, floors: bool = False) -> list[dict[str, Any]]:
     """Events in the order of their versions: those of rows, or the floors that end a first copy."""
     found = [orjson.loads(r.value) for r in records if r.value is not None]
     found = [value for value in found if (value["op"] == "m") == floors]

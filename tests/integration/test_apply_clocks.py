@@ -1,4 +1,4 @@
-"""Latency across machines on a real Kafka: the heartbeats of a capture elsewhere correct its events' times."""
+"""Latency across machines on a real Kafka: a remote capture's heartbeats correct its events' times."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ async def test_latency_is_by_one_clock_when_three_machines_differ(
                 await feeder.flush()
                 await run.until(lambda: run.flow()["latency_ms"] is not None, "a latency")
                 latency = run.flow()["latency_ms"]
-                assert 500 < latency["p50"] < 8000, "without a correction it would be below zero"
-                assert 0.05 < latency["capture_p50"] < 3000, "without a correction it would be 29.5 s"
-                assert latency["kafka_p50"] < 8000, "without a correction it would be 10.5 s"
+                assert 900 < latency["p50"] < 8000, "uncorrected it is below zero"
+                assert 450 < latency["capture_p50"] < 600, "uncorrected it is below zero"
+                assert 400 < latency["kafka_p50"] < 8000, "uncorrected it is 10.5 s"
             await run.settled(feeder)
             assert run.flow()["clock_offset_ms"] is not None, "the capture has ended: the last known stays"
             await run.stop()

@@ -148,7 +148,7 @@ async def test_a_table_that_was_there_gets_version_columns(feeder: Feeder, targe
     await execute(
         target_database,
         "CREATE SCHEMA mirror",
-        "CREATE TABLE mirror.people (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name varchar(50),"
+        "CREATE TABLE mirror.people (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name varchar,"
         " note text, own int DEFAULT 7, twice text GENERATED ALWAYS AS (name || name) STORED)",
         "INSERT INTO mirror.people (name) VALUES ('before'), ('kept')",
     )
@@ -182,6 +182,26 @@ async def test_a_newer_format_is_refused(feeder: Feeder, target_database: str) -
     await execute(target_database, "UPDATE _tailrace.identity SET format = 99")
     async with applying(config_of(feeder, target_database)) as run:
         assert "format 99" in str(await run.fails())
+
+
+async def test_a_role_without_create_uses_the_schemas_that_an_administrator_made(
+    feeder: Feeder, target_database: str
+) -> None:
+    role = f"r_{feeder.name}"
+    await execute(
+        target_database,
+        f"CREATE ROLE {role} LOGIN PASSWORD 'secret-word'",
+        f"CREATE SCHEMA _tailrace AUTHORIZATION {role}",
+        f"CREATE SCHEMA mirror AUTHORIZATION {role}",
+    )
+    given = psycopg.conninfo.conninfo_to_dict(target_database)
+    url = f"postgresql://{role}:secret-word@{given['host']}:{given['port']}/{given['dbname']}"
+    table = await feeder.table("people", COLUMNS)
+    table.create({"id": 1, "name": "a", "note": None}, 100)
+    await feeder.flush()
+    async with applying(config_of(feeder, url)) as run:
+        await run.rows(target_database, "SELECT id FROM mirror.people", [(1,)])
+    await execute(target_database, f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}")
 
 
 async def test_a_missing_privilege_is_waited_for_with_its_cure(feeder: Feeder, target_database: str) -> None:
