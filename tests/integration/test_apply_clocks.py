@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import orjson
 import pytest
 
 from consumers.apply import clocks
 from streamer.changes.envelope import SourceTemplate
+from streamer.config import Config
 from streamer.status import State, StatusWriter
+from tests.harness.capture import capturing, run
 from tests.harness.feeder import Feeder, Table, applying, config_of
 
 SERVER_AHEAD_S = 30  # of the capture's host
@@ -59,23 +62,30 @@ async def test_latency_is_by_one_clock_when_three_machines_differ(
             part_name=feeder.source,
             clock_us=lambda: at_us(HOST_AHEAD_S),
         )
-        async with applying(config_of(feeder, target_database)) as run, run.status:
-            await run.until(lambda: bool(run.flow()), "a report")
-            assert run.flow()["clock_offset_ms"] is None
+        async with applying(config_of(feeder, target_database)) as apply, apply.status:
+            await apply.until(lambda: bool(apply.flow()), "a report")
+            assert apply.flow()["clock_offset_ms"] is None
 
             capture.update(state=State.STREAMING, detail={"clock_us": int(SERVER_AHEAD_S * 1e6)})
             async with capture:
                 expected_ms = (SERVER_AHEAD_S + HOST_AHEAD_S) * 1000
-                await run.until(
-                    lambda: abs((run.flow()["clock_offset_ms"] or 0) - expected_ms) < 1500, "the offset"
+                await apply.until(
+                    lambda: abs((apply.flow()["clock_offset_ms"] or 0) - expected_ms) < 1500, "the offset"
                 )
                 event(table, feeder.source, 100)
                 await feeder.flush()
-                await run.until(lambda: run.flow()["latency_ms"] is not None, "a latency")
-                latency = run.flow()["latency_ms"]
+                await apply.until(lambda: apply.flow()["latency_ms"] is not None, "a latency")
+                latency = apply.flow()["latency_ms"]
                 assert 900 < latency["p50"] < 8000, "uncorrected it is below zero"
                 assert 450 < latency["capture_p50"] < 600, "uncorrected it is below zero"
                 assert 400 < latency["kafka_p50"] < 8000, "uncorrected it is 10.5 s"
-            await run.settled(feeder)
-            assert run.flow()["clock_offset_ms"] is not None, "the capture has ended: the last known stays"
-            await run.stop()
+            await apply.settled(feeder)
+            assert apply.flow()["clock_offset_ms"] is not None, "the capture has ended: the last known stays"
+            await apply.stop()
+
+
+async def test_a_capture_tells_its_servers_clock(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    async with capturing(make_config(database)) as capture:
+        await capture.until(lambda: capture.status.record.detail.get("clock_us") is not None)
+        assert abs(capture.status.record.detail["clock_us"]) < 1_000_000, "one machine, one clock"
