@@ -179,7 +179,8 @@ class _Line:
                 conflicts += 1
                 if conflicts > CONFLICT_RETRIES:
                     raise
-            except psycopg.OperationalError:
+            except (psycopg.OperationalError, psycopg.Rollback):
+                # A Rollback comes out only when the line was lost before it could be sent.
                 await self.close()
                 if not self._survive:
                     raise

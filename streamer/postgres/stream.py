@@ -176,7 +176,9 @@ class Stream:
         publisher, progress = self._publisher, self.progress
         while not self._stopping:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), IDLE_FLUSH_S)
+                # Not wait_for: until Python 3.12 it loses a cancellation that meets the event's being set.
+                async with asyncio.timeout(IDLE_FLUSH_S):
+                    await self._work.wait()
             self._work.clear()
             waiting = publisher.waiting_records
             if waiting or self._idle_advance_due():
