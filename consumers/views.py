@@ -190,6 +190,10 @@ def build(config: Config, records: Iterable[StatusRecord], at_us: int) -> Status
     for flow in _flows(config):
         flows.append(_flow(config, flow, parts, everything, findings))
     _part_findings(config, parts, findings)
+    for part in parts.values():
+        if part.part.startswith("apply:"):
+            notes = [note for record in part.living for note in record.detail.get("findings") or ()]
+            findings += [Finding(_RANK[FlowState.STALLED], part.part, note) for note in notes]
     findings.sort(key=lambda f: -f.rank)
     shown_parts = [_part(part, record) for part in parts.values() for record in part.records]
     return Status(config.name, at_us, _without_repeats(findings), sources, flows, shown_parts)

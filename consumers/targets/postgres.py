@@ -40,7 +40,8 @@ _SESSION = """SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'iso_8601'; SET Ti
 SET bytea_output = 'hex'; SET extra_float_digits = 1; SET lc_monetary = 'C'; SET jit = off;
 SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
 SET plan_cache_mode = force_generic_plan; SET statement_timeout = 0;
-SET idle_in_transaction_session_timeout = '60s'"""
+SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = 0; SET quote_all_identifiers = off;
+SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off"""
 
 
 class PostgresTarget:

@@ -108,7 +108,9 @@ class Plan:
         )
         if not guarded or not self.key:
             return statement
-        rest = [quote(c.name) for c in self.columns if c not in self.key] + list(_VERSION)
+        # Keys that are equal may be spelt in two ways (1.0 and 1.00); an identity column may not be set.
+        spelt = [c for c in self.columns if c not in self.key or not c.exact]
+        rest = [quote(c.name) for c in spelt] + list(_VERSION)
         sets = ", ".join(f"{name} = excluded.{name}" for name in rest)
         key = ", ".join(quote(c.name) for c in self.key)
         return f"{statement} ON CONFLICT ({key}) DO UPDATE SET {sets} WHERE {STORED} <= {EXCLUDED}"

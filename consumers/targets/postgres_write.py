@@ -103,7 +103,8 @@ async def write_batch(
         await _move(connection, batch, moves)
         await connection.execute("COMMIT")
     await _count(counted, outcome)
-    memory.buried.update(buried)
+    for place, version in buried.items():  # a replayed delete must not lower what is remembered
+        memory.buried[place] = max(memory.buried.get(place, BOTTOM), version)
     for changes, _ in rereads:
         memory.flagged.add((changes.flow, changes.topic))
         outcome.rereads[changes.flow] = outcome.rereads.get(changes.flow, 0) + 1

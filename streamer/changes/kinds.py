@@ -45,6 +45,7 @@ Decoder = Callable[[Any], str]  # what orjson.loads gives -> Postgres's text; Ba
 
 UNAVAILABLE = "__debezium_unavailable_value"  # stands for a TOAST value that is not in the WAL
 UNAVAILABLE_JSON = dumps(UNAVAILABLE)
+UNAVAILABLE_SPELT_OUT = UNAVAILABLE_JSON.replace(b'"_', b'"\\u005f', 1)
 
 ARRAY = "array:"
 
@@ -167,7 +168,9 @@ def _unknown(kind: str) -> BadRecordError:
 
 
 def encode_text(raw: bytes) -> bytes:
-    return dumps(raw.decode())
+    """Text that happens to be the placeholder is spelt with an escape: the same JSON string, other bytes."""
+    text = dumps(raw.decode())
+    return text if text != UNAVAILABLE_JSON else UNAVAILABLE_SPELT_OUT
 
 
 def encode_number(raw: bytes) -> bytes:

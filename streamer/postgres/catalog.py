@@ -35,6 +35,7 @@ class Table:
     identity: str  # d(efault) n(othing) f(ull) i(ndex)
     primary_key: tuple[str, ...]  # in the index's order
     has_index_identity: bool
+    partitioned: bool = False
 
     @property
     def qualified(self) -> str:
@@ -74,9 +75,9 @@ async def list_tables(connection: Connection, source: PostgresSource) -> list[Ta
         SELECT n.nspname, c.relname, c.oid::bigint, c.relreplident::text,
                coalesce((SELECT array_agg(a.attname::text ORDER BY k.place)
                          FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place), pg_attribute a
-                         WHERE i.indrelid = c.oid AND i.indisprimary
+                         WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate
                            AND a.attrelid = c.oid AND a.attnum = k.attnum), '{}'),
-               EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident)
+               EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident), c.relkind = 'p'
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
           AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
@@ -84,8 +85,8 @@ async def list_tables(connection: Connection, source: PostgresSource) -> list[Ta
         """
     )
     tables = [
-        Table(schema, name, oid, identity, tuple(key), has_index)
-        for schema, name, oid, identity, key, has_index in await cursor.fetchall()
+        Table(schema, name, oid, identity, tuple(key), has_index, partitioned)
+        for schema, name, oid, identity, key, has_index, partitioned in await cursor.fetchall()
     ]
     named = (pattern for pattern, rule in source.tables.items() if rule != "exclude")
     check_named(named, [t.qualified for t in tables])
@@ -116,7 +117,7 @@ async def identity_columns(connection: Connection, table: Table) -> tuple[str, .
     """The columns the stream's Relation message will flag for this table's replica identity."""
     if table.identity == "f":
         return tuple(name for name, _, _ in await published_columns(connection, table))
-    which = {"d": "i.indisprimary", "i": "i.indisreplident"}.get(table.identity)
+    which = {"d": "i.indisprimary AND i.indimmediate", "i": "i.indisreplident"}.get(table.identity)
     if which is None:
         return ()
     cursor = await connection.execute(
@@ -167,7 +168,7 @@ async def primary_key(connection: Connection, schema: str, table: str) -> tuple[
         """SELECT a.attname FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
            JOIN pg_namespace n ON n.oid = c.relnamespace
            JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
-           WHERE i.indisprimary AND n.nspname = %s AND c.relname = %s ORDER BY a.attnum""",
+           WHERE i.indisprimary AND i.indimmediate AND n.nspname = %s AND c.relname = %s ORDER BY a.attnum""",
         (schema, table),
     )
     return tuple(row[0] for row in await cursor.fetchall())

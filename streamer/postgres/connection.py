@@ -37,6 +37,9 @@ SESSION_SETTINGS = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "lock_timeout": "0",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read\\ committed",  # a space in libpq's options is escaped
+    "quote_all_identifiers": "off",
     "row_security": "off",  # rows hidden from this role are an error, not missing from the copy
 }
 CONNECT_TIMEOUT_S = 10

@@ -40,6 +40,7 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
         detail["clock_us"] = observed.clock_us
         detail["slot"] = {"wal_bytes": observed.slot_bytes, "active": observed.slot_active}
         detail["findings"] = list(observed.findings)
+        detail["looks"] = observed.looks
     copying = session.copying
     if copying is not None:
         detail["snapshot"] = {

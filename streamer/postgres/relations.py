@@ -37,6 +37,7 @@ class Relations:
         self._database = database
         self._epoch = epoch
         self.frozen = dict(frozen)  # (schema, table) -> key columns
+        self._owners = {data_topic(source.name, *table): table for table in frozen}
 
     async def captured(self, connection: Connection, relation: Relation) -> CapturedTable | None:
         """The table of a Relation message; None when the config leaves it out."""
@@ -44,6 +45,8 @@ class Relations:
         if self._source.rule_for(schema, name) is None or unbuilt_table(self._source, schema, name):
             return None
         topic = data_topic(self._source.name, schema, name)
+        if self._owners.setdefault(topic, (schema, name)) != (schema, name):
+            return None  # another table has this topic; the watch says so
         await self._publisher.ensure_topics([topic])
         frozen = self.frozen.get((schema, name))
         primary = await catalog.primary_key(connection, schema, name) if relation.identity == "f" else ()

@@ -101,8 +101,10 @@ class SnapshotCopy:
         A table without rows gets one in any case, so that the targets make the table.
         """
         self._progress.table = item.table.qualified
-        command = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(
-            sql.SQL(", ").join(map(sql.Identifier, item.columns)), item.table.identifier
+        # Rows of a table that inherits are its own in the stream; a partitioned root has none of its own.
+        only = sql.SQL("") if item.table.partitioned else sql.SQL("ONLY ")
+        command = sql.SQL("COPY (SELECT {} FROM {}{}) TO STDOUT").format(
+            sql.SQL(", ").join(map(sql.Identifier, item.columns)), only, item.table.identifier
         )
         stream = await start_copy(self._reader, command.as_bytes(self._reader))
         await self._rows(stream, item, last_table)

@@ -297,6 +297,7 @@ class Session:
         assert self.watch is not None
         slot = await read_slot(control, self.source.slot.name)
         assert slot is not None  # we stream from it
+        self.watch.captured = relations.frozen
         rejoin = history.Rejoin(self.source.name, position, slot.confirmed_flush_lsn)
         self.transactions = Transactions(position, rejoin, messages=relations.messages(), now_us=self._now_us)
         async with connect(self._url, application="tailrace catalog") as catalog_connection:

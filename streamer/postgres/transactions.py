@@ -358,9 +358,10 @@ class Transactions:
             return
         if self._in_transaction:
             raise DecodeError("a non-transactional message inside a transaction", offset=_HEADER_BYTES)
-        if message.lsn < self._lsn:
+        # Outside a transaction its LSN is where its record ends: a place that the server has written.
+        if message.lsn <= self._lsn:
             return
-        self.keepalive(message.lsn + 1)
+        self.keepalive(message.lsn)
         if not own:
             self._publish_message(message, message.lsn, 0, self._now_us(), None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median_low
 
@@ -16,6 +16,7 @@ import psycopg
 from psycopg import errors
 
 from streamer.changes.lsn import parse_lsn
+from streamer.changes.topics import data_topic
 from streamer.config import PostgresSource
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, FatalError, SourceUnavailable
@@ -28,6 +29,7 @@ from streamer.postgres.catalog import (
     publication_tables,
 )
 from streamer.postgres.connection import Connection, place, translate
+from streamer.postgres.ground import Ground, read_facts
 from streamer.postgres.history import reset_fix
 
 HEARTBEAT_PREFIX = "tailrace.heartbeat"
@@ -55,6 +57,7 @@ class Observed:
     slot_active: bool = False
     clock_us: int = 0
     findings: list[str] = field(default_factory=list)
+    looks: int = 0  # at the catalogue, in this session
 
 
 class Watch:
@@ -67,6 +70,8 @@ class Watch:
         self._publication_oids: dict[str, int] | None = None
         self._insert_only_changes: dict[str, int] = {}
         self._clock = ServerClock()
+        self._ground = Ground(source.name)
+        self.captured: Mapping[tuple[str, str], object] = {}  # (schema, table) of this epoch's tables
         self.observed = Observed()
 
     async def look(self, now_us: int) -> None:
@@ -123,6 +128,7 @@ class Watch:
                 "look at why the capture is behind, or give the server more disk"
             )
         self.observed.findings = findings
+        self.observed.looks += 1
 
     async def _inspect(self) -> list[str]:
         source, name = self._source, self._source.name
@@ -133,8 +139,31 @@ class Watch:
         present = await publication_tables(self._connection, publications.name, publications.inserts_name)
         published = set().union(*present.values()) if present else set()
         findings = left_out(source, wanted)
-        for table in tables:
+        findings += self._ground.compare(
+            await read_facts(self._connection, publications.name, publications.inserts_name)
+        )
+        topics: dict[str, Table] = {}
+        for table in sorted(tables, key=lambda table: table.qualified not in published):
+            first = topics.setdefault(data_topic(name, table.schema, table.name), table)
+            if first is not table:
+                findings.append(
+                    f"{table.qualified} is not captured: its topic would be that of {first.qualified}; "
+                    "rename one of them, or exclude it in `tables:`"
+                )
+                continue
             if table.qualified in published:
+                in_full = table.qualified in present.get(publications.name, ())
+                if not table.insert_only and not in_full:
+                    findings.append(
+                        f"{table.qualified} has a key or a replica identity now, but only its INSERT and "
+                        f"TRUNCATE are captured: `tailrace reset {name}` captures all of it"
+                    )
+                continue
+            if (table.schema, table.name) in self.captured:
+                findings.append(
+                    f"{table.qualified} was captured before and is out of its publication (dropped and made "
+                    f"again, or taken out): `tailrace reset {name}` copies it again"
+                )
                 continue
             home = publications.inserts_name if table.insert_only else publications.name
             if source.publication.manage and home in present:

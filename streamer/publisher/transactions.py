@@ -154,7 +154,7 @@ class Turns:
         """Fetch the metadata of topics that exist, so that no flush waits for it."""
         with kafka_errors("reading metadata", brokers=self._brokers):
             async with asyncio.timeout(CONNECT_DEADLINE_S):
-                for producer in self._producers:
+                for producer in tuple(self._producers):  # a flush turns them meanwhile
                     for topic in topics:
                         await producer.partitions_for(topic)
 

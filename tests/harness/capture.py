@@ -52,6 +52,15 @@ class Capture:
                     raise AssertionError("the capture ended before the state was reached")
                 await asyncio.sleep(0.02)
 
+    @property
+    def findings(self) -> list[str]:
+        return list(self.status.record.detail.get("findings") or ())
+
+    @property
+    def looks(self) -> int:
+        """How often the catalogue has been looked at in this session."""
+        return int(self.status.record.detail.get("looks") or 0)
+
     async def state(self, state: str) -> None:
         await self.until(lambda: self.status.record.state == state)
 

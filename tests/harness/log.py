@@ -182,7 +182,7 @@ class LogChecker:
 
     def _snapshot_row(self, table: _Table, record: Any, epoch: int, where: str) -> None:
         place = self._places[TopicPartition(record.topic, record.partition)]
-        if epoch < place.version[0] or (epoch == place.version[0] and place.version[2] > 0):
+        if epoch < place.version[0] or (epoch == place.version[0] and place.version[2] >= 0):
             self.found.regressed += 1
             self.found.note(f"{where}: a snapshot row of epoch {epoch} after {place.version}")
         if record.key is None or not self._fold:

@@ -38,6 +38,7 @@ class Hand:
         before: dict[str, Any] | None = None,
         partition: int | None = None,
         prefix: str | None = None,
+        table: str = "t",
     ) -> None:
         either = row or before
         key = orjson.dumps({"id": either["id"]}) if either else None
@@ -47,7 +48,7 @@ class Hand:
             "after": row,
             "source": {
                 "schema": "public",
-                "table": "t",
+                "table": table,
                 "epoch": epoch,
                 "commit_lsn": commit_lsn,
                 "ordinal": ordinal,
@@ -127,6 +128,50 @@ async def test_a_snapshot_row_twice(hand_and_checker: tuple[Hand, LogChecker]) -
         await hand.event("r", (epoch, 100, 0), row={"id": 1, "v": "x"})
     await checker.read()
     assert checker.report().doubled == 1
+
+
+async def test_snapshot_rows_and_tables_in_the_wrong_place(
+    hand_and_checker: tuple[Hand, LogChecker],
+) -> None:
+    hand, checker = hand_and_checker
+    row = {"id": 1, "v": "x"}
+    await hand.event("r", (1, 100, 0), row=row)
+    await hand.event("c", (1, 120, 0), row=row)
+    await hand.event("r", (1, 100, 0), row={**row, "id": 3})  # ids 1 and 3 share a partition
+    await checker.read()
+    assert crc32(b'{"id":1}') % PARTITIONS == crc32(b'{"id":3}') % PARTITIONS
+    assert (checker.report().regressed, checker.report().misplaced) == (1, 0)
+    await hand.event("u", (1, 130, 0), row=row, table="u")
+    await checker.read()
+    assert (checker.report().regressed, checker.report().misplaced) == (1, 1)
+    assert not checker.report().ok
+
+
+@pytest.mark.parametrize(
+    ("spoil", "lacks", "too_much"),
+    [
+        ("UPDATE t SET v = 'two ' WHERE id = 2", 1, 1),
+        ("UPDATE t SET v = '' WHERE id = 3", 1, 1),
+        ("INSERT INTO t VALUES (4, NULL)", 1, 0),
+        ("DELETE FROM t WHERE id = 1", 0, 1),
+        ("INSERT INTO t VALUES (1, 'one')", 1, 0),
+    ],
+)
+async def test_the_fold_finds_each_difference(
+    hand_and_checker: tuple[Hand, LogChecker], database: str, spoil: str, lacks: int, too_much: int
+) -> None:
+    hand, checker = hand_and_checker
+    with psycopg.connect(database) as connection:
+        connection.execute("CREATE TABLE t (id int, v text)")
+        connection.execute("INSERT INTO t VALUES (1, 'one'), (2, 'two'), (3, NULL)")
+    for number, text in enumerate(("one", "two", None)):
+        await hand.event("c", (1, 100, number), row={"id": number + 1, "v": text})
+    await checker.read()
+    assert await checker.fold_differences(database) == []
+    with psycopg.connect(database) as connection:
+        connection.execute(spoil.encode())
+    told = "\n".join(await checker.fold_differences(database))
+    assert ("lacks 1 rows" in told, "has too much 1 rows" in told) == (bool(lacks), bool(too_much)), told
 
 
 async def test_floors_and_truncates_empty_all_partitions(

@@ -198,3 +198,73 @@ def test_any_bytes_give_a_result_or_a_decode_error(noise: bytes) -> None:
         feed(transactions, data, sink)
     with suppress(DecodeError):
         transactions.feed(b"w" + noise)
+
+
+def test_h29_ordinals_count_every_row_change_before_any_filter() -> None:
+    """A key change counts two, a truncate one a relation, and what is filtered counts too."""
+    plan = ["insert", "rekey", "other", "truncate", "message", "delete"]
+    lsn = FIRST_LSN + 100
+    ops = [("c", 0), ("d", 1), ("c", 2), ("t", 4), ("m", 6), ("d", 7)]
+    assert whole(build([plan])) == [(op, lsn, ordinal) for op, ordinal in ops]
+
+
+def feed_all(transactions: Transactions, server: Server) -> None:
+    for data in server.send(FIRST_LSN):
+        feed(transactions, data, Sink())
+
+
+def cut(server: Server, messages: int) -> Position:
+    transactions = session(START, FIRST_LSN, Sink())
+    for data in server.send(FIRST_LSN)[:messages]:
+        feed(transactions, data, Sink())
+    return transactions.position()
+
+
+@pytest.mark.parametrize("kind", ["insert", "other"])
+def test_h29_a_cut_transaction_whose_changes_moved_is_found_out(kind: str) -> None:
+    """The same LSN of the commit, xid and time; but the last published change is at another place."""
+    server = build([["insert", kind, "insert"]])
+    position = cut(server, 5)  # Begin, two relations, two row changes
+    assert position.partial is not None
+    assert position.partial.published == 2
+    [(lsn, body)] = server.units
+    body[2] = change(kind, lsn - 50)
+    again = session(position, FIRST_LSN, Sink())
+    with pytest.raises(PositionError, match="row change 1 of transaction 701"):
+        feed_all(again, server)
+
+
+def test_h29_a_cut_transaction_that_became_shorter_is_found_out() -> None:
+    server = build([["insert", "insert", "insert"]])
+    position = cut(server, 5)
+    [(_, body)] = server.units
+    del body[2:4]
+    again = session(position, FIRST_LSN, Sink())
+    with pytest.raises(PositionError, match="has only 1 row changes"):
+        feed_all(again, server)
+
+
+def test_h04_a_keepalive_inside_a_transaction_moves_nothing() -> None:
+    """The server sends them there too: what is confirmed then would skip the rest of the transaction."""
+    server = build([["insert", "insert"]])
+    transactions = session(START, FIRST_LSN, Sink())
+    *most, commit = server.send(FIRST_LSN)
+    for data in most:
+        feed(transactions, data, Sink())
+        transactions.keepalive(10**6)
+        assert transactions.lsn == FIRST_LSN
+    feed(transactions, commit, Sink())
+    transactions.keepalive(10**6)
+    assert transactions.lsn == 10**6
+
+
+def test_h04_a_restored_copy_that_shows_other_transactions_before_the_position() -> None:
+    server = build([["insert"], "idle", "idle"])
+    transactions = session(START, FIRST_LSN, Sink())
+    for data in server.send(FIRST_LSN):
+        feed(transactions, data, Sink())
+    position = transactions.position()
+    other = Server([server.units[0], build(["idle", ["insert"]], xid=5000).units[1]])
+    again = session(position, FIRST_LSN, Sink())
+    with pytest.raises(PositionError, match="was not there when everything before"):
+        feed_all(again, other)

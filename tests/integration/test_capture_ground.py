@@ -1,0 +1,145 @@
+"""What is done to tables under a running capture, and what the stream does not tell, becomes a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from streamer.config import Config
+from tests.harness.capture import Capture, capturing, current_lsn, events, fails, run, values
+
+Make = Callable[..., Config]
+
+UNDER_A_CAPTURE = {
+    "rename": (
+        ("ALTER TABLE t RENAME TO other",),
+        "public.t was renamed to public.other",
+    ),
+    "made again": (
+        ("DROP TABLE t", "CREATE TABLE t (id int PRIMARY KEY, v text)"),
+        "public.t was captured before and is out of its publication",
+    ),
+    "taken out and put back": (
+        ("ALTER PUBLICATION {name} DROP TABLE t", "ALTER PUBLICATION {name} ADD TABLE t"),
+        "public.t was taken out of its publication",
+    ),
+    "taken out": (
+        ("DELETE FROM t", "ALTER PUBLICATION {name} DROP TABLE t"),
+        "public.t was captured before and is out of its publication",
+    ),
+    "key of a full identity dropped": (
+        ("ALTER TABLE f DROP CONSTRAINT f_pkey",),
+        "the key or the replica identity of public.f changed",
+    ),
+    "keyless gets a key": (
+        ("ALTER TABLE bag ADD PRIMARY KEY (v)",),
+        "public.bag has a key or a replica identity now, but only its INSERT and TRUNCATE are captured",
+    ),
+    "partition attached": (
+        ("CREATE TABLE p2 (id int NOT NULL)", "ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2)"),
+        "partitions of public.p were attached, detached or dropped",
+    ),
+    "partition dropped": (
+        ("DROP TABLE p1",),
+        "partitions of public.p were attached, detached or dropped",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNDER_A_CAPTURE)
+async def test_h22_h27_what_the_stream_does_not_tell_is_a_finding(
+    name: str, database: str, make_config: Make
+) -> None:
+    statements, finding = UNDER_A_CAPTURE[name]
+    await run(
+        database,
+        "CREATE TABLE t (id int PRIMARY KEY, v text)",
+        "CREATE TABLE f (id int PRIMARY KEY)",
+        "ALTER TABLE f REPLICA IDENTITY FULL",
+        "CREATE TABLE bag (v text NOT NULL)",
+        "CREATE TABLE p (id int NOT NULL) PARTITION BY LIST (id)",
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)",
+        "INSERT INTO t VALUES (1, 'a')",
+        "INSERT INTO bag VALUES ('a')",
+    )
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await capture.until(lambda: bool(capture.looks))
+        assert capture.findings == []
+        await run(database, *(statement.format(name=config.name) for statement in statements))
+        await capture.until(lambda: any(finding in found for found in capture.findings))
+        assert any("`tailrace reset shop`" in found for found in capture.findings)
+
+
+async def test_h22_a_deferrable_key_leaves_the_application_working(database: str, make_config: Make) -> None:
+    """PostgreSQL takes no deferrable key as replica identity."""
+    await run(
+        database, "CREATE TABLE t (id int PRIMARY KEY DEFERRABLE, v int)", "INSERT INTO t VALUES (1, 1)"
+    )
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await run(database, "UPDATE t SET v = 2", "INSERT INTO t VALUES (2, 2)")
+        await capture.until(lambda: any("public.t had 1 UPDATEs" in found for found in capture.findings))
+    assert [(v["op"], v["after"]["id"]) for v in values(await events(config, "t"))] == [("r", 1), ("c", 2)]
+
+
+async def test_two_tables_whose_topics_have_one_name_are_told_apart(database: str, make_config: Make) -> None:
+    await run(database, 'CREATE TABLE "tä" (id int PRIMARY KEY)')
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await run(database, 'CREATE TABLE "tö" (id int PRIMARY KEY)', 'INSERT INTO "tö" VALUES (7)')
+        await capture.until(
+            lambda: any("its topic would be that of public.tä" in f for f in capture.findings)
+        )
+        await run(database, 'INSERT INTO "tä" VALUES (1)')
+        await capture.caught_up()
+    assert [v["after"]["id"] for v in values(await events(config, "t_"))] == [1]
+    await run(database, f"SELECT pg_drop_replication_slot('{config.name}')")
+    assert "tailrace reset shop" in str(await fails(config))
+
+
+async def test_h04_an_idle_source_is_resumed_where_its_heartbeat_ended(
+    database: str, make_config: Make
+) -> None:
+    """The position never lies beyond what the server has written."""
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    config = make_config(database)
+    for _ in range(3):
+        capture = Capture(config)
+        capture.start()
+        await capture.state("streaming")
+        before = capture.status.record.detail["lsn"] or 0
+        await capture.until(lambda c=capture, b=before: (c.status.record.detail["lsn"] or 0) > b)  # type: ignore[misc]
+        assert capture.status.record.detail["lsn"] <= await current_lsn(database)
+        await capture.kill()
+    async with capturing(config) as capture:
+        await run(database, "INSERT INTO t VALUES (1)")
+        await capture.caught_up()
+
+
+async def test_rows_of_a_child_table_are_copied_once(database: str, make_config: Make) -> None:
+    await run(
+        database,
+        "CREATE TABLE parent (id int PRIMARY KEY)",
+        "CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent)",
+        "INSERT INTO parent VALUES (1)",
+        "INSERT INTO child VALUES (2)",
+    )
+    config = make_config(database)
+    async with capturing(config):
+        pass
+    assert [v["after"]["id"] for v in values(await events(config, "parent"))] == [1]
+    assert [v["after"]["id"] for v in values(await events(config, "child"))] == [2]
+
+
+async def test_h06_text_that_reads_like_the_placeholder_is_text(database: str, make_config: Make) -> None:
+    text = "__debezium_unavailable_value"
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY, v text)", f"INSERT INTO t VALUES (1, '{text}')")
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await run(database, f"INSERT INTO t VALUES (2, '{text}')", f"UPDATE t SET v = '{text}' WHERE id = 2")
+        await capture.caught_up()
+    records = await events(config, "t")
+    assert {v["after"]["v"] for v in values(records)} == {text}
+    assert not any(text.encode() in (record.value or b"") for record in records)
