@@ -113,7 +113,7 @@ def _flows(status: Status) -> Table:
         "RATE",
         "P50",
         "P99",
-        "FROM → TO",
+        "TO",
         right=("CAPTURED", "APPLIED", "LAG", "RECORDS", "RATE", "P50", "P99"),
     )
     for flow in sorted(status.flows, key=lambda f: -list(FlowState).index(f["state"])):
@@ -128,7 +128,7 @@ def _flows(status: Status) -> Table:
             rate(flow["rate"]),
             _milliseconds(latency.get("p50")),
             _milliseconds(latency.get("p99")),
-            Text(f"{flow['from']} → {flow['to']}", style="dim", no_wrap=True, overflow="ellipsis"),
+            Text(flow["to"], style="dim", no_wrap=True, overflow="ellipsis"),
         )
     return table
 
@@ -194,28 +194,23 @@ def _parts(status: Status) -> Table:
     return table
 
 
+STAGES = ("TOTAL", "CAPTURE", "KAFKA", "APPLY")
+
+
 def _stages(lag: Mapping[str, Any]) -> Table:
     table = _table(
         "FLOW",
         "STATE",
         "RECORDS",
         "SECONDS",
-        "TOTAL p50",
-        "p99",
-        "CAPTURE p50",
-        "p99",
-        "KAFKA p50",
-        "p99",
-        "APPLY p50",
-        "p99",
-        right=("RECORDS", "SECONDS", "TOTAL p50", "p99", "CAPTURE p50", "KAFKA p50", "APPLY p50"),
+        *STAGES,
+        right=("RECORDS", "SECONDS", *STAGES),
     )
+    table.caption = "commit to commit, p50 / p99 of the last minute, and its parts"
+    table.caption_justify = "left"
     for flow in lag["flows"]:
-        times = [
-            _milliseconds(flow[s][q])
-            for s in ("total", "capture", "kafka", "apply")
-            for q in ("p50_ms", "p99_ms")
-        ]
+        parts = [flow[stage.lower()] for stage in STAGES]
+        times = [f"{_milliseconds(part['p50_ms'])} / {_milliseconds(part['p99_ms'])}" for part in parts]
         records, lag_s = _count(flow["lag_records"]), seconds(flow["lag_s"])
         table.add_row(escape(flow["name"]), _state(flow["state"]), records, lag_s, *times)
     return table

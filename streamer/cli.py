@@ -12,7 +12,8 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ from streamer.errors import (
 )
 from streamer.runner import postgres_source, reset_source, run_capture
 from streamer.sandbox.cli import app as sandbox
-from streamer.sandbox.kafka import embedded_bootstrap
+from streamer.sandbox.kafka import KafkaServer, embedded_bootstrap
 from streamer.status import State, StatusWriter
 
 log = structlog.get_logger(__name__)
@@ -81,6 +82,17 @@ def brokers_of(config: Config) -> str:
             fix="start it with `tailrace run` in this folder, or name a Kafka in kafka.brokers",
         )
     return found
+
+
+@contextmanager
+def embedded_kafka(config: Config) -> Iterator[None]:
+    """The embedded Kafka, started for a command when no `tailrace run` keeps it."""
+    folder = embedded_folder(config)
+    if config.kafka.brokers != EMBEDDED or embedded_bootstrap(folder) is not None or not folder.exists():
+        yield
+        return
+    with KafkaServer(folder, keep=True):
+        yield
 
 
 def with_brokers(config: Config) -> Config:
@@ -238,7 +250,6 @@ def reset(
     set_up_log(log_format, log_level)
     settings = read_config(config)
     postgres_source(settings, source)
-    brokers = brokers_of(settings)
     if not yes:
         if not sys.stdin.isatty():
             raise ConfigError("`reset` asks before it begins", fix=f"write `tailrace reset {source} --yes`")
@@ -247,7 +258,8 @@ def reset(
             abort=True,
             err=True,
         )
-    epoch = uvloop.run(reset_source(settings, source, brokers=brokers))
+    with embedded_kafka(settings):
+        epoch = uvloop.run(reset_source(settings, source, brokers=brokers_of(settings)))
     if as_json:
         print_json({"source": source, "epoch": epoch})
     else:

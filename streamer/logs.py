@@ -22,7 +22,7 @@ _NOISY = ("aiokafka", "asyncio", "faust")
 
 _URL_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@", re.IGNORECASE)
 _NAMED_SECRET = re.compile(
-    r"""((?:password|passwd|secret|token|api[_-]?key|sasl_plain_password)["']?\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&}]+)""",
+    r"""((?:password|passwd|secret|token|api[_-]?key|sasl_plain_password)["']?\s*[=:]\s*)("[^"]*"|'[^']*'|(?!\.\.\.|[-}])[^\s,;&}]+)""",
     re.IGNORECASE,
 )
 

@@ -171,7 +171,7 @@ async def reset_source(config: Config, name: str, *, brokers: str) -> int:
         waited_s = 0.0
         while not await try_lock(control, source.slot.name):
             if waited_s >= RESET_WAIT_S:
-                raise ConfigError(
+                raise FatalError(
                     f"a capture of {name} is running and holds the source's lock",
                     where=place(url),
                     fix=f"stop it (Ctrl-C of `tailrace run` or of `capture {name}`), and reset again",

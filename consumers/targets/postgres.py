@@ -21,7 +21,7 @@ from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.targets import postgres_state as state
 from consumers.targets.base import Batch, FlowError, Outcome
 from consumers.targets.postgres_catalog import ensure_table
-from consumers.targets.postgres_errors import Reaction, reaction_to, unavailable
+from consumers.targets.postgres_errors import Reaction, not_let_in, reaction_to, unavailable
 from consumers.targets.postgres_plans import Plan
 from consumers.targets.postgres_refused import find_refused
 from consumers.targets.postgres_write import Memory, make_ready, write_batch
@@ -75,7 +75,13 @@ class PostgresTarget:
         """Connect and make the state tables. Raises TargetUnavailable, ConfigError, FatalError."""
         await self.close()
         try:
-            self._connection = await self._connect()
+            try:
+                self._connection = await self._connect()
+            except psycopg.OperationalError as error:
+                refused = not_let_in(error, self.place)
+                if refused is not None:
+                    raise refused from error
+                raise
             self._id = str(await state.ensure(self._connection, self._group))
             await self._read_clock()
         except (psycopg.Error, OSError) as error:

@@ -10,7 +10,7 @@ from enum import Enum
 
 import psycopg
 
-from streamer.errors import TargetUnavailable
+from streamer.errors import ConfigError, TargetUnavailable
 
 
 class Reaction(Enum):
@@ -49,6 +49,28 @@ def reaction_to(error: psycopg.Error) -> Reaction:
     if state in _REFUSED or state[:2] in _REFUSED_CLASSES:
         return Reaction.REFUSED
     return Reaction.WAIT
+
+
+# A refused connection comes without its SQLSTATE; these are the server's (and libpq's) words for it.
+_REFUSED_WORDS = (
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    'database "',
+    'role "',
+)
+
+
+def not_let_in(error: psycopg.Error, place: str) -> ConfigError | None:
+    """A connection that a person must mend: wrong user, password or database."""
+    text = " ".join(str(error).split())
+    if error.sqlstate is not None or not any(words in text for words in _REFUSED_WORDS):
+        return None
+    return ConfigError(
+        text.rpartition("FATAL: ")[2].strip(),
+        where=place,
+        fix="correct user, password and database of the target's url; `tailrace doctor` tries them",
+    )
 
 
 def unavailable(error: psycopg.Error | OSError, place: str) -> TargetUnavailable:

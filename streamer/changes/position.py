@@ -13,7 +13,7 @@ transaction it is and how many of its row changes are published.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -66,6 +66,9 @@ class Position:
     last_commit: LastCommit | None = None
     partial: Partial | None = None
     flush: int = 0  # rises by one a flush within an epoch (H17)
+    # Tables of which only INSERT and TRUNCATE are captured -> UPDATEs and DELETEs that the server had
+    # counted before the first copy: what it counts beyond them is missing in the log (H27).
+    uncaptured: dict[str, int] = field(default_factory=dict)
 
     def key(self) -> bytes:
         return orjson.dumps({"source": self.source})

@@ -54,7 +54,7 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
         recorded = stream.progress.recorded
         detail["lsn"] = recorded.lsn
         detail["flushes"] = stream.progress.flushes
-        detail["published"] = transactions.events
+        detail["published"] = transactions.events + detail["copied"]
         for name, rows in transactions.captured().items():
             detail["tables"][name] = {"captured": rows + session.copied.get(name, 0)}
         if watch.observed.server_lsn:

@@ -208,6 +208,7 @@ class Session:
         self, control: Connection, replication: Connection, plan: history.Copy, system: System
     ) -> tuple[Position, FrozenKeys]:
         source, publisher = self.source, self.publisher
+        assert self.watch is not None
         log.info("first copy", source=source.name, epoch=plan.epoch, why=plan.why)
         tables = await catalog.list_tables(control, source)
         check_topics([(source.name, table.schema, table.name) for table in tables])
@@ -232,6 +233,7 @@ class Session:
             system_id=system.system_id,
             timeline=system.timeline,
             lsn=0,
+            uncaptured=await self.watch.count_uncaptured(publications.insert_only),
         )
         await self.publisher.flush(position)
         async with hold_tables(self._url, tables):
@@ -298,6 +300,7 @@ class Session:
         slot = await read_slot(control, self.source.slot.name)
         assert slot is not None  # we stream from it
         self.watch.captured = relations.frozen
+        self.watch.uncaptured = dict(position.uncaptured)
         rejoin = history.Rejoin(self.source.name, position, slot.confirmed_flush_lsn)
         self.transactions = Transactions(position, rejoin, messages=relations.messages(), now_us=self._now_us)
         async with connect(self._url, application="tailrace catalog") as catalog_connection:

@@ -25,7 +25,7 @@ from streamer.postgres.watch import Watch
 from streamer.publisher import Publisher
 
 LOOK_S = 1.0
-INSPECT_S = 10.0
+INSPECT_S = 2.0  # a table made by a migration is seen before it has rows, mostly
 FEEDBACK_S = 1.0  # far below wal_sender_timeout (60 s)
 FEEDBACK_MIN_US = 100_000  # a confirm a flush would cost more than it is worth
 SILENCE_LIMIT_S = 75.0  # a walsender speaks at least every wal_sender_timeout / 2

@@ -68,7 +68,7 @@ class Watch:
         self._source = source
         self._where = place(source.url.get_secret_value())
         self._publication_oids: dict[str, int] | None = None
-        self._insert_only_changes: dict[str, int] = {}
+        self.uncaptured: dict[str, int] = {}  # see Position
         self._clock = ServerClock()
         self._ground = Ground(source.name)
         self.captured: Mapping[tuple[str, str], object] = {}  # (schema, table) of this epoch's tables
@@ -207,14 +207,9 @@ class Watch:
         """UPDATE and DELETE of tables that publish inserts only (H27), by the server's statistics."""
         if not tables:
             return []
-        cursor = await self._connection.execute(
-            """SELECT s.schemaname || '.' || s.relname, s.n_tup_upd + s.n_tup_del
-               FROM pg_stat_user_tables s WHERE s.relid = ANY (%s)""",
-            ([table.oid for table in tables],),
-        )
         findings = []
-        for qualified, changes in await cursor.fetchall():
-            seen = changes - self._insert_only_changes.setdefault(qualified, changes)
+        for qualified, changes in (await self.count_uncaptured(tables)).items():
+            seen = changes - self.uncaptured.setdefault(qualified, changes)
             if seen > 0:
                 findings.append(
                     f"{qualified} had {seen} UPDATEs or DELETEs that could not be captured, because it has "
@@ -222,6 +217,15 @@ class Watch:
                     f"then `tailrace reset {self._source.name}`"
                 )
         return findings
+
+    async def count_uncaptured(self, tables: Iterable[Table]) -> dict[str, int]:
+        """Qualified table -> UPDATEs and DELETEs by the server's statistics."""
+        cursor = await self._connection.execute(
+            """SELECT s.schemaname || '.' || s.relname, s.n_tup_upd + s.n_tup_del
+               FROM pg_stat_user_tables s WHERE s.relid = ANY (%s)""",
+            ([table.oid for table in tables],),
+        )
+        return dict(await cursor.fetchall())
 
 
 async def require_publications(connection: Connection, source: PostgresSource) -> tuple[str, ...]:
