@@ -199,3 +199,10 @@ async def test_the_embedded_kafka_is_kept(config: Config, start: Start, tmp_path
     assert await run.end() == EXIT_OK
     assert time.monotonic() - began < 2 * STOP_S, "the children first, then Kafka"
     assert not alive(again["pid"])
+    # A healthy source is reset while nothing runs: the command starts that Kafka for itself.
+    (source,) = config["sources"]
+    file = str(tmp_path / "tailrace.yaml")
+    command = [sys.executable, "-m", "consumers", "reset", source, "--yes", "--json", "-c", file]
+    reset = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    stdout, _ = await reset.communicate()
+    assert orjson.loads(stdout) == {"source": source, "epoch": 2}
