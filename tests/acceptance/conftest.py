@@ -40,9 +40,29 @@ class Shop:
     async def at_work(
         self, *, seconds: float = LOAD_S, big_rows: int = BIG_ROWS, survive: bool = False
     ) -> AsyncIterator[Workload]:
-        """Load while the block runs; leaving it waits for the last transaction."""
+        """Load for `seconds`, and longer where the block takes longer; leaving it waits for the last
+        transaction."""
+        workload = self._workload(seconds, big_rows, survive)
+        left = asyncio.Event()
+
+        async def load() -> None:
+            await workload.run()
+            while not left.is_set():
+                await self._workload(seconds, 0, survive).run(left)
+
+        task = asyncio.create_task(load(), name="load")
+        try:
+            yield workload
+        except BaseException:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        left.set()
+        await task
+
+    def _workload(self, seconds: float, big_rows: int, survive: bool) -> Workload:
         self._seed += 1
-        workload = Workload(
+        return Workload(
             self.pipeline.source_url,
             seed=self._seed,
             seconds=seconds,
@@ -50,14 +70,6 @@ class Shop:
             big_rows=big_rows,
             survive=survive,
         )
-        task = asyncio.create_task(workload.run(), name="load")
-        try:
-            yield workload
-        except BaseException:
-            task.cancel()
-            await asyncio.wait([task])
-            raise
-        await task
 
     async def judge(self, timeout_s: float = 60.0) -> LogReport:
         """Target equal; the log has every row change of the WAL once, in order; its fold is the source."""
