@@ -115,6 +115,7 @@ async def mended(pipeline: Pipeline) -> None:
     assert record.detail["epoch"] >= 2
 
 
+@pytest.mark.slow  # tests/integration/test_capture_stops.py has it without the processes
 async def test_h04_dropped_slot(pipeline: Pipeline) -> None:
     capture, _ = await few_rows(pipeline)
     assert await capture.stop() == 0
@@ -134,6 +135,7 @@ async def test_h04_recreated_slot(pipeline: Pipeline) -> None:
     await mended(pipeline)
 
 
+@pytest.mark.slow  # tests/integration/test_capture_stops.py has it without the processes
 async def test_h04_slot_moved_by_hand(pipeline: Pipeline) -> None:
     capture, _ = await few_rows(pipeline)
     assert await capture.stop() == 0
@@ -170,6 +172,7 @@ def _drop_in_use(url: str, slot: str) -> None:
     raise AssertionError(f"capture was back on its slot {DROP_TRIES} times before it could be dropped")
 
 
+@pytest.mark.slow  # tests/integration/test_capture_stops.py has it without the processes
 async def test_h04_lost_positions(pipeline: Pipeline) -> None:
     capture, _ = await few_rows(pipeline)
     assert await capture.stop() == 0
@@ -179,6 +182,7 @@ async def test_h04_lost_positions(pipeline: Pipeline) -> None:
     await mended(pipeline)
 
 
+@pytest.mark.slow  # tests/integration/test_capture_stops.py has it without the processes
 async def test_h17_data_topic_made_again(pipeline: Pipeline) -> None:
     capture, apply = await few_rows(pipeline)
     assert await capture.stop() == 0
