@@ -27,6 +27,7 @@ import orjson
 from streamer.errors import EXIT_USAGE, FatalError, TailraceError
 from streamer.sandbox import KafkaServer, SandboxError
 from streamer.status import now_us
+from streamer.stopping import stopped_within
 
 BACKOFF_FIRST_S = 0.2  # one fall is an accident: it is back before somebody looks
 BACKOFF_LIMIT_S = 30.0  # many are a state: the log stays readable, and a mended server is soon noticed
@@ -299,15 +300,6 @@ async def _either(first: asyncio.Event, second: asyncio.Event) -> None:
     finally:
         for wait in waits:
             wait.cancel()
-
-
-async def stopped_within(stop: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 @contextmanager

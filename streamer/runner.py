@@ -27,6 +27,7 @@ from streamer.postgres.slot import drop_slot, identify_system, read_slot, try_lo
 from streamer.postgres.source import LOCK_POLL_S, Session
 from streamer.publisher import Publisher
 from streamer.status import StatusWriter
+from streamer.stopping import stopped_within
 
 log = structlog.get_logger(__name__)
 
@@ -147,15 +148,6 @@ def gravest(group: BaseExceptionGroup[TailraceError]) -> TailraceError:
     return min(
         flat, key=lambda e: next((i for i, kind in enumerate(_KINDS) if isinstance(e, kind)), len(_KINDS))
     )
-
-
-async def stopped_within(stop: asyncio.Event, seconds: float) -> bool:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 async def reset_source(config: Config, name: str, *, brokers: str) -> int:

@@ -28,6 +28,7 @@ from consumers.targets.postgres import PostgresTarget
 from streamer import config as settings
 from streamer.errors import ConfigError, FatalError, KafkaUnavailable, RetryableError, TailraceError
 from streamer.status import State, StatusWriter
+from streamer.stopping import stopped_within
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # each with jitter; the last one repeats
 POLL_MS = 200  # of a fetch that finds nothing: stop and rebalances are noticed within it
@@ -184,15 +185,7 @@ class Apply:
 
     async def _pause(self, failures: int) -> None:
         seconds = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)] * self._jitter.uniform(0.5, 1.0)
-        await self._stop_within(seconds)
-
-    async def _stop_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        except TimeoutError:
-            return False
-        return True
+        await stopped_within(self._stop, seconds)
 
     def _say(self) -> None:
         if self._stop.is_set():

@@ -85,9 +85,6 @@ class Plan:
             f"DELETE FROM {self.relation} AS t WHERE {STORED} <= ($1::int, $2::bigint, $3::bigint)"
         )
         self.remove_sql = self._remove()
-        self.empty_sql = f"SELECT NOT EXISTS (SELECT 1 FROM {self.relation})"
-        names = [*(quote(c.name) for c in self.columns), *_VERSION]
-        self.copy_sql = f"COPY {self.relation} ({', '.join(names)}) FROM STDIN"
         self._patches: dict[frozenset[str], str] = {}
 
     # SQL

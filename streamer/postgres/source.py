@@ -41,6 +41,7 @@ from streamer.postgres.stream import Stream
 from streamer.postgres.transactions import Transactions
 from streamer.postgres.watch import Watch, require_publications
 from streamer.publisher import Loaded, Publisher
+from streamer.stopping import stopped_within
 
 log = structlog.get_logger(__name__)
 
@@ -139,7 +140,7 @@ class Session:
             self._report(
                 "standby", f"another capture of {self.source.name} holds its lock; this one waits for it"
             )
-            if await self._stopped_within(LOCK_POLL_S):
+            if await stopped_within(self._stop, LOCK_POLL_S):
                 return False
         self._report("starting", "")
         return True
@@ -188,7 +189,7 @@ class Session:
                     slot = await read_slot(control, self.source.slot.name)
                     if slot is not None:
                         await terminate_leftover(control, slot)
-                if await self._stopped_within(LOCK_POLL_S):
+                if await stopped_within(self._stop, LOCK_POLL_S):
                     raise SourceUnavailable("stopped while waiting for the slot") from error
                 waited_s += LOCK_POLL_S
 
@@ -319,14 +320,6 @@ class Session:
             log.info("streaming", source=self.source.name, lsn=format_lsn(position.lsn), epoch=position.epoch)
             self._report("streaming", "")
             await self.streaming.run(self._stop)
-
-    async def _stopped_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        except TimeoutError:
-            return False
-        return True
 
 
 async def _flush_lsn(control: Connection) -> int:

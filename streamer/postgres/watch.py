@@ -19,7 +19,7 @@ from streamer.changes.lsn import parse_lsn
 from streamer.changes.topics import data_topic
 from streamer.config import PostgresSource
 from streamer.config.built import unbuilt_table
-from streamer.errors import ConfigError, FatalError, SourceUnavailable
+from streamer.errors import ConfigError, FatalError
 from streamer.postgres.catalog import (
     Publications,
     Table,
@@ -113,8 +113,8 @@ class Watch:
         except psycopg.Error as error:
             raise translate(error, self._where) from error
 
-    async def inspect(self, known_topics: Iterable[str] = ()) -> None:
-        """Every ten seconds: publications still the same, new tables, changes that cannot be captured."""
+    async def inspect(self) -> None:
+        """Every few seconds: publications still the same, new tables, changes that cannot be captured."""
         try:
             findings = await self._inspect()
         except errors.LockNotAvailable:
@@ -240,9 +240,3 @@ async def require_publications(connection: Connection, source: PostgresSource) -
             fix=reset_fix(source.name),
         )
     return (name, inserts) if inserts in present else (name,)
-
-
-def unavailable(error: OSError, url: str) -> SourceUnavailable:
-    return SourceUnavailable(
-        str(error), where=place(url), fix="check that the server runs and can be reached"
-    )
