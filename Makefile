@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 
 # PostgreSQL 15, the oldest that is tested; other versions: make compat POSTGRES_BIN=/usr/lib/postgresql/16/bin
 POSTGRES_BIN ?= /usr/lib/postgresql/15/bin
+# The Redis that is tested beside the wheel's Valkey: apt install redis-server, or REDIS_SERVER=FILE.
+REDIS_SERVER ?= /usr/bin/redis-server
 ROUNDS ?= 200
 # Most tests wait for servers: three workers, each with servers of its own, on two cores. WORKERS= for one.
 WORKERS ?= -n 3 --dist worksteal
@@ -22,11 +24,14 @@ COMPAT_TESTS := tests/integration/test_capture.py tests/integration/test_capture
 COMPAT_NOT := tests/integration/test_rows_postgres.py::test_every_other_message_is_read \
 	tests/integration/test_doctor.py::test_wal_level_free_slots_and_senders
 
+COMPAT_REDIS_TESTS := $(addprefix tests/integration/test_redis_,watch.py signs.py connection.py reread.py gaps.py \
+	capture.py)
+
 .DELETE_ON_ERROR:
-.PHONY: help install demo test slow crash bench lint format compat lock clean
+.PHONY: help install demo test slow crash crash-redis bench lint format compat lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-9s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 install: $(INSTALLED) ## make .venv, and nothing else
 
@@ -68,6 +73,9 @@ slow: install ## the long tests: outages of a minute, 5 million rows, cut lines
 crash: install ## kill -9 of every part again and again: make crash ROUNDS=200 [SEED=7]
 	$(PYTHON) -m tests.crash --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
+crash-redis: install ## faults of a Redis source under 20,000 commands a second: make crash-redis ROUNDS=50 [SEED=7]
+	$(PYTHON) -m tests.crash.redis --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
 bench: install ## the figures of docs/benchmarks.md, on this machine
 	$(PYTHON) -m tests.bench
 
@@ -81,17 +89,20 @@ format: install ## ruff's formatting and its safe corrections
 	$(VENV)/bin/ruff format $(CODE)
 	$(VENV)/bin/ruff check --fix $(CODE)
 
-compat: install ## an older PostgreSQL as source and as target (15; POSTGRES_BIN=DIR for another)
+compat: install ## an older PostgreSQL as source and as target (15; POSTGRES_BIN=DIR for another), Redis 7 as a source
 	@test -x $(POSTGRES_BIN)/initdb || { \
 		echo "error: no initdb in $(POSTGRES_BIN); apt install postgresql-15, or set POSTGRES_BIN" >&2; exit 1; }
 	$(PYTHON) -m pytest $(WORKERS) $(COMPAT_TESTS) $(addprefix --deselect ,$(COMPAT_NOT)) --postgres-bin $(POSTGRES_BIN)
+	@test -x $(REDIS_SERVER) || { \
+		echo "error: no $(REDIS_SERVER); apt install redis-server, or set REDIS_SERVER" >&2; exit 1; }
+	$(PYTHON) -m pytest $(WORKERS) $(COMPAT_REDIS_TESTS) --redis-server $(REDIS_SERVER)
 
 # Two files from pyproject.toml: everything, and what a process of Tailrace needs to run (the Dockerfile's).
 # Both name versions and hashes, and no index.
 COMPILE = env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 lock: $(UV) ## write requirements.lock and requirements-run.lock anew
-	$(COMPILE) --extra sandbox --extra dev --output-file requirements.lock
+	$(COMPILE) --extra embeddings --extra sandbox --extra dev --output-file requirements.lock
 	$(COMPILE) --constraint requirements.lock --no-annotate --output-file requirements-run.lock
 
 clean: ## remove .venv and every cache of the tools; data of a run (.tailrace) stays

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from streamer.sandbox.cli import app
+import sys
 
-app(prog_name="tailrace sandbox")
+from streamer.cli import app, run_command
+
+sys.exit(run_command(app, ["sandbox", *sys.argv[1:]]))

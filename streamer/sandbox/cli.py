@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
-import yaml
 
-from streamer.errors import ConfigError, TailraceError
+from streamer.errors import ConfigError
 from streamer.sandbox.detached import start_detached, stop_detached
+from streamer.sandbox.sandbox import MOST
 
 app = typer.Typer(
     help="Real PostgreSQL, Valkey and Kafka servers for a look or a test.", no_args_is_help=True
@@ -29,20 +29,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 def up(
     dir: Dir = None,
-    postgres: Annotated[int, typer.Option(help="How many PostgreSQL servers.")] = 2,
-    valkey: Annotated[int, typer.Option(help="How many Valkey servers.")] = 1,
-    kafka: Annotated[int, typer.Option(help="Kafka: 0 or 1.")] = 1,
+    postgres: Annotated[
+        int, typer.Option(min=0, max=MOST, metavar="N", help="How many PostgreSQL servers.")
+    ] = 2,
+    valkey: Annotated[int, typer.Option(min=0, max=MOST, metavar="N", help="How many Valkey servers.")] = 1,
+    kafka: Annotated[int, typer.Option(min=0, max=1, metavar="N", help="Kafka: 0 or 1.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the data in --dir at the end.")] = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
     """Start servers in the background and print their URLs."""
-    try:
-        if config is not None:
-            check_config(config, postgres=postgres, kafka=kafka)
-        state = start_detached(dir, keep=keep, postgres=postgres, valkey=valkey, kafka=kafka, on_progress=say)
-    except TailraceError as error:
-        fail(error)
+    if keep and dir is None:
+        raise ConfigError("--keep without --dir: nobody would find the data", fix="add --dir FOLDER")
+    if config is not None:
+        check_config(config, postgres=postgres, kafka=kafka)
+    state = start_detached(dir, keep=keep, postgres=postgres, valkey=valkey, kafka=kafka, on_progress=say)
     if config is not None:
         write_config(config, state["urls"])
     if as_json:
@@ -61,13 +62,10 @@ def up(
     typer.echo(f"{'stop':9} tailrace sandbox down{options}")
 
 
-@app.command()
+@app.command(short_help="Stop the servers and remove what they left.")
 def down(dir: Dir = None, config: Config = None, as_json: Json = False) -> None:
     """Stop the servers and remove what they left (not the data of `up --keep`)."""
-    try:
-        stopped = stop_detached(dir)
-    except TailraceError as error:
-        fail(error)
+    stopped = stop_detached(dir)
     if config is not None:
         remove_config(config)
     if as_json:
@@ -95,6 +93,8 @@ def write_config(path: Path, urls: dict[str, Any]) -> None:
         "targets": {"copy": {"kind": "postgres", "url": target}},
         "flows": {"mirror": {"from": "shop.public.*", "to": "copy.mirror"}},
     }
+    import yaml  # noqa: PLC0415  slow to import
+
     path.touch(mode=0o600)
     path.write_text(CONFIG_MARK + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
@@ -107,8 +107,3 @@ def remove_config(path: Path) -> None:
 
 def say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-def fail(error: TailraceError) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(error.exit_code)

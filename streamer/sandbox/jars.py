@@ -21,9 +21,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
 from streamer.sandbox.errors import SandboxError
 
 LOCK_FILE = Path(__file__).with_name("kafka.lock.json")
@@ -95,7 +92,7 @@ def class_path(progress: ByteProgress | None = None) -> list[Path]:
     lock = read_lock()
     folder = _folder(lock)
     folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder / ".lock"):
+    with exclusive(folder / ".lock"):
         missing = [jar for jar in lock.jars if _sha256(folder / jar.filename) != jar.sha256]
         if missing:
             _download(missing, folder, progress or (lambda _done, _all: None))
@@ -106,10 +103,24 @@ def class_path_with_bar() -> list[Path]:
     """`class_path` with a progress bar on stderr while something is downloaded."""
     if cached():
         return class_path()
+    from rich.console import Console  # noqa: PLC0415  seldom needed, and slow to import
+    from rich.progress import (  # noqa: PLC0415
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(f"Apache Kafka {read_lock().kafka}", total=None)
         return class_path(lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def jar_folder() -> Path:
+    """Where the jars of the lock are, and what is made of them."""
+    return _folder(read_lock())
 
 
 def _folder(lock: KafkaLock) -> Path:
@@ -193,7 +204,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path) -> Iterator[None]:
     """One process at a time; the others wait."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import hashlib
 import json
 import signal
 import socket
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Self
 
 from streamer.sandbox.errors import SandboxError
-from streamer.sandbox.jars import class_path
+from streamer.sandbox.jars import class_path, jar_folder
 from streamer.sandbox.java import java_program
 from streamer.sandbox.server import POLL_S, GuardianLine, Server, size_of
 
@@ -52,6 +53,8 @@ SETTINGS = {
     # A node that was killed may register again when its old session has run out, and not before.
     "broker.heartbeat.interval.ms": "250",
     "broker.session.timeout.ms": "1000",
+    # A node alone has nobody to tell that nothing happens; by default it writes so twice a second.
+    "metadata.max.idle.interval.ms": "0",
     "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),
     "num.network.threads": "2",
     "num.io.threads": "4",
@@ -73,9 +76,11 @@ class KafkaServer(Server):
         guardian: GuardianLine | None = None,
         keep: bool = True,
         settings: dict[str, str] | None = None,
+        archive_at_exit: Path | None = None,
     ) -> None:
         """`proxy_port`: open a second listener (at `proxied_port`) that advertises this port;
-        `settings`: more lines of server.properties.
+        `settings`: more lines of server.properties; `archive_at_exit`: where the JVM writes an archive
+        of its classes when it is stopped (see `streamer.sandbox.archive`).
 
         Without `port`, the one it had the last time on the same folder, else a free one.
         """
@@ -85,6 +90,7 @@ class KafkaServer(Server):
         self._proxied_port: int | None = None
         self._controller_port: int | None = None
         self._jvm: list[str] = []
+        self._archive_at_exit = archive_at_exit
 
     @property
     def bootstrap(self) -> str:
@@ -115,7 +121,11 @@ class KafkaServer(Server):
             jars = ":".join(str(path) for path in class_path())
             logging = self.folder / "log4j2.properties"
             logging.write_text(LOG4J.format(path=self.server_log_path, size=LOG_BYTES), encoding="utf-8")
-            self._jvm = [str(java_program()), *JVM, f"-Dlog4j2.configurationFile={logging}", "-cp", jars]
+            java = java_program()
+            archive = archive_path(java)
+            shared = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+            logs_to = f"-Dlog4j2.configurationFile={logging}"
+            self._jvm = [str(java), *JVM, *shared, logs_to, "-cp", jars]
         if self._controller_port is None:
             self._controller_port = self.guardian.free_port()
         if self.proxy_port is not None and self._proxied_port is None:
@@ -199,7 +209,9 @@ class KafkaServer(Server):
         self._properties.write_text("".join(lines), encoding="utf-8")
 
     def _command(self) -> list[str]:
-        return [*self._jvm, "kafka.Kafka", str(self._properties)]
+        at_exit = [f"-XX:ArchiveClassesAtExit={self._archive_at_exit}"] if self._archive_at_exit else []
+        java, *options = self._jvm
+        return [java, *at_exit, *options, "kafka.Kafka", str(self._properties)]
 
     def _ready(self) -> bool:
         """True when Kafka has said that it is started and its port takes a connection."""
@@ -213,6 +225,14 @@ class KafkaServer(Server):
         except OSError:
             return False
         return True
+
+
+def archive_path(java: Path) -> Path:
+    """Where the class archive of this Java is, if it has been made. Another Java could not use it."""
+    program = java.resolve()
+    info = program.stat()
+    text = f"{program} {info.st_size} {info.st_mtime_ns} {' '.join(JVM)}"
+    return jar_folder() / f"classes-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsa"
 
 
 def embedded_bootstrap(folder: Path, *, running: bool = True) -> str | None:

@@ -41,7 +41,7 @@ SETTINGS = {
     "timezone": "'UTC'",
     "log_timezone": "'UTC'",
 }
-FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off"}
+FAST_SETTINGS = {"fsync": "off", "full_page_writes": "off", "wal_init_zero": "off"}
 
 
 class PostgresServer(Server):

@@ -156,10 +156,14 @@ class Sandbox:
         self.postgres.append(server)
         return server
 
-    def add_valkey(self) -> ValkeyServer:
-        """One more Valkey, not started yet."""
+    def add_valkey(
+        self, *, settings: dict[str, str] | None = None, program: Path | None = None
+    ) -> ValkeyServer:
+        """One more Valkey, not started yet. `settings`, `program`: see ValkeyServer."""
         path = self._claim(f"valkey-{len(self.valkey) + 1}")
-        server = ValkeyServer(path, guardian=self.guardian, keep=self._keep)
+        server = ValkeyServer(
+            path, guardian=self.guardian, keep=self._keep, settings=settings, program=program
+        )
         self.valkey.append(server)
         return server
 

@@ -31,10 +31,13 @@ class ValkeyServer(Server):
         guardian: GuardianLine | None = None,
         keep: bool = False,
         settings: dict[str, str] | None = None,
+        program: Path | None = None,
     ) -> None:
-        """`settings`: more lines of valkey.conf."""
+        """`settings`: more lines of valkey.conf. `program`: another server than the wheel's, such as a
+        redis-server."""
         super().__init__(folder, port=port, guardian=guardian, keep=keep)
         self._settings = settings or {}
+        self._program = program
 
     @property
     def password(self) -> str:
@@ -64,7 +67,7 @@ class ValkeyServer(Server):
         conf.write_text("".join(f"{k} {v}\n" for k, v in settings.items()), encoding="utf-8")
 
     def _command(self) -> list[str]:
-        return [str(valkey_program()), str(self.folder / "valkey.conf")]
+        return [str(self._program or valkey_program()), str(self.folder / "valkey.conf")]
 
     def _ready(self) -> bool:
         """True when it answers PING with PONG, which it does only after loading its data."""

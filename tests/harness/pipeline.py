@@ -24,15 +24,16 @@ import yaml
 
 from consumers.demo.verdict import TableName, Verdict, compare, compare_schema
 from streamer.changes.lsn import format_lsn, parse_lsn
+from streamer.changes.topics import status_topic
 from streamer.errors import TailraceError
-from streamer.status import StatusRecord, read_status
+from streamer.status import StatusReader, StatusRecord, read_status
 
 REPO = Path(__file__).parents[2]
 CATCH_UP_S = 60.0
 STATE_S = 45.0
 STOP_S = 10.0  # what SIGTERM is allowed to take
-POLL_S = 0.05
-COMPARE_POLL_S = 0.2
+POLL_S = 0.1  # each look is a connection; the processes that are waited for need the cores
+COMPARE_POLL_S = 0.2  # at least; a comparison that takes longer is repeated as seldom
 LOG_TAIL_LINES = 25
 TARGET_SCHEMA = "mirror"
 PR_SET_PDEATHSIG = 1
@@ -277,16 +278,32 @@ class Pipeline:
     ) -> StatusRecord:
         """Until a process says that it is in `state` (for a `reason` that holds these words)."""
         found: list[StatusRecord] = []
+        topic: StatusReader | None = None
 
-        async def check() -> bool:
-            found[:] = [
-                r
-                for r in await self.status(role)
-                if r.state == state and reason in r.reason and (child is None or r.pid == child.pid)
-            ]
-            return bool(found)
+        async with contextlib.AsyncExitStack() as stack:
 
-        await self.until(f"{role} is {state} {reason!r}", check, timeout_s, may_die=state == "error")
+            async def check() -> bool:
+                nonlocal topic
+                try:
+                    if topic is None:
+                        reader = StatusReader(self.brokers, None, status_topic(self.name))
+                        topic = await stack.enter_async_context(reader)
+                    await topic.poll()
+                except TailraceError:
+                    topic = None  # a fresh one finds a Kafka that has been started again
+                    await stack.aclose()
+                    raise
+                found[:] = [
+                    r
+                    for r in topic.records()
+                    if role == r.kind
+                    and r.state == state
+                    and reason in r.reason
+                    and (child is None or r.pid == child.pid)
+                ]
+                return bool(found)
+
+            await self.until(f"{role} is {state} {reason!r}", check, timeout_s, may_die=state == "error")
         return found[-1]
 
     async def wal_lsn(self) -> int:
@@ -334,6 +351,7 @@ class Pipeline:
         await self.captured(timeout_s=timeout_s)
         deadline = time.monotonic() + timeout_s
         while True:
+            began = time.monotonic()
             verdict: Verdict | None = None
             with contextlib.suppress(psycopg.OperationalError):
                 verdict = await asyncio.to_thread(self.compare, pairs)
@@ -343,7 +361,7 @@ class Pipeline:
                 raise AssertionError(
                     f"the target does not become equal to the source:\n{verdict}\n{self.tails()}"
                 )
-            await asyncio.sleep(COMPARE_POLL_S)
+            await asyncio.sleep(max(COMPARE_POLL_S, time.monotonic() - began))
 
     def compare(self, pairs: list[tuple[TableName, TableName]] | None = None) -> Verdict:
         """The comparison as of now, without any wait."""

@@ -26,6 +26,7 @@ from redis import Redis
 import streamer.sandbox.kafka
 from streamer.config import PostgresSource, load
 from streamer.sandbox import KafkaServer, PostgresServer, Sandbox, SandboxError, ValkeyServer, jars
+from streamer.sandbox.archive import can_archive, make_archive
 from streamer.sandbox.java import MINIMUM, java_program, java_version
 from streamer.sandbox.kafka import embedded_bootstrap
 from streamer.sandbox.server import GuardianLine
@@ -240,6 +241,18 @@ def test_a_kept_kafka_is_found_again_on_its_port(tmp_path: Path) -> None:
     assert embedded_bootstrap(server.folder) is None
     with KafkaServer(tmp_path / "kafka") as server:
         assert server.bootstrap == bootstrap
+
+
+def test_kafka_uses_the_class_archive_that_is_made_once(kafka_server: KafkaServer) -> None:
+    archive = make_archive()
+    assert (archive is not None) == can_archive(java_program())
+    if archive is None:
+        return
+    made_ns = archive.stat().st_mtime_ns
+    assert make_archive() == archive
+    assert archive.stat().st_mtime_ns == made_ns
+    kafka_server.start()
+    assert str(archive) in Path(f"/proc/{kafka_server.pid}/maps").read_text()
 
 
 def test_two_kafkas_on_one_folder_are_refused(
