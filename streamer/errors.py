@@ -38,6 +38,11 @@ class TailraceError(Exception):
         self.fix = fix
         self.where = where
 
+    @property
+    def problems(self) -> tuple[TailraceError, ...]:
+        """Each single thing that is wrong, when there are several; else the error itself."""
+        return (self,)
+
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
         return f"{text}\n  -> {self.fix}" if self.fix else text

@@ -149,7 +149,7 @@ def translate(error: BaseException, doing: str, *, brokers: str) -> TailraceErro
     return KafkaUnavailable(
         f"Kafka failed while {doing}: {_reason(error)}",
         where=where,
-        fix="check that the brokers run and can be reached from here; this is tried again by itself",
+        fix="check that the brokers run and can be reached from here",
     )
 
 
@@ -264,27 +264,53 @@ async def read_to_end(
     hides it (H12). So this waits until the reader has passed them, which needs every transaction
     below them to be over, and says so when one is not.
     """
+    records: list[ConsumerRecord[bytes, bytes]] = []
+    async for batch in read_batches(
+        brokers, security, ranges, committed=committed, deadline_s=deadline_s, whole=True
+    ):
+        records += batch
+    return records
+
+
+async def read_batches(
+    brokers: str,
+    security: Security | None,
+    ranges: Mapping[TopicPartition, tuple[int, int]],
+    *,
+    committed: bool,
+    deadline_s: float = READ_DEADLINE_S,
+    whole: bool = False,
+) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
+    """As `read_to_end`, batch by batch, for topics that do not fit into memory.
+
+    The deadline is for the next step forward; `whole`: for all of it.
+    """
     open_ends = {p: end for p, (start, end) in ranges.items() if end > start}
     if not open_ends:
-        return []
-    records: list[ConsumerRecord[bytes, bytes]] = []
+        return
     topics = ", ".join(sorted({p.topic for p in open_ends}))
+    now_s = asyncio.get_running_loop().time
     async with reader(brokers, security, committed=committed) as client:
         client.assign(list(open_ends))
         for partition in open_ends:
             client.seek(partition, ranges[partition][0])
-        with kafka_errors(f"reading {topics}", brokers=brokers):
-            try:
-                async with asyncio.timeout(deadline_s):
-                    while open_ends:
+        until_s = now_s() + deadline_s
+        while open_ends:
+            found: list[ConsumerRecord[bytes, bytes]] = []
+            with kafka_errors(f"reading {topics}", brokers=brokers):
+                try:
+                    async with asyncio.timeout_at(until_s):
                         for partition, batch in (await client.getmany(timeout_ms=POLL_MS)).items():
-                            records += [r for r in batch if r.offset < ranges[partition][1]]
+                            found += [r for r in batch if r.offset < ranges[partition][1]]
                         for partition in list(open_ends):
                             if await client.position(partition) >= open_ends[partition]:
                                 del open_ends[partition]
-            except TimeoutError as error:
-                raise _held_up(client, open_ends, deadline_s, brokers) from error
-    return records
+                except TimeoutError as error:
+                    raise _held_up(client, open_ends, deadline_s, brokers) from error
+            if found:
+                yield found
+                if not whole:
+                    until_s = now_s() + deadline_s
 
 
 def _held_up(

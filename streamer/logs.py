@@ -1,6 +1,6 @@
-"""The log: structlog on stderr, for people or as JSON lines. Secrets are taken out of every event.
+"""The log: the standard library's logging on stderr, for people or as JSON lines, events with fields.
 
-Results go to stdout and never through here.
+Secrets are taken out of every event. Results go to stdout and never through here.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+import time
 from typing import Any, Literal, TextIO
 
-import structlog
+import orjson
 
 LogFormat = Literal["human", "json"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -26,6 +26,11 @@ _NAMED_SECRET = re.compile(
     re.IGNORECASE,
 )
 
+# Words that stand as they are; other text of a field is quoted.
+_NEEDS_QUOTES = re.compile(r"[\s=\"']|^$")
+_COLOURS = {"debug": "\x1b[36m", "info": "\x1b[32m", "warning": "\x1b[33m", "error": "\x1b[31m"}
+_PLAIN = "\x1b[0m"
+
 _SECRET_KEY = re.compile(r"password|passwd|secret|token|api[_-]?key", re.IGNORECASE)
 
 
@@ -34,53 +39,92 @@ def redact(text: str) -> str:
     return _NAMED_SECRET.sub(rf"\g<1>{REDACTED}", _URL_PASSWORD.sub(rf"\g<1>:{REDACTED}@", text))
 
 
-def _redact_event(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key, value in event.items():
-        if _SECRET_KEY.search(key):
-            event[key] = REDACTED
-        elif isinstance(value, str):
-            event[key] = redact(value)
-        elif isinstance(value, BaseException):
-            event[key] = redact(f"{type(value).__name__}: {value}")
-    return event
+class Log:
+    """A logger whose events carry fields: `log.warning("a line was cut", rows=3)`."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self._write(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: Any) -> None:
+        self._write(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self._write(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: Any) -> None:
+        self._write(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: Any) -> None:
+        """An error with the traceback of the exception that is being handled."""
+        self._write(logging.ERROR, event, fields, with_traceback=True)
+
+    def _write(self, level: int, event: str, fields: dict[str, Any], *, with_traceback: bool = False) -> None:
+        self._logger.log(level, "%s", event, exc_info=with_traceback, extra={"fields": fields})
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """The fields of an event, without secrets; a library's record has none."""
+    return {name: _redact_field(name, value) for name, value in getattr(record, "fields", {}).items()}
+
+
+def _redact_field(name: str, value: Any) -> Any:
+    if _SECRET_KEY.search(name):
+        return REDACTED
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, BaseException):
+        return redact(f"{type(value).__name__}: {value}")
+    return value
+
+
+class HumanFormatter(logging.Formatter):
+    """`12:00:00 [warning  ] a line was cut rows=3`, a traceback below it."""
+
+    def __init__(self, *, colours: bool) -> None:
+        super().__init__()
+        self._colours = _COLOURS if colours else {}
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = record.levelname.lower()
+        colour = self._colours.get(level)
+        shown = f"{colour}{level:<9}{_PLAIN}" if colour else f"{level:<9}"
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        line = f"{at} [{shown}] {redact(record.getMessage())}"
+        for name, value in fields_of(record).items():
+            text = value if isinstance(value, str) and not _NEEDS_QUOTES.search(value) else repr(value)
+            line += f" {name}={text}"
+        if record.exc_info:
+            line += f"\n{redact(self.formatException(record.exc_info))}"
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: timestamp (UTC), level, message, the event's fields, and `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "timestamp": f"{second}.{int(record.created % 1 * 1e6):06}Z",
+            "level": record.levelname.lower(),
+            "message": redact(record.getMessage()),
+            **fields_of(record),
+        }
+        if record.exc_info:
+            line["exception"] = redact(self.formatException(record.exc_info))
+        return orjson.dumps(line, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def setup(format: LogFormat = "human", *, level: str = "info", stream: TextIO | None = None) -> None:
-    """Set up structlog and the standard library's logging alike. Call once, at the start of a process."""
+    """Set up the log of the whole process, the libraries' too. Call at the start of a process."""
     out = stream or sys.stderr
-    threshold = logging.getLevelNamesMapping()[level.upper()]
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso" if format == "json" else "%H:%M:%S", utc=format == "json"),
-        structlog.processors.format_exc_info,
-        _redact_event,
-    ]
-    final: list[structlog.typing.Processor]
-    if format == "json":
-        final = [structlog.processors.EventRenamer("message"), structlog.processors.JSONRenderer()]
-    else:
-        final = [structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0)]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=False,
-    )
     handler = logging.StreamHandler(out)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
-        )
-    )
+    handler.setFormatter(JsonFormatter() if format == "json" else HumanFormatter(colours=out.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(threshold)
+    root.setLevel(logging.getLevelNamesMapping()[level.upper()])
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

@@ -1,7 +1,8 @@
 """Capture as a process: sessions of a source one after the other, until a stop or an error that stays.
 
-Owns the reaction to errors: what may pass is waited out with backoff and shown in `status`; what
-needs a person ends the process with its message. Also `reset`, which begins a new epoch.
+Owns the reaction to errors, which is the same for every kind of source: what may pass is waited out
+with backoff and shown in `status`; what needs a person ends the process with its message. Also
+`reset`, which begins a new epoch.
 """
 
 from __future__ import annotations
@@ -11,25 +12,30 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from typing import Any, Protocol
 
-import structlog
-
-from streamer.changes.position import Position, Stage
-from streamer.config import Config, PostgresSource
-from streamer.config.base import nearest
+from streamer.changes.position import FIRST_EPOCH, Position, Stage, epoch_without_position
+from streamer.changes.topics import bad_topic, shadow_topic
+from streamer.config import Config, PostgresSource, RedisSource
+from streamer.config.base import no_such
 from streamer.config.built import notes, unbuilt_defaults, unbuilt_source
 from streamer.errors import BadRecordError, ConfigError, FatalError, RetryableError, TailraceError
+from streamer.logs import Log
 from streamer.postgres.connection import connect, place
 from streamer.postgres.detail import capture_detail
-from streamer.postgres.history import FIRST_EPOCH, epoch_without_position
 from streamer.postgres.slot import drop_slot, identify_system, read_slot, try_lock
-from streamer.postgres.source import LOCK_POLL_S, Session
-from streamer.publisher import Publisher
+from streamer.postgres.source import LOCK_POLL_S
+from streamer.postgres.source import Session as PostgresSession
+from streamer.publisher import SHADOW, Publisher
+from streamer.publisher.topics import BAD
+from streamer.redis.detail import redis_detail
+from streamer.redis.election import Election
+from streamer.redis.journal import Journal
+from streamer.redis.source import Session as RedisSession
 from streamer.status import StatusWriter
 from streamer.stopping import stopped_within
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 
 BACKOFF_FIRST_S = 0.25
 BACKOFF_LIMIT_S = 5.0  # an outage is noticed as over within this
@@ -40,18 +46,20 @@ RESET_WAIT_S = 10.0  # how long `reset` waits for a capture that is just ending
 _KINDS = (FatalError, ConfigError, BadRecordError, RetryableError)  # the gravest first
 
 
-def postgres_source(config: Config, name: str) -> PostgresSource:
+class Session(Protocol):
+    """One attempt to capture: from taking the source to a stop or the first error."""
+
+    async def run(self) -> None: ...
+
+
+def captured_source(config: Config, name: str) -> PostgresSource | RedisSource:
     """The source of that name, if it is there and can be run; its unbuilt keys are refused by name."""
     source = config.sources.get(name)
     if source is None:
-        near = nearest(name, config.sources)
-        raise ConfigError(
-            f"there is no source {name!r} in {config.path}",
-            fix=near or f"the file has: {', '.join(config.sources) or 'none'}",
-        )
+        raise no_such("source", name, config.sources, config.path)
     for unbuilt in (*unbuilt_source(source), *unbuilt_defaults(config)):
         raise unbuilt.error(str(config.path))
-    assert isinstance(source, PostgresSource)  # every other kind is unbuilt
+    assert isinstance(source, (PostgresSource, RedisSource))  # every other kind is unbuilt
     return source
 
 
@@ -60,8 +68,16 @@ def now_us() -> int:
 
 
 def make_publisher(config: Config, brokers: str, source: str) -> Publisher:
+    beside = {}
+    if isinstance(config.sources[source], RedisSource):
+        beside = {shadow_topic(config.name, source): SHADOW, bad_topic(config.name, source): BAD}
     return Publisher(
-        brokers, config.kafka.security, name=config.name, source=source, topics=config.kafka.topics
+        brokers,
+        config.kafka.security,
+        name=config.name,
+        source=source,
+        topics=config.kafka.topics,
+        beside=beside,
     )
 
 
@@ -75,11 +91,12 @@ async def run_capture(
     clock_us: Callable[[], int] = now_us,
 ) -> None:
     """Capture until `stop`. Raises what waiting cannot mend: FatalError, ConfigError, BadRecordError."""
-    source = postgres_source(config, name)
+    source = captured_source(config, name)
     for note in notes(config):
         log.info(note)
     backoff_s = BACKOFF_FIRST_S
     waiting_since: str | None = None
+    journal = Journal()
     while not stop.is_set():
         started = time.monotonic()
 
@@ -90,7 +107,7 @@ async def run_capture(
 
         error: TailraceError | None = None
         try:
-            await _session(config, source, brokers, stop, status, report, clock_us)
+            await _session(config, source, brokers, journal, stop, status, report, clock_us)
         except* TailraceError as group:
             error = gravest(group)  # raised below: Python before 3.11.4 wraps in a group what is raised here
         if error is None:
@@ -110,19 +127,30 @@ async def run_capture(
 
 async def _session(
     config: Config,
-    source: PostgresSource,
+    source: PostgresSource | RedisSource,
     brokers: str,
+    journal: Journal,
     stop: asyncio.Event,
     status: StatusWriter,
     report: Callable[[str, str], None],
     clock_us: Callable[[], int],
 ) -> None:
     publisher = make_publisher(config, brokers, source.name)
-    session = Session(source, publisher, now_us=clock_us, report=report, stop=stop)
+    session: Session
+    detail: Callable[[], dict[str, Any]]
+    if isinstance(source, RedisSource):
+        election = make_election(config, brokers, source.name, clock_us)
+        redis = RedisSession(
+            config, source, publisher, election, journal, now_us=clock_us, report=report, stop=stop
+        )
+        session, detail = redis, lambda: redis_detail(redis, publisher, clock_us())
+    else:
+        postgres = PostgresSession(source, publisher, now_us=clock_us, report=report, stop=stop)
+        session, detail = postgres, lambda: capture_detail(postgres, publisher, clock_us())
 
     async def show() -> None:
         while True:
-            status.update(detail=capture_detail(session, publisher, clock_us()))
+            status.update(detail=detail())
             await asyncio.sleep(DETAIL_S)
 
     try:
@@ -130,9 +158,20 @@ async def _session(
             showing = tasks.create_task(show(), name="show the capture")
             await session.run()
             showing.cancel()
-        status.update(detail=capture_detail(session, publisher, clock_us()))
+        status.update(detail=detail())
     finally:
         await publisher.close()
+
+
+def make_election(config: Config, brokers: str, source: str, clock_us: Callable[[], int]) -> Election:
+    return Election(
+        brokers,
+        config.kafka.security,
+        group=f"{config.name}.capture.{source}",
+        topic=shadow_topic(config.name, source),
+        replication_factor=config.kafka.topics.replication_factor,
+        now_us=clock_us,
+    )
 
 
 def gravest(group: BaseExceptionGroup[TailraceError]) -> TailraceError:
@@ -151,23 +190,63 @@ def gravest(group: BaseExceptionGroup[TailraceError]) -> TailraceError:
 
 
 async def reset_source(config: Config, name: str, *, brokers: str) -> int:
-    """Begin a new epoch: drop the slot and record the intent to copy again. Returns the epoch.
+    """Begin a new epoch: record the intent to copy again. Returns the epoch.
 
-    The capture of the source must not run: its lock is taken meanwhile. The copy itself is made by
+    The capture of the source must not run: its place is taken meanwhile. The copy itself is made by
     the next start of the capture; a reset that was cut short is finished by it too.
     """
-    source = postgres_source(config, name)
+    source = captured_source(config, name)
+    if isinstance(source, RedisSource):
+        return await _reset_redis(config, source, brokers)
+    return await _reset_postgres(config, source, brokers)
+
+
+async def _reset_redis(config: Config, source: RedisSource, brokers: str) -> int:
+    """What was published is forgotten: the next start reads every key and publishes it, then a floor."""
+    stop = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        election = await stack.enter_async_context(make_election(config, brokers, source.name, now_us))
+        try:
+            async with asyncio.timeout(RESET_WAIT_S):
+                await election.wait(stop, lambda: None)
+        except TimeoutError:
+            raise _still_captured(source.name, f"group {config.name}.capture.{source.name}") from None
+        publisher = make_publisher(config, brokers, source.name)
+        stack.push_async_callback(publisher.close)
+        await publisher.start()
+        before = (await publisher.load(reset=True)).position
+        epoch = before.epoch + 1 if before is not None else epoch_without_position(time.time())
+        position = Position(
+            source=source.name,
+            number=publisher.number,
+            epoch=epoch,
+            stage=Stage.INTENT,
+            system_id=before.system_id if before is not None else "",
+            timeline=0,
+            lsn=before.lsn if before is not None else 0,
+        )
+        await publisher.flush(position)
+    return epoch
+
+
+def _still_captured(name: str, where: str) -> FatalError:
+    return FatalError(
+        f"a capture of {name} is running and holds the source's lock",
+        where=where,
+        fix=f"stop it (Ctrl-C of `tailrace run` or of `capture {name}`), and reset again",
+    )
+
+
+async def _reset_postgres(config: Config, source: PostgresSource, brokers: str) -> int:
+    """The slot is dropped; the next start makes another and copies the tables."""
+    name = source.name
     url = source.url.get_secret_value()
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(connect(url, application="tailrace reset"))
         waited_s = 0.0
         while not await try_lock(control, source.slot.name):
             if waited_s >= RESET_WAIT_S:
-                raise FatalError(
-                    f"a capture of {name} is running and holds the source's lock",
-                    where=place(url),
-                    fix=f"stop it (Ctrl-C of `tailrace run` or of `capture {name}`), and reset again",
-                )
+                raise _still_captured(name, place(url))
             await asyncio.sleep(LOCK_POLL_S)
             waited_s += LOCK_POLL_S
         replication = await stack.enter_async_context(
@@ -194,6 +273,6 @@ async def reset_source(config: Config, name: str, *, brokers: str) -> int:
             timeline=system.timeline,
             lsn=0,
         )
-        await publisher.flush(replace(position))
+        await publisher.flush(position)
         await drop_slot(control, source.slot.name)
     return epoch

@@ -7,6 +7,8 @@
 
 op: c(reate) u(pdate) d(elete) r(ead by a snapshot) t(runcate) m(essage). `source.ts_*` is the commit's
 time, the outer `ts_*` the time of processing. (epoch, commit_lsn, ordinal) is the version (H3, H29).
+Of a Redis source the LSNs are microseconds of the server's clock, made monotonic, and the ordinal counts
+within one of them; txId is null.
 
 Writing is the hot path: what is fixed for a table is formatted once into a SourceTemplate, what is
 fixed for a transaction once into a RowTemplate, and a row costs one formatting of bytes. Reading is
@@ -26,6 +28,11 @@ from streamer.errors import DecodeError
 
 NULL = b"null"
 FLOOR_PREFIX = "tailrace.floor"
+GAP_PREFIX = "tailrace.gap"
+SWEEP_HEADER = "sweep"  # of a delete that a reverse pass found: how many rows of its entity it found gone
+
+POSTGRES = "postgresql"  # connectors, as Debezium names them
+REDIS = "redis"
 
 SNAPSHOT_NO = "false"
 SNAPSHOT_FIRST = "first"
@@ -35,7 +42,7 @@ SNAPSHOT_LAST = "last"
 
 # %% are the places of a row; the others are those of a transaction. The order is Debezium's.
 _SOURCE_FORMAT = (
-    b'{"version":%b,"connector":"postgresql","name":%b,"ts_ms":%%d,"snapshot":"%%b","db":%b,'
+    b'{"version":%b,"connector":%b,"name":%b,"ts_ms":%%d,"snapshot":"%%b","db":%b,'
     b'"sequence":"[%%b,\\"%%%%d\\"]","ts_us":%%d,"ts_ns":%%d000,"schema":%b,"table":%b,"txId":%%b,'
     b'"lsn":%%%%d,"xmin":null,"origin":%%b,"origin_lsn":%%b,'
     b'"epoch":%d,"commit_lsn":%%d,"ordinal":%%%%d,"schema_id":%b}'
@@ -82,9 +89,19 @@ class SourceTemplate:
     __slots__ = ("_data", "_message")
 
     def __init__(
-        self, *, version: str, name: str, db: str, schema: str, table: str, schema_id: str, epoch: int
+        self,
+        *,
+        version: str,
+        name: str,
+        db: str,
+        schema: str,
+        table: str,
+        schema_id: str,
+        epoch: int,
+        connector: str = POSTGRES,
     ) -> None:
-        texts = tuple(_quoted(text, 2) for text in (version, name, db, schema, table))
+        """`db`: the database's name; of a Redis source its number."""
+        texts = tuple(_quoted(text, 2) for text in (version, connector, name, db, schema, table))
         fixed = (*texts, epoch, _quoted(schema_id, 2))
         self._data = _DATA_FORMAT % fixed
         self._message = _MESSAGE_FORMAT % fixed

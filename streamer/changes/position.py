@@ -1,14 +1,17 @@
 """How far a source has been published: the records of the positions topic.
 
-Two kinds of record share one partition a source (the topic is compacted):
+Kinds of record that share one partition a source (the topic is compacted):
 
 * key `{"source":"shop"}`: the position itself, written last in every Kafka transaction.
 * key `{"source":"shop","topic":"shop.public.orders"}`: what has been written to one data topic:
   its partition count (H26) and the last offset of every partition touched so far (H17).
+* key `{"source":"shop","table":16384}` and `{"source":"shop","publication":"tailrace"}`: what stands
+  under the capture; see ground.
 
 `Position.lsn` is the place up to which everything is in Kafka: the end LSN of the last whole
-transaction, or of an idle advance. Inside a transaction that spans flushes, `partial` says which
-transaction it is and how many of its row changes are published.
+transaction, or of an idle advance; of a Redis source the microseconds of its server's clock. Inside a
+transaction that spans flushes, `partial` says which transaction it is and how many of its row changes
+are published.
 """
 
 from __future__ import annotations
@@ -22,6 +25,10 @@ import orjson
 from streamer.errors import FatalError
 
 FORMAT = 1
+FIRST_EPOCH = 1
+# A reset whose position is lost cannot know the last epoch; minutes since 2020 are above any epoch
+# that was counted up, and fit the target's 32-bit column for 4,000 years.
+EPOCH_ORIGIN_S = 1_577_836_800
 
 
 class Stage(StrEnum):
@@ -69,6 +76,8 @@ class Position:
     # Tables of which only INSERT and TRUNCATE are captured -> UPDATEs and DELETEs that the server had
     # counted before the first copy: what it counts beyond them is missing in the log (H27).
     uncaptured: dict[str, int] = field(default_factory=dict)
+    # The epoch that the last reset began, of a source with a shadow: what older ones recorded there is void.
+    since_epoch: int = 0
 
     def key(self) -> bytes:
         return orjson.dumps({"source": self.source})
@@ -78,7 +87,7 @@ class Position:
 
     @classmethod
     def load(cls, value: bytes) -> Position:
-        raw = _checked(value)
+        raw = checked(value)
         last, partial = raw.pop("last_commit"), raw.pop("partial")
         return cls(
             **{**raw, "stage": Stage(raw["stage"])},
@@ -115,9 +124,13 @@ class TopicState:
 
     @classmethod
     def load(cls, value: bytes) -> TopicState:
-        raw = _checked(value)
+        raw = checked(value)
         raw["last_offsets"] = {int(p): o for p, o in raw["last_offsets"].items()}
         return cls(**raw)
+
+
+def epoch_without_position(now_s: float) -> int:
+    return int(now_s - EPOCH_ORIGIN_S) // 60
 
 
 def _plain(position: Position) -> dict[str, Any]:
@@ -125,7 +138,7 @@ def _plain(position: Position) -> dict[str, Any]:
     return raw
 
 
-def _checked(value: bytes) -> dict[str, Any]:
+def checked(value: bytes) -> dict[str, Any]:
     raw: dict[str, Any] = orjson.loads(value)
     version = raw.pop("format", None)
     if version != FORMAT:

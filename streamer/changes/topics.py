@@ -1,8 +1,9 @@
 """Names of topics, and which partition a key goes to.
 
-Data topics are `<source>.<schema>.<table>`; characters other than letters, digits, '.', '_' and
-'-' become '_'. Partition = crc32(key) mod partitions (librdkafka's `consistent`), so that one key
-has one partition and one order; a null key goes to one fixed partition.
+Data topics are `<source>.<schema>.<table>`, or `<source>.<entity>`; characters other than letters,
+digits, '.', '_' and '-' become '_'. Partition = crc32(key) mod partitions (librdkafka's
+`consistent`), so that one key has one partition and one order; a null key goes to one fixed
+partition.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ def data_topic(source: str, schema: str, table: str) -> str:
     return f"{clean(source)}.{clean(schema)}.{clean(table)}"
 
 
+def entity_topic(source: str, entity: str) -> str:
+    return f"{clean(source)}.{clean(entity)}"
+
+
 def message_topic(source: str) -> str:
     """Where logical messages of users go, as Debezium names it."""
     return f"{clean(source)}.message"
@@ -43,7 +48,22 @@ def status_topic(name: str) -> str:
     return f"{clean(name)}.__status"
 
 
+def shadow_topic(name: str, source: str) -> str:
+    """What was last published of each row of a source that has no log of its own (H20)."""
+    return f"{clean(name)}.__shadow.{clean(source)}"
+
+
+def bad_topic(name: str, source: str) -> str:
+    """Values of a source that its entities cannot use, as JSON records."""
+    return f"{clean(name)}.__bad.{clean(source)}"
+
+
 def partition_for(key: bytes | None, partitions: int) -> int:
     if key is None:
         return NULL_KEY_PARTITION
     return crc32(key) % partitions
+
+
+def dead_letters_topic(target: str) -> str:
+    """What a target has refused, one record a row (H24)."""
+    return f"{clean(target)}.dead_letters"

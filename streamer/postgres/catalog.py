@@ -234,6 +234,10 @@ class Publications:
     def insert_only(self) -> tuple[Table, ...]:
         return tuple(t for t in self.tables if t.insert_only)
 
+    def home(self, table: Table) -> str:
+        """The publication that carries this table."""
+        return self.inserts_name if table.insert_only else self.name
+
     def statements(self, present: Mapping[str, set[str]], *, both: bool) -> list[sql.Composed]:
         """The SQL that makes what is missing. `present`: publication -> qualified tables in it.
 

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
-from psycopg import generators, pq
+from psycopg import generators, pq, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
@@ -74,11 +74,12 @@ def translate(error: psycopg.Error, where: str) -> TailraceError:
     state = error.sqlstate or ""
     text = _CONNECT_PREFIX.sub("", error.diag.message_primary or str(error)).strip().replace("\n", " ")
     if ("WAL sender" in text and "permission denied" in text) or "replication role to start" in text:
+        role = where.rpartition("@")[0]
+        quoted = sql.Identifier(role).as_string(None) if role else "CURRENT_USER"
         return ConfigError(
-            "this role may not replicate: " + text,
+            f"the role {role or 'in use'} may not replicate: {text}",
             where=where,
-            fix="as an administrator run ALTER ROLE <this role> REPLICATION; "
-            "`tailrace doctor` prints the exact SQL",
+            fix=f"as an administrator run ALTER ROLE {quoted} REPLICATION;",
         )
     if state.startswith(_CONFIG_SQLSTATES) or any(words in text for words in _CONFIG_WORDS):
         return ConfigError(

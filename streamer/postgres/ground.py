@@ -1,86 +1,180 @@
-"""What stands under the captured tables: names, keys, places in the publications, partitions.
+"""What stands under the captured tables: names, keys, types, places in the publications, partitions.
 
-The stream says nothing of a table that is renamed, dropped and made again, taken out of a
+The stream says nothing of a table that is renamed, dropped and made again, rewritten, taken out of a
 publication and put back, or given another partition; rows would be missing in silence. Facts are
-compared with those of the session's first look, and each difference is a finding that stays.
+compared with those of the epoch's first look, which are durable (changes.ground), so that it makes no
+difference whether a capture ran meanwhile. Each difference is a finding that stays until a reset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+from streamer.changes.ground import Columns, Facts, Ground, PublicationFacts, TableFacts
+from streamer.errors import FatalError
 from streamer.postgres.connection import Connection
 from streamer.postgres.history import reset_fix
 
+_NUMBERS = ("smallint", "integer", "bigint", "numeric")  # a later one prints every value of an earlier alike
+_TEXT = re.compile(r"text|character varying(\(\d+\))?\Z")
+
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """One published table. `places`: its entries in our publications; `partitions`: below it."""
+class Seen:
+    """The catalogue at one look. `members`: publication -> qualified names of its tables."""
 
-    oid: int
-    name: str
-    identity: str
-    key: tuple[str, ...]
-    places: tuple[int, ...]
-    partitions: tuple[int, ...]
+    ground: Ground
+    members: dict[str, set[str]]
 
 
-class Ground:
-    """The facts of the first look, and what has become different since."""
+class Drift:
+    """What has become different since `before`, which grows by what is seen for the first time."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, before: Ground) -> None:
+        self._source = source
         self._fix = reset_fix(source)
-        self._before: dict[int, Facts] = {}
+        self._before = before
+        self._fresh: list[Facts] = []
         self._findings: dict[str, None] = {}
 
-    def compare(self, now: Iterable[Facts]) -> list[str]:
+    def take_fresh(self) -> list[Facts]:
+        """Facts that are to be recorded, once."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
+
+    def check_publications(self, now: Ground) -> None:
+        """Raises FatalError when a publication is another one than at the first look."""
+        for name, found in now.publications.items():
+            if name not in self._before.publications:
+                self._know(found)
+        for name, before in self._before.publications.items():
+            facts = now.publications.get(name)
+            if facts is None or facts.oid != before.oid:
+                what = "was dropped or made again"
+            elif facts.publishes != before.publishes:
+                what = "was told to publish other operations"
+            else:
+                continue
+            raise FatalError(
+                f"publication {name} {what} after its capture began: changes in between were not sent",
+                where=f"source {self._source}",
+                fix=self._fix,
+            )
+
+    def compare(self, now: Ground) -> list[str]:
         """Findings so far, each a sentence with what to do."""
-        present = {facts.oid: facts for facts in now}
-        names = {facts.name: oid for oid, facts in self._before.items()}
-        for oid, facts in present.items():
-            before = self._before.setdefault(oid, facts)
-            if before is facts and names.get(facts.name, oid) != oid:
+        names = {facts.name: oid for oid, facts in self._before.tables.items()}
+        for oid, facts in now.tables.items():
+            before = self._before.tables.get(oid)
+            if before is not None:
+                for what in _differences(before, facts):
+                    self._find(what)
+                self._grow(before, facts)
+            elif facts.name in names:
                 self._find(f"{facts.name} was dropped and made again, or another table was given its name")
-            if before.name != facts.name:
-                self._find(f"{before.name} was renamed to {facts.name}: rows from before keep the old name")
-            if before.identity != facts.identity or before.key != facts.key:
-                self._find(f"the key or the replica identity of {facts.name} changed")
-            if not set(before.places) <= set(facts.places):
-                self._find(
-                    f"{facts.name} was taken out of its publication, and changes meanwhile were not sent"
-                )
-            if before.partitions != facts.partitions:
-                self._find(
-                    f"partitions of {facts.name} were attached, detached or dropped, which sends no rows"
-                )
+            else:
+                self._know(facts)
         return list(self._findings)
+
+    def _know(self, facts: Facts) -> None:
+        self._before.add(facts)
+        self._fresh.append(facts)
+
+    def _grow(self, before: TableFacts, now: TableFacts) -> None:
+        """Columns that came later are compared from then on."""
+        numbers = {number for number, _, _ in before.columns}
+        names = {name for _, name, _ in before.columns}
+        added = tuple(c for c in now.columns if c[0] not in numbers and c[1] not in names)
+        if added:
+            self._know(replace(before, columns=before.columns + added))
 
     def _find(self, what: str) -> None:
         self._findings.setdefault(f"{what}: {self._fix}")
 
 
-async def read_facts(connection: Connection, *publications: str) -> list[Facts]:
-    """The tables that are members of the publications, as the catalogue shows them now."""
+def _differences(before: TableFacts, now: TableFacts) -> Iterator[str]:
+    name = now.name
+    if before.name != name:
+        yield f"{before.name} was renamed to {name}: rows from before keep the old name"
+    if before.identity != now.identity or before.key != now.key:
+        yield f"the key or the replica identity of {name} changed"
+    if not set(before.places) <= set(now.places):
+        yield f"{name} was taken out of its publication, and changes meanwhile were not sent"
+    if before.partitions != now.partitions:
+        yield f"partitions of {name} were attached, detached or dropped, which sends no rows"
+    yield from _column_differences(name, before.columns, now.columns)
+
+
+def _column_differences(table: str, before: Columns, now: Columns) -> Iterator[str]:
+    old = {number: (name, type_) for number, name, type_ in before}
+    names = {name: number for number, name, _ in before}
+    present = {number for number, _, _ in now}
+    for number, name, type_ in now:
+        was = old.get(number)
+        if was is None:
+            if names.get(name, number) not in present:
+                yield f"column {name} of {table} was dropped and made again, which sends no rows"
+            continue
+        if was[0] != name:
+            yield f"column {was[0]} of {table} was renamed to {name}, which sends no rows"
+        if not prints_alike(was[1], type_):
+            yield f"column {name} of {table} was {was[1]} and is {type_} now, which sends no rows"
+
+
+def prints_alike(old: str, new: str) -> bool:
+    """Whether ALTER TYPE leaves every value as it was in the events."""
+    if old == new or (_TEXT.fullmatch(old) and _TEXT.fullmatch(new)):
+        return True
+    return old in _NUMBERS and new in _NUMBERS and _NUMBERS.index(old) <= _NUMBERS.index(new)
+
+
+async def read_ground(connection: Connection, *publications: str) -> Seen:
+    """The publications that are there, and the tables that are in them, as the catalogue shows them."""
+    cursor = await connection.execute(
+        """SELECT oid::bigint, pubname::text, ARRAY[pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot]
+           FROM pg_publication WHERE pubname = ANY (%s)""",
+        (list(publications),),
+    )
+    ground = Ground()
+    for oid, name, publishes in await cursor.fetchall():
+        ground.add(PublicationFacts(oid, name, tuple(publishes)))
+    members: dict[str, set[str]] = {name: set() for name in ground.publications}
     cursor = await connection.execute(
         """
-        SELECT c.oid::bigint, n.nspname || '.' || c.relname, c.relreplident::text,
+        WITH members AS (
+            SELECT c.oid, t.schemaname || '.' || t.tablename AS name, c.relreplident,
+                   array_agg(t.pubname::text) AS publications
+            FROM pg_publication_tables t
+            JOIN pg_namespace n ON n.nspname = t.schemaname
+            JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+            WHERE t.pubname = ANY (%(names)s) GROUP BY 1, 2, 3
+        )
+        SELECT m.publications, m.oid::bigint, m.name, m.relreplident::text,
                coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum)
                          FROM pg_index i
-                         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
-                         WHERE i.indrelid = c.oid AND i.indisprimary), '{}'),
-               (SELECT array_agg(r.oid::bigint ORDER BY r.oid) FROM pg_publication_rel r
-                JOIN pg_publication p ON p.oid = r.prpubid
-                WHERE r.prrelid = c.oid AND p.pubname = ANY (%(names)s)),
-               coalesce((SELECT array_agg(relid::bigint ORDER BY relid) FROM pg_partition_tree(c.oid)
-                         WHERE relid <> c.oid), '{}')
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.oid IN (SELECT r.prrelid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-                        WHERE p.pubname = ANY (%(names)s))
+                         JOIN pg_attribute a ON a.attrelid = m.oid AND a.attnum = ANY (i.indkey)
+                         WHERE i.indrelid = m.oid AND i.indisprimary), '{}'),
+               coalesce((SELECT array_agg(r.oid::bigint ORDER BY r.oid) FROM pg_publication_rel r
+                         JOIN pg_publication p ON p.oid = r.prpubid
+                         WHERE r.prrelid = m.oid AND p.pubname = ANY (%(names)s)), '{}'),
+               coalesce((SELECT array_agg(relid::bigint ORDER BY relid) FROM pg_partition_tree(m.oid)
+                         WHERE relid <> m.oid), '{}'),
+               -- a type of the user's by its bare name: what format_type prints depends on search_path
+               (SELECT array_agg(ARRAY[a.attnum::text, a.attname::text,
+                                       CASE WHEN t.typnamespace <> 'pg_catalog'::regnamespace THEN t.typname
+                                            ELSE format_type(a.atttypid, a.atttypmod) END]
+                                 ORDER BY a.attnum)
+                FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+                WHERE a.attrelid = m.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
+        FROM members m
         """,
         {"names": list(publications)},
     )
-    return [
-        Facts(oid, name, identity, tuple(key), tuple(places or ()), tuple(partitions))
-        for oid, name, identity, key, places, partitions in await cursor.fetchall()
-    ]
+    for within, oid, name, identity, key, places, partitions, columns in await cursor.fetchall():
+        for publication in within:
+            members[publication].add(name)
+        numbered = tuple((int(number), column, type_) for number, column, type_ in columns or ())
+        ground.add(TableFacts(oid, name, identity, tuple(key), tuple(places), tuple(partitions), numbered))
+    return Seen(ground, members)

@@ -11,14 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streamer.changes.lsn import format_lsn
-from streamer.changes.position import LastCommit, Position, Stage
+from streamer.changes.position import FIRST_EPOCH, LastCommit, Position, Stage
 from streamer.errors import PositionError
 from streamer.postgres.slot import Slot, System
-
-FIRST_EPOCH = 1
-# A reset whose position is lost cannot know the last epoch; minutes since 2020 are above any
-# epoch that was counted up by resets, and fit the target's 32-bit column for 4,000 years.
-EPOCH_ORIGIN_S = 1_577_836_800
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +41,6 @@ def reset_fix(source: str) -> str:
         f"run `tailrace reset {source}`: it raises the epoch, makes a slot and copies every table again; "
         "targets keep their rows meanwhile and lose what the source no longer has"
     )
-
-
-def epoch_without_position(now_s: float) -> int:
-    return int(now_s - EPOCH_ORIGIN_S) // 60
 
 
 def decide(

@@ -57,7 +57,8 @@ class Relations:
                 f"the key of {schema}.{name} changed from ({', '.join(frozen) or 'none'}) to "
                 f"({', '.join(key) or 'none'}): rows under the old key could not be followed",
                 where=f"source {self._source.name}",
-                fix=reset_fix(self._source.name),
+                fix=f"in each target that has it, DROP TABLE the copy of {schema}.{name}, whose key is the "
+                f"old one; then {reset_fix(self._source.name)}",
             )
         self.frozen[schema, name] = key
         self._publisher.add_schema(record)

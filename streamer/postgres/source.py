@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 
-import structlog
 from psycopg import errors
 
 from streamer.changes.lsn import format_lsn, parse_lsn
@@ -19,8 +18,10 @@ from streamer.changes.position import Position, Stage
 from streamer.config import PostgresSource, check_topics
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, SourceUnavailable
+from streamer.logs import Log
 from streamer.postgres import catalog, history
 from streamer.postgres.connection import Connection, CopyStream, connect, place
+from streamer.postgres.ground import read_ground
 from streamer.postgres.relations import FrozenKeys, Relations
 from streamer.postgres.slot import (
     Exported,
@@ -43,7 +44,7 @@ from streamer.postgres.watch import Watch, require_publications
 from streamer.publisher import Loaded, Publisher
 from streamer.stopping import stopped_within
 
-log = structlog.get_logger(__name__)
+log = Log(__name__)
 
 LOCK_POLL_S = 0.5  # a standby takes over within this
 LEFTOVER_AFTER_S = 3.0  # a dead capture's walsender usually ends by itself before this
@@ -100,6 +101,7 @@ class Session:
                     log.info("snapshot mode is `only` and the copy is complete: nothing to do")
                     return
                 position, stream = start.plan.position, start.stream
+                await self.watch.stand_on(start.loaded.ground)
                 frozen: FrozenKeys = start.loaded.frozen_keys
             else:
                 if start.stream is not None:  # a slot of an interrupted start: it is made again
@@ -245,6 +247,10 @@ class Session:
                 relations = self._relations(system.database, plan.epoch, {})
                 await relations.ensure_topics(tables)
                 items = [await relations.from_catalog(reader, table) for table in tables]
+                seen = await read_ground(reader, publications.name, publications.inserts_name)
+                self.watch.drift.check_publications(seen.ground)
+                self.watch.drift.compare(seen.ground)
+                publisher.add_ground(self.watch.drift.take_fresh())
                 frozen = relations.frozen
                 await self._copy_tables(reader, items, position, floor=plan.floors)
         position = replace(position, stage=Stage.STREAMING)

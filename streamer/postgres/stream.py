@@ -233,6 +233,7 @@ class Stream:
             if now >= next_inspect:
                 next_inspect = now + INSPECT_S
                 await self._watch.inspect()
+                self._publisher.add_ground(self._watch.drift.take_fresh())
             await asyncio.sleep(LOOK_S)
 
     # ---- stopping ------------------------------------------------------------------------------

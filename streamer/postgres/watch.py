@@ -15,8 +15,8 @@ from statistics import median_low
 import psycopg
 from psycopg import errors
 
+from streamer.changes.ground import Ground
 from streamer.changes.lsn import parse_lsn
-from streamer.changes.topics import data_topic
 from streamer.config import PostgresSource
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, FatalError
@@ -29,8 +29,9 @@ from streamer.postgres.catalog import (
     publication_tables,
 )
 from streamer.postgres.connection import Connection, place, translate
-from streamer.postgres.ground import Ground, read_facts
+from streamer.postgres.ground import Drift, read_ground
 from streamer.postgres.history import reset_fix
+from streamer.postgres.membership import has_rows, judge
 
 HEARTBEAT_PREFIX = "tailrace.heartbeat"
 CLOCK_LOOKS = 5  # two slow answers of five change nothing; a clock that was set is noticed after three
@@ -67,10 +68,9 @@ class Watch:
         self._connection = connection
         self._source = source
         self._where = place(source.url.get_secret_value())
-        self._publication_oids: dict[str, int] | None = None
         self.uncaptured: dict[str, int] = {}  # see Position
         self._clock = ServerClock()
-        self._ground = Ground(source.name)
+        self.drift = Drift(source.name, Ground())
         self.captured: Mapping[tuple[str, str], object] = {}  # (schema, table) of this epoch's tables
         self.observed = Observed()
 
@@ -131,77 +131,38 @@ class Watch:
         self.observed.looks += 1
 
     async def _inspect(self) -> list[str]:
-        source, name = self._source, self._source.name
+        source = self._source
         wanted = await list_tables(self._connection, source)
         tables = [table for table in wanted if not unbuilt_table(source, table.schema, table.name)]
         publications = Publications(source.publication.name, tuple(tables))
-        await self._same_publications(publications)
-        present = await publication_tables(self._connection, publications.name, publications.inserts_name)
-        published = set().union(*present.values()) if present else set()
-        findings = left_out(source, wanted)
-        findings += self._ground.compare(
-            await read_facts(self._connection, publications.name, publications.inserts_name)
-        )
-        topics: dict[str, Table] = {}
-        for table in sorted(tables, key=lambda table: table.qualified not in published):
-            first = topics.setdefault(data_topic(name, table.schema, table.name), table)
-            if first is not table:
-                findings.append(
-                    f"{table.qualified} is not captured: its topic would be that of {first.qualified}; "
-                    "rename one of them, or exclude it in `tables:`"
-                )
-                continue
-            if table.qualified in published:
-                in_full = table.qualified in present.get(publications.name, ())
-                if not table.insert_only and not in_full:
-                    findings.append(
-                        f"{table.qualified} has a key or a replica identity now, but only its INSERT and "
-                        f"TRUNCATE are captured: `tailrace reset {name}` captures all of it"
-                    )
-                continue
-            if (table.schema, table.name) in self.captured:
-                findings.append(
-                    f"{table.qualified} was captured before and is out of its publication (dropped and made "
-                    f"again, or taken out): `tailrace reset {name}` copies it again"
-                )
-                continue
-            home = publications.inserts_name if table.insert_only else publications.name
-            if source.publication.manage and home in present:
-                try:
-                    if await add_if_empty(self._connection, home, table):
-                        continue
-                except errors.InsufficientPrivilege:
-                    findings.append(
-                        f"{table.qualified} fits `tables:` but this role may not publish it: as its owner "
-                        f"run ALTER PUBLICATION {home} ADD TABLE {table.qualified}; while it is empty"
-                    )
-                    continue
-            findings.append(
-                f"{table.qualified} fits `tables:` but is not captured, and has rows already: "
-                f"`tailrace reset {name}` copies every table again, this one too"
-            )
+        seen = await read_ground(self._connection, publications.name, publications.inserts_name)
+        self.drift.check_publications(seen.ground)
+        membership = judge(source, publications, seen.members, self.captured)
+        findings = [*left_out(source, wanted), *self.drift.compare(seen.ground), *membership.findings]
+        for table in membership.addable:
+            findings += await self._publish(table, publications.home(table))
         findings += await self._uncaptured_changes(publications.insert_only)
         return findings
 
-    async def _same_publications(self, publications: Publications) -> None:
-        cursor = await self._connection.execute(
-            "SELECT pubname::text, oid::bigint FROM pg_publication WHERE pubname = ANY (%s)",
-            ([publications.name, publications.inserts_name],),
-        )
-        oids = {row[0]: row[1] for row in await cursor.fetchall()}
-        before = self._publication_oids
-        if before is None:
-            self._publication_oids = oids
-            return
-        for publication, oid in before.items():
-            if oids.get(publication) != oid:
-                raise FatalError(
-                    f"publication {publication} was dropped or made again while it was captured: "
-                    "changes in between were not sent",
-                    where=f"source {self._source.name}",
-                    fix=reset_fix(self._source.name),
-                )
-        self._publication_oids = oids
+    async def _publish(self, table: Table, publication: str) -> list[str]:
+        """Add a table that came later; else what is in the way."""
+        try:
+            if await add_if_empty(self._connection, publication, table):
+                return []
+        except errors.InsufficientPrivilege:
+            return [
+                f"{table.qualified} fits `tables:` but role {self._connection.info.user} may not publish it: "
+                f"as its owner run ALTER PUBLICATION {publication} ADD TABLE {table.qualified}; while it is "
+                "empty"
+            ]
+        return [has_rows(self._source, table)]
+
+    async def stand_on(self, ground: Ground) -> None:
+        """At a restart, before the stream: the publications must be those of the epoch's first look."""
+        self.drift = Drift(self._source.name, ground)
+        publications = Publications(self._source.publication.name, ())
+        seen = await read_ground(self._connection, publications.name, publications.inserts_name)
+        self.drift.check_publications(seen.ground)
 
     async def _uncaptured_changes(self, tables: tuple[Table, ...]) -> list[str]:
         """UPDATE and DELETE of tables that publish inserts only (H27), by the server's statistics."""

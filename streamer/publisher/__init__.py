@@ -10,6 +10,7 @@ from streamer.publisher.publisher import Publisher
 from streamer.publisher.state import Loaded
 from streamer.publisher.topics import (
     COMPACTED,
+    SHADOW,
     TopicSettings,
     durability_findings,
     ensure_topic,
@@ -18,6 +19,7 @@ from streamer.publisher.topics import (
 
 __all__ = [
     "COMPACTED",
+    "SHADOW",
     "Loaded",
     "OversizeError",
     "Publisher",

@@ -49,7 +49,7 @@ class OversizeError(BadRecordError):
             f"a row of {size:,} bytes is above the message limit of {limit:,}; its key is {shown}",
             where=f"topic {topic}",
             fix="raise kafka.topics.max_message (and the topic's max.message.bytes: kafka-configs --alter), "
-            "or choose with defaults.on_oversize what to do with such rows",
+            "or leave its table out with `exclude` in `tables:` of its source",
         )
         self.topic = topic
         self.key = key
@@ -181,21 +181,25 @@ class Topic:
         self._open: list[Batch | None] = [None] * partitions
         self._sealed: dict[int, list[Batch]] = {}
 
-    def append(self, key: bytes | None, value: bytes | None) -> None:
+    def append(
+        self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = _NO_HEADERS
+    ) -> None:
         """Add one record to the partition of its key. Hot path. Raises OversizeError."""
         partition = NULL_KEY_PARTITION if key is None else crc32(key) % self.partitions
         batch = self._open[partition]
         if batch is not None:
-            written = batch.write(batch.count, batch.timestamp_ms, key, value, _NO_HEADERS)
+            written = batch.write(batch.count, batch.timestamp_ms, key, value, headers)
             if written is not None:
                 batch.count += 1
                 waiting = self._waiting
                 waiting.bytes += written.size
                 waiting.records += 1
                 return
-        self._open_batch(partition, key, value)
+        self._open_batch(partition, key, value, headers)
 
-    def _open_batch(self, partition: int, key: bytes | None, value: bytes | None) -> None:
+    def _open_batch(
+        self, partition: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> None:
         size = len(key or b"") + len(value or b"")
         if size > self._limit:
             raise OversizeError(self.name, key, size, self._limit)
@@ -205,7 +209,7 @@ class Topic:
             self._waiting.bytes += full.seal() - plain_bytes
             self._sealed.setdefault(partition, []).append(full)
         batch = Batch(self._batch_bytes, self._compression, int(self._clock() * 1000))
-        self._waiting.bytes += batch.add(key, value) or 0
+        self._waiting.bytes += batch.add(key, value, headers) or 0
         self._waiting.records += 1
         self._open[partition] = batch
         self._touched.add(self)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka
 
+from streamer.changes import ground
 from streamer.changes.position import Position, Stage, TopicState
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import clean, positions_topic, schemas_topic
@@ -24,6 +25,7 @@ from streamer.errors import KafkaUnavailable, PositionError
 from streamer.kafka import READ_DEADLINE_S, Security, admin, offset_ranges, translate
 from streamer.publisher.batches import BATCH_BYTES, Batch, Topic, Waiting
 from streamer.publisher.state import (
+    COMMIT_MARKER_OFFSETS,
     EPOCH_HEADER,
     Loaded,
     check_beyond,
@@ -57,15 +59,17 @@ class _Taken:
     position: Position
     rows: list[Queue]
     schemas: list[SchemaRecord]
-    forget: frozenset[str]  # topics whose state belongs to an epoch that a reset has ended
+    ground: list[ground.Facts]
+    forget: frozenset[bytes]  # keys of records that belong to an epoch that a reset has ended
     bytes: int
 
 
 class Publisher:
     """Publishes one source. Life: `start`, `load`, `ensure_topics`, then append and `flush`; `close`.
 
-    `flush_deadline_s` bounds one flush from its first request to its commit. `clock`: seconds since
-    1970, for record timestamps (publish times).
+    `beside`: topics of the source's own, by name with their settings: one partition each, made by
+    `start`, written like the data topics. `flush_deadline_s` bounds one flush from its first request
+    to its commit. `clock`: seconds since 1970, for record timestamps (publish times).
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Publisher:
         name: str,
         source: str,
         topics: TopicSettings,
+        beside: Mapping[str, Mapping[str, str]] | None = None,
         clock: Callable[[], float] = time.time,
         flush_deadline_s: float = FLUSH_DEADLINE_S,
         read_deadline_s: float = READ_DEADLINE_S,
@@ -84,6 +89,7 @@ class Publisher:
         self._security = security
         self._source = source
         self._settings = topics
+        self._beside = dict(beside or {})
         self._clock = clock
         self._flush_deadline_s = flush_deadline_s
         self._read_deadline_s = read_deadline_s
@@ -96,7 +102,8 @@ class Publisher:
         self._states: dict[str, TopicState] = {}
         self._added: dict[str, SchemaRecord] = {}
         self._sent: set[tuple[int, str]] = set()
-        self._forget: frozenset[str] = frozenset()
+        self._ground: list[ground.Facts] = []
+        self._forget: frozenset[bytes] = frozenset()
         self._position: Position | None = None
         self._flushing = False
         self._over: BaseException | None = None
@@ -127,11 +134,14 @@ class Publisher:
             own = {
                 self._positions: (POSITION_PARTITIONS, COMPACTED),
                 self._schemas: (1, COMPACTED),
+                **{topic: (1, config) for topic, config in self._beside.items()},
             }
             async with admin(self._brokers, self._security) as client:
                 await ensure_topics(client, own, replication_factor=self._settings.replication_factor)
             await self._turns.start()
             await self._turns.know(own)
+        for name in self._beside:
+            self._open(name)
 
     async def load(self, *, reset: bool = False) -> Loaded:
         """Read what Kafka holds of the source, and check it against the topics (H12, H17, H26).
@@ -143,20 +153,21 @@ class Publisher:
         async with self._or_end("reading the position"):
             self.number = await find_number(self._brokers, self._security, self._source, self._positions)
             place = TopicPartition(self._positions, self.number)
-            position, states = await read_positions(
+            found = await read_positions(
                 self._brokers, self._security, self._source, place, deadline_s=self._read_deadline_s
             )
             written = await read_schemas(
                 self._brokers, self._security, self._schemas, deadline_s=self._read_deadline_s
             )
+            position = found.position
             if reset or (position is not None and position.stage is not Stage.STREAMING):
-                self._forget = frozenset(states)
-                states = {}
+                self._forget = frozenset(found.beside)
+                found.topics = {}
             else:
-                await self._check(position, states)
-        loaded = join(self._source, position, states, written)
+                await self._check(position, found.topics)
+        loaded = join(self._source, found, written)
         self._position = position
-        self._states = dict(states)
+        self._states = dict(found.topics)
         epoch = position.epoch if position is not None else 0
         self._sent = {(epoch, schema_id) for schema_id in loaded.schemas_sent}
         return loaded
@@ -173,7 +184,7 @@ class Publisher:
             ends[place.topic][place.partition] = end
         check_chain(position, states, ends)
         for name, state in states.items():
-            wanted = 1 if name == self._schemas else self._settings.partitions
+            wanted = self._partitions(name)
             check_partitions(name, actual=present[name], wanted=wanted, recorded=state.partitions)
         others = {name: state for name, state in states.items() if name != self._schemas}
         await check_beyond(self._brokers, self._security, others, ranges)
@@ -195,20 +206,31 @@ class Publisher:
                     check_message_bytes(name, actual, self._settings.max_message_bytes)
             await self._turns.know(fresh)
         for name in fresh:
-            self._topics[name] = Topic(
-                name,
-                partitions=self._settings.partitions,
-                max_message_bytes=self._settings.max_message_bytes,
-                compression=self._settings.compression,
-                clock=self._clock,
-                waiting=self._waiting,
-                touched=self._touched,
-            )
+            self._open(name)
+
+    def _open(self, name: str) -> None:
+        self._topics[name] = Topic(
+            name,
+            partitions=self._partitions(name),
+            max_message_bytes=self._settings.max_message_bytes,
+            compression=self._settings.compression,
+            clock=self._clock,
+            waiting=self._waiting,
+            touched=self._touched,
+        )
+
+    def _partitions(self, topic: str) -> int:
+        return 1 if topic == self._schemas or topic in self._beside else self._settings.partitions
 
     async def findings(self) -> list[str]:
         """H17: what in the topics' settings would lose acknowledged events; see `durability_findings`."""
         async with admin(self._brokers, self._security) as client:
             return await durability_findings(client, [self._positions, self._schemas, *self._topics])
+
+    def next_offset(self, topic: str) -> int:
+        """Where a topic of `beside` goes on behind the last commit that wrote to it; 0: none is known."""
+        state = self._states.get(topic)
+        return state.last_offsets[0] + 1 + COMMIT_MARKER_OFFSETS if state is not None else 0
 
     def topic(self, name: str) -> Topic:
         """The handle for appending rows; `ensure_topics` has had the name."""
@@ -217,6 +239,10 @@ class Publisher:
     def add_schema(self, record: SchemaRecord) -> None:
         """Publish the record before the next flush's rows, unless this epoch has it already."""
         self._added[record.id] = record
+
+    def add_ground(self, facts: Iterable[ground.Facts]) -> None:
+        """Publish with the next flush what is now known of tables and publications."""
+        self._ground += facts
 
     def flush(self, position: Position) -> Coroutine[Any, Any, Position]:
         """Publish all that is appended, and that it reaches `position`, in one Kafka transaction.
@@ -238,11 +264,13 @@ class Publisher:
             position=replace(position, source=self._source, number=self.number, flush=number),
             rows=[Queue(t.name, p, batches) for t in self._touched for p, batches in t.take().items()],
             schemas=[r for i, r in self._added.items() if (position.epoch, i) not in self._sent],
+            ground=self._ground,
             forget=self._forget,
             bytes=self._waiting.bytes,
         )
         self._touched.clear()
         self._added.clear()
+        self._ground = []
         self._waiting.bytes = self._waiting.records = 0
         self.in_flight_bytes = taken.bytes
         return self._flush(taken)
@@ -281,11 +309,10 @@ class Publisher:
         return [Queue(self._schemas, 0, batches)]
 
     def _position_batches(self, taken: _Taken, states: dict[str, TopicState]) -> list[Batch]:
-        forgotten = [
-            TopicState(self._source, topic, 0, {}, 0).key() for topic in sorted(taken.forget - states.keys())
-        ]
-        records: list[_Record] = [(key, None, []) for key in forgotten]
+        records: list[_Record] = [(key, None, []) for key in sorted(taken.forget)]
         records += [(state.key(), state.dump(), []) for state in states.values()]
+        epoch = taken.position.epoch
+        records += [(f.key_of(self._source), ground.dump(f, epoch), []) for f in taken.ground]
         records.append((taken.position.key(), taken.position.dump(), []))
         return self._batches(records)
 
@@ -316,7 +343,7 @@ class Publisher:
             topic: TopicState(
                 source=self._source,
                 topic=topic,
-                partitions=1 if topic == self._schemas else self._settings.partitions,
+                partitions=self._partitions(topic),
                 last_offsets=last,
                 flush=flush,
             )

@@ -7,11 +7,13 @@ topics themselves: an end below what the records say means that Kafka lost event
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 from aiokafka import ConsumerRecord, TopicPartition
 
+from streamer.changes import ground
+from streamer.changes.ground import Ground
 from streamer.changes.position import Position, TopicState
 from streamer.changes.schema import SchemaRecord
 from streamer.errors import ConfigError, PositionError
@@ -31,6 +33,7 @@ class Loaded:
 
     `position` None: nothing was ever published. `frozen_keys`: (schema, table) -> the key columns of
     the table's first schema record of this epoch (H22). `schemas_sent`: ids written in this epoch.
+    `ground`: tables and publications as this epoch first saw them.
     """
 
     position: Position | None
@@ -38,6 +41,7 @@ class Loaded:
     schemas: dict[str, SchemaRecord]
     frozen_keys: dict[tuple[str, str], tuple[str, ...]]
     schemas_sent: frozenset[str]
+    ground: Ground
 
 
 async def find_number(brokers: str, security: Security | None, source: str, topic: str) -> int:
@@ -66,6 +70,16 @@ async def find_number(brokers: str, security: Security | None, source: str, topi
     return free[0]
 
 
+@dataclass(slots=True)
+class Positions:
+    """The source's partition of the positions topic: the last committed record of each kind."""
+
+    position: Position | None = None
+    topics: dict[str, TopicState] = field(default_factory=dict)
+    ground: Ground = field(default_factory=Ground)
+    beside: set[bytes] = field(default_factory=set)  # keys of all of them but the position
+
+
 async def read_positions(
     brokers: str,
     security: Security | None,
@@ -73,22 +87,29 @@ async def read_positions(
     place: TopicPartition,
     *,
     deadline_s: float = READ_DEADLINE_S,
-) -> tuple[Position | None, dict[str, TopicState]]:
-    """The last committed position and topic states of a source; a commit just done is not missed (H12)."""
+) -> Positions:
+    """What the last commit left of a source; a commit just done is not missed (H12)."""
     ranges = await offset_ranges(brokers, security, [place])
     records = await read_to_end(brokers, security, ranges, committed=True, deadline_s=deadline_s)
     latest: dict[bytes, bytes | None] = {r.key: r.value for r in records if r.key is not None}
-    position: Position | None = None
-    states: dict[str, TopicState] = {}
+    found = Positions()
+    known: list[tuple[int, ground.Facts]] = []
     for key, value in latest.items():
         names = orjson.loads(key)
         if names.get("source") != source or value is None:
             continue
         if "topic" in names:
-            states[names["topic"]] = TopicState.load(value)
+            found.topics[names["topic"]] = TopicState.load(value)
+        elif "table" in names or "publication" in names:
+            known.append(ground.load(value))
         else:
-            position = Position.load(value)
-    return position, states
+            found.position = Position.load(value)
+            continue
+        found.beside.add(key)
+    for epoch, facts in known:
+        if found.position is not None and epoch == found.position.epoch:
+            found.ground.add(facts)
+    return found
 
 
 async def read_schemas(
@@ -108,13 +129,9 @@ def _epoch(record: ConsumerRecord[bytes, bytes]) -> int:
     return 0
 
 
-def join(
-    source: str,
-    position: Position | None,
-    states: dict[str, TopicState],
-    written: Iterable[tuple[int, SchemaRecord]],
-) -> Loaded:
+def join(source: str, found: Positions, written: Iterable[tuple[int, SchemaRecord]]) -> Loaded:
     """Records kept by id for ever; keys frozen by the first record of the source's present epoch (H22)."""
+    position = found.position
     epoch = position.epoch if position is not None else 0
     schemas: dict[str, SchemaRecord] = {}
     frozen: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -126,7 +143,7 @@ def join(
         if written_in == epoch:
             sent.add(record.id)
             frozen.setdefault((record.schema, record.table), record.key_columns)
-    return Loaded(position, states, schemas, frozen, frozenset(sent))
+    return Loaded(position, found.topics, schemas, frozen, frozenset(sent), found.ground)
 
 
 def check_chain(

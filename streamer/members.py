@@ -2,7 +2,8 @@
 
 A member's client id says which process it is: host and boot, pid namespace, pid and its start time.
 One of this host that is no longer there is asked out of the group before this process joins it. A
-wrong guess would cost a live member one rebalance: the checkpoints, not the group, keep rows right.
+wrong guess would cost a live member one rebalance: checkpoints and transactional ids, not the group, keep
+rows right.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from pathlib import Path
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.group import LeaveGroupRequest
 
-PREFIX = "tailrace-apply"
-_PARTS = 4  # host, namespace, pid, start
+PREFIX = "tailrace-"
+_PARTS = 5  # role, host, namespace, pid, start
 
 
-def client_id() -> str:
-    """This process's. Where /proc is not there it is never taken for dead."""
-    return f"{PREFIX}/{_host()}/{_namespace()}/{os.getpid()}/{_start(os.getpid()) or '-'}"
+def client_id(role: str) -> str:
+    """This process's as `role` (apply, capture). Where /proc is not there it is never taken for dead."""
+    return f"{PREFIX}{role}/{_host()}/{_namespace()}/{os.getpid()}/{_start(os.getpid()) or '-'}"
 
 
 def is_dead(client: str) -> bool:
     """Whether the client id is of a process of this host that has ended."""
-    parts = client.removeprefix(f"{PREFIX}/").split("/")
-    if not client.startswith(f"{PREFIX}/") or len(parts) != _PARTS:
+    parts = client.split("/")
+    if not client.startswith(PREFIX) or len(parts) != _PARTS:
         return False
-    host, namespace, pid, start = parts
+    _, host, namespace, pid, start = parts
     if (host, namespace) != (_host(), _namespace()) or start == "-" or not pid.isdigit():
         return False
     return _start(int(pid)) != start

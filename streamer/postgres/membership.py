@@ -1,0 +1,63 @@
+"""Which of the wanted tables are published, and what is to be said or done about the others. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from streamer.changes.topics import data_topic
+from streamer.config import PostgresSource
+from streamer.postgres.catalog import Publications, Table
+
+
+@dataclass(slots=True)
+class Membership:
+    """`addable`: tables that may be added to their publication while they are empty."""
+
+    findings: list[str] = field(default_factory=list)
+    addable: list[Table] = field(default_factory=list)
+
+
+def judge(
+    source: PostgresSource,
+    publications: Publications,
+    members: Mapping[str, set[str]],
+    captured: Iterable[tuple[str, str]],
+) -> Membership:
+    """`members`: publication -> qualified names; `captured`: (schema, table) with events of this epoch."""
+    found = Membership()
+    published = set().union(*members.values())
+    before = set(captured)
+    topics: dict[str, Table] = {}
+    for table in sorted(publications.tables, key=lambda table: table.qualified not in published):
+        name = table.qualified
+        first = topics.setdefault(data_topic(source.name, table.schema, table.name), table)
+        if first is not table:
+            found.findings.append(
+                f"{name} is not captured: its topic would be that of {first.qualified}; "
+                "rename one of them, or exclude it in `tables:`"
+            )
+        elif name in published:
+            if not table.insert_only and name not in members.get(publications.name, ()):
+                found.findings.append(
+                    f"{name} has a key or a replica identity now, but only its INSERT and TRUNCATE are "
+                    f"captured: `tailrace reset {source.name}` captures all of it"
+                )
+        elif (table.schema, table.name) in before:
+            found.findings.append(
+                f"{name} was captured before and is out of its publication (dropped and made again, or "
+                f"taken out): `tailrace reset {source.name}` copies it again"
+            )
+        elif source.publication.manage and publications.home(table) in members:
+            found.addable.append(table)
+        else:
+            found.findings.append(has_rows(source, table))
+    return found
+
+
+def has_rows(source: PostgresSource, table: Table) -> str:
+    """A table that came later and cannot be taken in as it is."""
+    return (
+        f"{table.qualified} fits `tables:` but is not captured, and has rows already: "
+        f"`tailrace reset {source.name}` copies every table again, this one too"
+    )
