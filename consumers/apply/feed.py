@@ -27,11 +27,12 @@ from consumers.apply.checkpoint import (
     retention_passed,
     topic_replaced,
 )
-from consumers.apply.members import client_id, remove_dead
+from streamer.changes.topics import message_topic
 from streamer.config import Flow
 from streamer.config.patterns import clean_pattern
 from streamer.errors import FatalError, KafkaUnavailable
 from streamer.kafka import Security, admin, client_options, connect, kafka_errors, shut
+from streamer.members import client_id, remove_dead
 
 METADATA_AGE_MS = 1000  # a table's first event waits this long for its topic to be noticed
 HEARTBEAT_MS = 1000  # a rebalance is noticed within it
@@ -53,7 +54,8 @@ def topic_pattern(flows: Iterable[Flow]) -> str:
     for flow in flows:
         *heads, last = clean_pattern(flow.source_pattern).split(".", 2)
         parts = [_expression(head, "[^.]") for head in heads] + [_expression(last, ".")]
-        found.append(r"\.".join(parts))
+        messages = re.escape(message_topic(flow.source))  # events about a source are no table's
+        found.append(rf"(?!{messages}\Z)" + r"\.".join(parts))
     return f"(?:{'|'.join(found)})\\Z"
 
 
@@ -138,7 +140,7 @@ class Feed:
                 await remove_dead(client, self.group)
         consumer = AIOKafkaConsumer(
             **client_options(self._brokers, self._security),
-            client_id=client_id(),
+            client_id=client_id("apply"),
             group_id=self.group,
             enable_auto_commit=False,
             auto_offset_reset="none",
@@ -288,10 +290,39 @@ class Feed:
         assigned = consumer.assignment()
         consumer.pause(*assigned)
         try:
-            with kafka_errors("keeping the membership", brokers=self._brokers):
+            # An offset that is not there or has passed is the placing's and poll's to judge.
+            with (
+                kafka_errors("keeping the membership", brokers=self._brokers),
+                suppress(kafka.NoOffsetForPartitionError, kafka.OffsetOutOfRangeError),
+            ):
                 await consumer.getmany(timeout_ms=0)
         finally:
             consumer.resume(*((assigned & consumer.assignment()) - self._parked))
+
+    def release(self, flows: set[str], topic: str = "") -> None:
+        """These flows read no further, of `topic` or of any; a partition that no flow wants is paused."""
+        for partition, standing in list(self.standings.items()):
+            if topic in ("", partition.topic):
+                for flow in flows:
+                    standing.next_offsets.pop(flow, None)
+                    standing.unverified.pop(flow, None)
+                if not standing.next_offsets:
+                    self.park({partition})
+
+    def place_again(self, topic: str) -> None:
+        """Every flow of the topic goes on from its checkpoint, in the partitions that are ours."""
+        again = {p for p in self.consumer.assignment() if p.topic == topic}
+        for partition in again:
+            self.standings.pop(partition, None)
+        self._parked -= again
+        self.unplaced |= again
+        self.consumer.resume(*again)
+
+    def owned(self) -> set[tuple[str, int]]:
+        """(topic, partition) of what is assigned to this process, and placed."""
+        if self._consumer is None:
+            return set()
+        return {(p.topic, p.partition) for p in self._consumer.assignment() - self.unplaced}
 
     def park(self, partitions: set[TopicPartition]) -> None:
         """Ours, but wanted by no flow that still runs."""
@@ -302,13 +333,27 @@ class Feed:
             self.consumer.pause(partition)
 
     async def ends(self, timeout_s: float) -> dict[TopicPartition, int]:
-        """Last stable offset of every partition that is ours."""
-        partitions = list(self.standings)
+        """Last stable offset of every partition that is ours, held ones included."""
+        partitions = [*self.standings, *(self._parked & self.consumer.assignment())]
         if not partitions:
             await self._alive(timeout_s)
             return {}
         with kafka_errors("reading offsets", brokers=self._brokers):
             async with asyncio.timeout(timeout_s):
+                found: dict[TopicPartition, int] = await self.consumer.end_offsets(partitions)
+                return found
+
+    async def topic_ends(self, flow: str, timeout_s: float) -> dict[TopicPartition, int]:
+        """Last stable offset of every partition of the flow's topics, also of those that are another's."""
+        with kafka_errors("reading offsets", brokers=self._brokers):
+            async with asyncio.timeout(timeout_s):
+                of_flow = [known for known in self._flows if known.name == flow]
+                topics = [t for t in await self.consumer.topics() if any(f.matches(t) for f in of_flow)]
+                partitions = [
+                    TopicPartition(topic, p)
+                    for topic in topics
+                    for p in self.consumer.partitions_for_topic(topic) or ()
+                ]
                 found: dict[TopicPartition, int] = await self.consumer.end_offsets(partitions)
                 return found
 

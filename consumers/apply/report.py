@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from aiokafka import TopicPartition
 
 from consumers.apply.assemble import Prepared, Sample
+from consumers.apply.checkpoint import Place
 from consumers.apply.clocks import Offset
 from consumers.apply.feed import Standing
+from consumers.apply.gates import detail_of, reason_of
 from consumers.apply.latency import Latency
-from consumers.targets.base import Outcome
+from consumers.apply.queues import Count
+from consumers.targets.base import Gate, Outcome
+from streamer.status import State
 
 RATE_WINDOW_S = 5.0
 
@@ -29,6 +33,10 @@ class FlowReport:
     guarded: int = 0
     batches: int = 0
     rereads: int = 0
+    parked: int = 0  # keys now, in the partitions that are ours
+    waiting: int = 0
+    parked_since_us: int | None = None
+    held: list[dict[str, Any]] = field(default_factory=list)  # closed gates
     state: str = "streaming"
     reason: str = ""
     latency: Latency = field(default_factory=Latency)
@@ -110,9 +118,16 @@ class Report:
     def rereads(self) -> int:
         return sum(flow.rereads for flow in self.flows.values())
 
-    def placed(self, standings: dict[TopicPartition, Standing], ends: dict[TopicPartition, int]) -> None:
-        """Partitions that are ours now; what is not is another process's to report."""
+    def placed(
+        self,
+        standings: dict[TopicPartition, Standing],
+        ends: dict[TopicPartition, int],
+        held: Mapping[Place, int],
+    ) -> None:
+        """Partitions that are ours now; what is not is another process's to report. `held`: offsets of what
+        was just placed, and waits at a gate."""
         ours = {(flow, p): at for p, s in standings.items() for flow, at in s.next_offsets.items()}
+        ours |= {(place.flow, TopicPartition(place.topic, place.partition)): at for place, at in held.items()}
         for place in [place for place in self.partitions if place not in ours]:
             del self.partitions[place]
         for place, offset in ours.items():
@@ -122,6 +137,24 @@ class Report:
     def ended(self, ends: dict[TopicPartition, int]) -> None:
         for (_, partition), report in self.partitions.items():
             report.end = ends.get(partition, report.end)
+
+    def parked(self, counts: Mapping[str, Count]) -> None:
+        for name, flow in self.flows.items():
+            count = counts.get(name, Count())
+            flow.parked, flow.waiting = count.parked, count.waiting
+            flow.parked_since_us = count.oldest_us
+
+    def gates(self, held: Iterable[Gate]) -> None:
+        """`held`: what waits for a person, of every process."""
+        by_flow: dict[str, list[Gate]] = {}
+        for gate in held:
+            by_flow.setdefault(gate.flow, []).append(gate)
+        for name, flow in self.flows.items():
+            gates = by_flow.get(name, [])
+            flow.held = [detail_of(gate) for gate in gates]
+            if flow.state != State.ERROR:
+                flow.state = State.HELD if gates else State.STREAMING
+                flow.reason = reason_of(gates) if gates else ""
 
     def detail(self) -> dict[str, Any]:
         now_s, now_us = time.monotonic(), time.time_ns() // 1000
@@ -156,6 +189,11 @@ class Report:
             "guarded": flow.guarded,
             "batches": flow.batches,
             "rereads": flow.rereads,
+            "parked": flow.parked,
+            "waiting": flow.waiting,
+            "parked_since_us": flow.parked_since_us,
+            "held": flow.held,
+            "held_rows": sum(gate["rows"] for gate in flow.held),
             "tables": {table: {"applied": count} for table, count in flow.tables.items()},
             "lag_records": sum(p["lag_records"] for p in partitions),
             "lag_s": max((p["lag_s"] for p in partitions), default=0.0),

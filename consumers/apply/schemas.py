@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import schemas_topic
-from streamer.errors import FatalError
+from streamer.errors import FatalError, KafkaUnavailable
 from streamer.kafka import READ_DEADLINE_S, Security, kafka_errors, reader
 
 POLL_MS = 50
+
+
+class SchemaLookup(Protocol):
+    async def get(self, schema_id: str, where: str) -> SchemaRecord:
+        """Raises FatalError when there is no such record."""
 
 
 class Schemas:
@@ -31,6 +37,7 @@ class Schemas:
         self._stack = AsyncExitStack()
         self._client: AIOKafkaConsumer | None = None
         self._assigned = False
+        self._lock = asyncio.Lock()  # the reader asks for its batch, the keeper for what is parked
 
     async def open(self) -> None:
         """Raises KafkaUnavailable, ConfigError."""
@@ -51,7 +58,8 @@ class Schemas:
     async def get(self, schema_id: str, where: str) -> SchemaRecord:
         """Raises FatalError when the id is not there up to the high watermark."""
         if schema_id not in self._known:
-            await self._read_on()
+            async with self._lock:
+                await self._read_on()
         if schema_id not in self._known:
             raise FatalError(
                 f"schema record {schema_id} is not in {self._partition.topic}, which is read to its end",
@@ -63,7 +71,8 @@ class Schemas:
 
     async def _read_on(self) -> None:
         client, partition = self._client, self._partition
-        assert client is not None, "open() comes first"
+        if client is None:
+            raise KafkaUnavailable("not connected to Kafka", where=f"kafka {self._brokers}")
         with kafka_errors(f"reading {partition.topic}", brokers=self._brokers):
             async with asyncio.timeout(READ_DEADLINE_S):
                 if not self._assigned:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from consumers.apply.checkpoint import Checkpoint, Move, Place
-from consumers.apply.fold import BOTTOM, PartitionFold, Version
+from consumers.apply.fold import BOTTOM, PartitionFold, Version, Write
 from streamer.changes.schema import SchemaRecord
 from streamer.errors import BadRecordError
 
@@ -29,6 +29,7 @@ class TableChanges:
     schema_ids: set[str]
     floor: Version = BOTTOM
     floor_partition: int = 0  # where the event was that raises it
+    floor_us: int = 0  # its commit time, microseconds since 1970
     ready: object | None = None  # what the target's `prepare` has made of the rows, for its `apply`
 
 
@@ -38,6 +39,11 @@ class Batch:
     moves: list[Move]
     records: Mapping[str, SchemaRecord]  # by schema id: every id that the changes name
     cluster_id: str  # of the Kafka cluster that it was read from
+    # Written in the transaction of the rows, of places that are not lost: first the keys that are no
+    # longer parked, with all that waits for them, then what is parked anew (H24).
+    unparks: list[tuple[Place, bytes]] = field(default_factory=list)
+    parks: list[Parked] = field(default_factory=list)
+    deleted: dict[Place, int] = field(default_factory=dict)  # rows deleted, for gates; only where one is set
 
 
 @dataclass(slots=True)
@@ -48,6 +54,71 @@ class Outcome:
     guarded: dict[str, int] = field(default_factory=dict)  # flow -> writes that a newer version refused
     rereads: dict[str, int] = field(default_factory=dict)  # flow -> keys that wait for a re-read
     lost: list[Place] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A change of a key that waits in the target, durable, behind what was refused (H24).
+
+    `payload`: an envelope that decode_value reads; of a record that does not decode, its raw bytes.
+    `waiting`: refused by a constraint that other partitions may satisfy yet (H23); no dead letter so far.
+    """
+
+    place: Place
+    key: bytes  # as in Kafka
+    sequence: int  # rises within a key; the oldest is the one that was refused
+    offset: int
+    version: Version
+    payload: bytes
+    decodes: bool
+    schema: str  # the source's names, for people
+    table: str
+    waiting: bool
+    code: str  # SQLSTATE, or the target's own word for the reason
+    message: str
+    attempts: int
+    parked_us: int
+    asked: str = ""  # what an operator asks the owner of the partition to do: retry | discard
+    asked_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A truncate or too many deletes of a flow, held until a person decides; one a flow and topic.
+
+    A decision holds for every event that was captured up to `up_to_us`; later ones are judged anew.
+    """
+
+    flow: str
+    topic: str
+    kind: str  # truncate | deletes
+    state: str  # held | approved | refused
+    rows: int  # that would go
+    table_rows: int
+    since_us: int
+    up_to_us: int = 0
+    decided_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A write that the target refuses, found by splitting the batch until it was alone."""
+
+    place: Place
+    key: bytes | None  # None: a table without a key; its flow stops
+    write: Write
+    code: str
+    message: str
+    transient: bool  # a unique or foreign key of the target's own: may pass later (H23)
+
+
+class RowsRefused(BadRecordError):
+    """The batch was rolled back; without `rows` it goes through, or shows the next ones."""
+
+    def __init__(self, rows: list[Refused], *, where: str) -> None:
+        first = rows[0]
+        super().__init__(f"the target refuses {len(rows)} rows, first: {first.message}", where=where)
+        self.rows = rows
 
 
 class RefusedRow(BadRecordError):
@@ -68,7 +139,10 @@ class FlowError(Exception):
 
 
 class Target(Protocol):
-    """One session with a target. Errors: TargetUnavailable (all of it again later), FlowError."""
+    """One session with a target. Errors: TargetUnavailable (all of it again later), FlowError.
+
+    Made by consumers.targets.make_target from the config; it knows its flows (names, mapping, modes).
+    """
 
     @property
     def id(self) -> str:
@@ -88,7 +162,32 @@ class Target(Protocol):
     async def prepare(self, batch: Batch) -> None:
         """What can be done for a batch ahead, without the session, while another one is in the target."""
 
-    async def apply(self, batch: Batch) -> Outcome: ...
+    async def apply(self, batch: Batch) -> Outcome:
+        """Rows, checkpoints, parks and counts of deletes, in one transaction. Raises RowsRefused too."""
+
+    async def parked(self, places: Iterable[Place] | None = None, *, asked: bool = False) -> list[Parked]:
+        """What waits, by place, key and sequence; None: of all places. `asked`: only of keys that an
+        operator has asked something for, which the owner looks up every second."""
+
+    async def ask(self, keys: Iterable[tuple[Place, bytes]], action: str, who: str) -> int:
+        """An operator's wish (retry, discard, or "" to take it back) on parked keys; how many keys have it.
+
+        Carried out by the apply process that owns the partition, the only one to write of a key.
+        """
+
+    async def gates(self) -> list[Gate]: ...
+
+    async def hold(self, gate: Gate) -> None:
+        """Note a held change, or more of it; keeps `since_us` of a gate that is held already."""
+
+    async def decide(self, flow: str, state: str, who: str, up_to_us: int) -> list[Gate]:
+        """Approve or refuse what the flow holds; the gates as they are now, empty when none was held."""
+
+    async def recent_deletes(self, flow: str, topic: str, window_s: float) -> int:
+        """Rows deleted in the last `window_s`, by every process of the group."""
+
+    async def count_rows(self, flow: str, schema: str, table: str) -> int:
+        """Rows of the table, estimated where counting is slow; 0 when it is not there."""
 
     async def findings(self) -> list[str]:
         """What an operator should know: rows that wait for a re-read, by flow and table."""

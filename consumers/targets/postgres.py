@@ -8,31 +8,40 @@ A row of one partition is written only when that partition's checkpoint is where
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 
 from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.targets import postgres_constraints as constraints
+from consumers.targets import postgres_parked as parked
 from consumers.targets import postgres_state as state
-from consumers.targets.base import Batch, FlowError, Outcome
-from consumers.targets.postgres_catalog import ensure_table
+from consumers.targets.base import Batch, FlowError, Gate, Outcome, Parked, RowsRefused
 from consumers.targets.postgres_errors import Reaction, not_let_in, reaction_to, unavailable
+from consumers.targets.postgres_memory import Memory
 from consumers.targets.postgres_plans import Plan
 from consumers.targets.postgres_refused import find_refused
-from consumers.targets.postgres_write import Memory, make_ready, write_batch
+from consumers.targets.postgres_sequences import Sequences
+from consumers.targets.postgres_tables import ensure_table
+from consumers.targets.postgres_write import make_ready, write_batch
+from streamer.changes.schema import SchemaRecord
+from streamer.config import Flow, VectorTarget, describe_postgres
 from streamer.config import PostgresTarget as Settings
-from streamer.config import describe_postgres
 from streamer.errors import BadRecordError, ConfigError, TargetUnavailable
 
 CONNECT_TIMEOUT_S = 10
 SILENCE_MS = 30_000  # a target that acknowledges nothing for so long is gone
 ATTEMPTS = 8  # of one batch, at deadlocks and the like, before it counts as waiting
 PLANS_LIMIT = 1000  # prepared statements a session
+LAST_WORDS_S = 2.0  # for what is still to be said when a session is closed
 
 # Values come as text in these styles; key look-ups must not become scans of a whole table; a session
 # that was cut off must not keep its locks.
@@ -44,15 +53,22 @@ SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = 0; SET quote
 SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off"""
 
 
+# What it warns of is raised too; a refused row would be told twice, once without its reason.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
+
+
 class PostgresTarget:
     """One session; not for concurrent use. `group`: the consumer group bound to this target."""
 
-    def __init__(self, settings: Settings, group: str) -> None:
+    def __init__(self, settings: Settings | VectorTarget, group: str, flows: Sequence[Flow]) -> None:
         self.place = f"target {settings.name!r} ({describe_postgres(settings.url)})"
         self._settings = settings
         self._group = group
+        self._flows = {flow.name: flow for flow in flows}
         self._connection: state.Connection | None = None
         self._memory = Memory()
+        self._sequences = Sequences()
+        self._silent = False  # triggers and foreign keys of the target are off in this session
         self._plans: dict[tuple[str, str, str], Plan] = {}
         self._id = ""
         self._clock_offset_s = 0.0
@@ -83,6 +99,7 @@ class PostgresTarget:
                     raise refused from error
                 raise
             self._id = str(await state.ensure(self._connection, self._group))
+            await parked.ensure(self._connection)
             await self._read_clock()
         except (psycopg.Error, OSError) as error:
             await self.close()
@@ -110,7 +127,7 @@ class PostgresTarget:
         connection.prepared_max = PLANS_LIMIT
         try:
             await connection.execute(_SESSION, prepare=False)
-            await _silence_triggers(connection)
+            self._silent = await _silence_triggers(connection)
         except BaseException:
             await connection.close()
             raise
@@ -127,8 +144,13 @@ class PostgresTarget:
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.close()
+        if connection is None:
+            return
+        if connection.info.transaction_status == TransactionStatus.IDLE:
+            with suppress(psycopg.Error, OSError):  # what is not set now is set after the next batch
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self._sequences.catch_up(connection, idle=True)
+        await connection.close()
 
     def _open_connection(self) -> state.Connection:
         if self._connection is None or self._connection.closed:
@@ -164,6 +186,7 @@ class PostgresTarget:
         except (psycopg.Error, OSError) as error:
             await self._recover()
             raise unavailable(error, self.place) from error
+        found += self._sequences.findings
         for flow, schema, table, count, key in rows:
             found.append(
                 f"flow {flow}: {count} rows of {schema}.{table} are not whole until they are read again"
@@ -172,13 +195,51 @@ class PostgresTarget:
         return found
 
     async def sweep(self, keep_s: float) -> None:
+        async with self._statement() as connection:
+            await state.purge(connection, keep_s)
+            await parked.purge(connection)
+            await self._read_clock()
+        await self._catch_up()
+
+    @asynccontextmanager
+    async def _statement(self) -> AsyncIterator[state.Connection]:
+        """The session, for what stands outside of batches. Raises TargetUnavailable."""
         connection = self._open_connection()
         try:
-            await state.purge(connection, keep_s)
-            await self._read_clock()
+            yield connection
         except (psycopg.Error, OSError) as error:
             await self._recover()
             raise unavailable(error, self.place) from error
+
+    # What waits
+
+    async def parked(self, places: Iterable[Place] | None = None, *, asked: bool = False) -> list[Parked]:
+        async with self._statement() as connection:
+            return await parked.read(connection, places, asked=asked)
+
+    async def ask(self, keys: Iterable[tuple[Place, bytes]], action: str, who: str) -> int:
+        async with self._statement() as connection:
+            return await parked.ask(connection, keys, action, who)
+
+    async def gates(self) -> list[Gate]:
+        async with self._statement() as connection:
+            return await parked.gates(connection)
+
+    async def hold(self, gate: Gate) -> None:
+        async with self._statement() as connection:
+            await parked.hold(connection, gate)
+
+    async def decide(self, flow: str, state: str, who: str, up_to_us: int) -> list[Gate]:
+        async with self._statement() as connection:
+            return await parked.decide(connection, flow, state, who, up_to_us)
+
+    async def recent_deletes(self, flow: str, topic: str, window_s: float) -> int:
+        async with self._statement() as connection:
+            return await parked.recent_deletes(connection, flow, topic, window_s)
+
+    async def count_rows(self, flow: str, schema: str, table: str) -> int:
+        async with self._statement() as connection:
+            return await parked.count_rows(connection, schema, table)
 
     # Batches
 
@@ -189,14 +250,23 @@ class PostgresTarget:
                 await make_ready(changes, plan)
 
     async def apply(self, batch: Batch) -> Outcome:
-        """Raises TargetUnavailable (all of it again later) and FlowError (again without that flow)."""
+        """Raises TargetUnavailable (all of it again later), RowsRefused (again without those rows) and
+        FlowError (again without that flow)."""
         singly = False
         for attempt in range(ATTEMPTS):
             last = attempt == ATTEMPTS - 1
             connection = self._open_connection()
             try:
                 plans = await self._prepare(connection, batch)
-                return await write_batch(connection, batch, plans, self._memory, singly=singly)
+                memory, flows = self._memory, self._flows
+                for flow in {changes.flow for changes in batch.tables} - memory.flows:
+                    await memory.load(connection, flow)  # of a session that was opened again
+                outcome = await write_batch(connection, batch, plans, memory, flows, singly=singly)
+                await self._catch_up(batch)
+                return outcome
+            except FlowError:
+                await self._recover()
+                raise
             except BadRecordError as error:
                 await self._recover()
                 await self._raise_refused(batch, error)
@@ -219,6 +289,24 @@ class PostgresTarget:
                 await asyncio.sleep(self._jitter.uniform(0, 0.01 * 2**attempt))
         raise AssertionError("unreachable")
 
+    async def _catch_up(self, batch: Batch | None = None) -> None:
+        """Sequences, after a batch was committed or in a pause. A session that ends here shows at the next
+        call, and a later one sets them."""
+        written = [
+            self._plans[changes.schema, changes.table, schema_id]
+            for changes in (batch.tables if batch else ())
+            if any(fold.rows or fold.creates or fold.added for fold in changes.folds)
+            for schema_id in changes.schema_ids
+        ]
+        self._sequences.written(written)
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        try:
+            await self._sequences.catch_up(connection, idle=not written)
+        except (psycopg.Error, OSError):
+            await self._recover()
+
     async def _recover(self) -> None:
         """After an error: roll back, or throw the session away."""
         connection = self._connection
@@ -230,16 +318,16 @@ class PostgresTarget:
             await self.close()
 
     async def _raise_refused(self, batch: Batch, error: Exception) -> None:
-        """Find the row, and stop its flow. Returns when every row went through this time."""
+        """Find the rows. Returns when every row went through this time."""
         connection = self._open_connection()
         try:
             plans = await self._prepare(connection, batch)
-            refused = await find_refused(connection, batch, plans, self._settings.name)
+            refused = await find_refused(connection, batch, plans, self._flows)
         except (psycopg.Error, OSError) as again:
             await self.close()
             raise unavailable(again, self.place) from error
-        if refused is not None:
-            raise FlowError(refused.flow, refused) from error
+        if refused:
+            raise RowsRefused(refused, where=self.place) from error
 
     async def _prepare(self, connection: state.Connection, batch: Batch) -> dict[tuple[str, str, str], Plan]:
         """Plans by (schema, table, schema id); tables are made fit on the way."""
@@ -250,9 +338,10 @@ class PostgresTarget:
                 if key in plans:
                     continue
                 record = batch.records[schema_id]
+                place = changes.schema, changes.table
+                flow = self._flows[changes.flow]
                 try:
-                    place = changes.schema, changes.table
-                    table = await ensure_table(connection, *place, record, changes.flow)
+                    plans[key] = await self._plan(connection, place, record, flow)
                 except ConfigError as error:
                     raise FlowError(changes.flow, error) from error
                 except psycopg.errors.InsufficientPrivilege as error:
@@ -261,10 +350,18 @@ class PostgresTarget:
                         where=self.place,
                         fix="grant it (`tailrace doctor` prints the SQL); it goes on by itself",
                     ) from error
-                plans[key] = Plan(table, record)
                 if len(changes.schema_ids) == 1 and len(plans) > 1:
                     self._forget_stale(changes.schema, changes.table, schema_id)
         return plans
+
+    async def _plan(
+        self, connection: state.Connection, place: tuple[str, str], record: SchemaRecord, flow: Flow
+    ) -> Plan:
+        """Raises ConfigError."""
+        fitted = await ensure_table(connection, *place, record, flow)
+        if not self._silent:
+            await constraints.ensure(connection, fitted.table)
+        return Plan(fitted, flow, silent=self._silent)
 
     def _forget_stale(self, schema: str, table: str, schema_id: str) -> None:
         """Older versions of the table: the column types behind their plans may have changed."""
@@ -272,9 +369,10 @@ class PostgresTarget:
             del self._plans[key]
 
 
-async def _silence_triggers(connection: state.Connection) -> None:
-    """Where the role may; else the target's triggers fire. Tables with foreign keys are refused anyway."""
+async def _silence_triggers(connection: state.Connection) -> bool:
+    """Where the role may; else the target's triggers fire, and its foreign keys hold."""
     try:
         await connection.execute("SET session_replication_role = replica", prepare=False)
     except psycopg.errors.InsufficientPrivilege:
-        return
+        return False
+    return True

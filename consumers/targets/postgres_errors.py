@@ -30,6 +30,8 @@ _FIXES = {
     "28P01": "correct the password in the target's url",
     "28000": "let the role in: pg_hba.conf of the target",
     "3D000": "create the database, or correct the target's url",
+    "23503": "it goes on when the rows that refer to it are gone; or let the role switch foreign keys off:"
+    " GRANT SET ON PARAMETER session_replication_role TO it",
     "25006": "point the url at the primary; it goes on by itself when the server takes writes",
     "53100": "free disk space in the target; it goes on by itself",
     "53300": "raise max_connections in the target, or end other sessions; it goes on by itself",

@@ -1,113 +1,149 @@
-"""Which row it is that the target refuses: statements again one by one, halved until it is alone."""
+"""Which rows the target refuses: the batch again in parts, halved until each of them is alone (H24).
+
+One transaction with a savepoint for each part: what goes through stays for the parts after it, so that
+rows meet as in the batch; what is refused is undone and halved. Nothing of it is left in the end.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import LiteralString
+
 import psycopg
 
-from consumers.apply.fold import PartitionFold, Write
+from consumers.apply.checkpoint import Place
+from consumers.apply.fold import BOTTOM, PartitionFold, Write
 from consumers.targets import postgres_state as state
-from consumers.targets.base import Batch, RefusedRow, TableChanges
+from consumers.targets.base import Batch, Outcome, Refused, TableChanges
+from consumers.targets.postgres_constraints import TRANSIENT
 from consumers.targets.postgres_errors import Reaction, reaction_to
-from consumers.targets.postgres_plans import Plan
-from consumers.targets.postgres_write import Plans
-from streamer.changes.kinds import UNAVAILABLE
+from consumers.targets.postgres_write import Plans, Work, begin, write_floors, write_some
+from streamer.config import Flow
 from streamer.errors import BadRecordError
 
-Suspect = tuple[int, bytes | None, Write]  # partition, key
+REFUSED_LIMIT = 100  # found in one search; the batch without them shows the next ones
+UNFIT = "unfit"  # the code of a value that cannot be sent at all
+
+_FIRST: LiteralString = "SAVEPOINT suspect"
+_ON: LiteralString = "RELEASE SAVEPOINT suspect; SAVEPOINT suspect"
+_BACK: LiteralString = "ROLLBACK TO SAVEPOINT suspect"
+
+
+class _Part:
+    """Writes of one kind of one table; each with its fold's attribute, partition and key."""
+
+    __slots__ = ("changes", "writes")
+
+    def __init__(self, changes: TableChanges, writes: list[tuple[str, int, bytes | None, Write]]) -> None:
+        self.changes = changes
+        self.writes = writes
+
+    def work(self) -> Work:
+        folds: dict[int, PartitionFold] = {}
+        for attribute, partition, key, write in self.writes:
+            fold = folds.setdefault(partition, PartitionFold(partition))
+            if key is None:
+                getattr(fold, attribute).append(write)
+            else:
+                getattr(fold, attribute)[key] = write
+        changes = replace(self.changes, folds=list(folds.values()), floor=BOTTOM, ready=None)
+        return [(changes, changes.folds)]
+
+    def halves(self) -> tuple[_Part, _Part]:
+        middle = len(self.writes) // 2
+        return _Part(self.changes, self.writes[:middle]), _Part(self.changes, self.writes[middle:])
 
 
 async def find_refused(
-    connection: state.Connection, batch: Batch, plans: Plans, target: str
-) -> RefusedRow | None:
-    """None when every row goes through now. Nothing is left written."""
-    await connection.execute("BEGIN", prepare=False)
+    connection: state.Connection, batch: Batch, plans: Plans, flows: Mapping[str, Flow]
+) -> list[Refused]:
+    """Empty when every row goes through now. Raises psycopg.Error for what is no row's fault."""
+    found: list[Refused] = []
     try:
-        for changes in batch.tables:
-            for fold in changes.folds:
-                refused = await _in_fold(connection, changes, fold, plans, target)
-                if refused is not None:
-                    return refused
+        begun = await begin(connection, batch, plans, flows, Outcome())
+        await write_floors(connection, begun, plans)
+        await connection.execute(_FIRST, prepare=False)
+        for part in _parts(begun.work):
+            await _search(connection, part, plans, found)
     finally:
-        await connection.execute("ROLLBACK", prepare=False)
-    return None
+        if not connection.closed:
+            await connection.execute("ROLLBACK", prepare=False)
+    return found
 
 
-async def _in_fold(
-    connection: state.Connection, changes: TableChanges, fold: PartitionFold, plans: Plans, target: str
-) -> RefusedRow | None:
-    partition = fold.partition
-    keyed: list[Suspect] = [
-        (partition, key, write)
-        for part in (fold.rows, fold.creates, fold.patches)
-        for key, write in part.items()
-    ]
-    for suspects, deleting in (
-        ([(partition, key, write) for key, write in fold.deletes.items()], True),
-        (keyed + [(partition, None, write) for write in fold.added], False),
-    ):
-        groups: dict[str, list[Suspect]] = {}
-        for suspect in suspects:
-            groups.setdefault(suspect[2].change.schema_id, []).append(suspect)
-        for schema_id, group in groups.items():
-            plan = plans[changes.schema, changes.table, schema_id]
-            error = await _try(connection, plan, group, deleting=deleting)
-            if error is not None:
-                suspect, error = await _halve(connection, plan, group, error, deleting=deleting)
-                return _refused(changes, plan, suspect, error, target)
-    return None
+def _parts(work: Work) -> list[_Part]:
+    parts = [_part(changes, folds, ("deletes",)) for changes, folds in reversed(work)]
+    parts += [_part(changes, folds, ("patches",)) for changes, folds in work]
+    for changes, folds in work:
+        parts.append(_part(changes, folds, ("rows", "creates")))
+        parts.append(_part(changes, folds, ("added", "removed")))
+    return [part for part in parts if part.writes]
 
 
-async def _halve(
-    connection: state.Connection, plan: Plan, group: list[Suspect], error: Exception, *, deleting: bool
-) -> tuple[Suspect, Exception]:
-    while len(group) > 1:
-        first, second = group[: len(group) // 2], group[len(group) // 2 :]
-        found = await _try(connection, plan, first, deleting=deleting)
-        group = first if found is not None else second
-        error = found or error
-    return group[0], error
+def _part(changes: TableChanges, folds: list[PartitionFold], attributes: tuple[str, ...]) -> _Part:
+    writes: list[tuple[str, int, bytes | None, Write]] = []
+    for fold in folds:
+        for attribute in attributes:
+            held = getattr(fold, attribute)
+            if isinstance(held, dict):
+                writes += [(attribute, fold.partition, key, write) for key, write in held.items()]
+            else:
+                writes += [(attribute, fold.partition, None, write) for write in held]
+    return _Part(changes, writes)
+
+
+async def _search(
+    connection: state.Connection,
+    part: _Part,
+    plans: Plans,
+    found: list[Refused],
+    error: psycopg.Error | BadRecordError | None = None,
+) -> bool:
+    """What is refused of the part is noted, the rest is written. `error`: it is known to be refused."""
+    if len(found) >= REFUSED_LIMIT:
+        return True
+    error = error or await _try(connection, part, plans)
+    if error is None:
+        return False
+    if len(part.writes) == 1:
+        found.append(_refused(part, error))
+        return True
+    first, second = part.halves()
+    if not await _search(connection, first, plans, found):
+        await _search(connection, second, plans, found, error)
+    else:
+        await _search(connection, second, plans, found)
+    return True
 
 
 async def _try(
-    connection: state.Connection, plan: Plan, group: list[Suspect], *, deleting: bool
-) -> Exception | None:
-    writes = [
-        w._replace(row={n: None if v == UNAVAILABLE else v for n, v in w.row.items()}) for _, _, w in group
-    ]
-    columns = plan.key if deleting else plan.columns
-    statement = plan.delete_sql if deleting else plan.upsert_sql
+    connection: state.Connection, part: _Part, plans: Plans
+) -> psycopg.Error | BadRecordError | None:
+    """Why the part is refused; None: it is written. The savepoint stands right behind what is written."""
     try:
-        arrays = plan.literals(columns, writes)
+        await write_some(connection, part.work(), plans)
     except BadRecordError as error:
+        await connection.execute(_BACK, prepare=False)
         return error
-    await connection.execute("SAVEPOINT suspect", prepare=False)
-    try:
-        await connection.execute(statement, arrays)
     except psycopg.Error as error:
-        if reaction_to(error) is not Reaction.REFUSED:
-            if reaction_to(error) is Reaction.SINGLY and len(group) > 1:
-                return None
+        reaction = reaction_to(error)
+        splits = reaction is Reaction.SINGLY and len(part.writes) > 1
+        if reaction is not Reaction.REFUSED and not splits:
             raise
+        await connection.execute(_BACK, prepare=False)
         return error
-    finally:
-        if not connection.closed:
-            await connection.execute("ROLLBACK TO SAVEPOINT suspect", prepare=False)
+    await connection.execute(_ON, prepare=False)
     return None
 
 
-def _refused(
-    changes: TableChanges, plan: Plan, suspect: Suspect, error: Exception, target: str
-) -> RefusedRow:
-    partition, key, write = suspect
-    name = key.decode(errors="replace") if key is not None else "(a table without a key)"
+def _refused(part: _Part, error: psycopg.Error | BadRecordError) -> Refused:
+    _, partition, key, write = part.writes[0]
+    place = Place(part.changes.flow, part.changes.topic, partition)
     if isinstance(error, psycopg.Error):
-        words = f"{error.diag.message_primary or error} [{error.sqlstate}]"
+        code = error.sqlstate or UNFIT
+        message = " ".join((error.diag.message_primary or str(error)).split())
     else:
-        words = str(error)
-    return RefusedRow(
-        f"the target {target!r} refuses the row {name} of {plan.text}: {words}",
-        flow=changes.flow,
-        where=f"flow {changes.flow!r}, {changes.topic}[{partition}]@{write.offset}",
-        fix="make the target's table take it (type, constraint), or correct the row in the source and"
-        f" `tailrace reset {changes.record.source}`; then start apply again. The other flows go on",
-    )
+        code, message = UNFIT, error.what
+    table = f"{part.changes.schema}.{part.changes.table}"
+    return Refused(place, key, write, code, f"{table}: {message}", code in TRANSIENT)

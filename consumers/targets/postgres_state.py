@@ -5,6 +5,7 @@
     floors        (table): rows and events at or below this version are gone (H5)
     tombstones    (flow, topic, partition, key): version of a delete, kept as long as the topics
     needs_reread  (flow, table, key): rows that are not whole until read again from the source (H7)
+    parked, gates, deleted: see postgres_parked
 
 Made when missing, under an advisory lock, so that several processes may start at once. Keys are kept
 as a hash in tombstones, where they are many, and readable in needs_reread.
@@ -12,6 +13,7 @@ as a hash in tombstones, where they are many, and readable in needs_reread.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from uuid import UUID, uuid4
 
@@ -59,7 +61,8 @@ ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING"""
 
 _READ_CHECKPOINTS = """SELECT flow, topic, partition, next_offset, cluster_id, last_offset, last_checksum,
 last_epoch, last_lsn, last_ordinal FROM _tailrace.checkpoints
-WHERE (flow, topic, partition) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::int[]))"""
+WHERE (flow, topic, partition) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::int[]))
+ORDER BY 1, 2, 3"""
 
 LOCK_CHECKPOINTS = """SELECT flow, topic, partition, next_offset FROM _tailrace.checkpoints
 WHERE (flow, topic, partition) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::int[]))
@@ -73,6 +76,8 @@ FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[], $6::bigint[], $7::b
 $9::bigint[], $10::bigint[])
 s (flow, topic, partition, next_offset, last_offset, checksum, epoch, lsn, ordinal)
 WHERE (c.flow, c.topic, c.partition) = (s.flow, s.topic, s.partition)"""
+
+COUNT_PARTITIONS = "SELECT count(*) FROM _tailrace.checkpoints WHERE flow = $1 AND topic = $2"
 
 _FLOORS = """SELECT schema_name, table_name, epoch, lsn, ordinal FROM _tailrace.floors
 WHERE (schema_name, table_name) IN (SELECT * FROM unnest($1::text[], $2::text[])) ORDER BY 1, 2 """
@@ -143,7 +148,7 @@ async def ensure(connection: Connection, group: str) -> UUID:
                 )
         place = await _database(connection)
         if not row:
-            await _create(connection)
+            await create(connection, _DDL)
             row = (FORMAT, uuid4(), group, *place)
             await connection.execute(
                 "INSERT INTO _tailrace.identity VALUES (true, $1, $2, $3, $4, $5)", row, prepare=False
@@ -153,12 +158,14 @@ async def ensure(connection: Connection, group: str) -> UUID:
     return row[1]
 
 
-async def _create(connection: Connection) -> None:
+async def create(connection: Connection, statements: Sequence[str]) -> None:
+    """Run DDL of the schema _tailrace. Raises ConfigError when the role may not."""
     # IF NOT EXISTS asks for the right to make it even where it is there, made by an administrator.
     there = await _one(connection, "SELECT to_regnamespace('_tailrace') IS NOT NULL")
     try:
-        for statement in _DDL[1:] if there[0] else _DDL:
-            await connection.execute(statement, prepare=False)
+        for statement in statements:
+            if not (there[0] and statement.startswith("CREATE SCHEMA")):
+                await connection.execute(statement, prepare=False)
     except errors.InsufficientPrivilege as error:
         user, database = connection.info.user, connection.info.dbname
         raise ConfigError(

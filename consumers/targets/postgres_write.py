@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from psycopg import AsyncCursor
 
 from consumers.apply.checkpoint import Place
 from consumers.apply.fold import BOTTOM, PartitionFold, Reread, Version, Write
+from consumers.targets import postgres_constraints as constraints
+from consumers.targets import postgres_floors as floor
+from consumers.targets import postgres_parked as parked
 from consumers.targets import postgres_state as state
 from consumers.targets.base import Batch, Outcome, TableChanges
 from consumers.targets.postgres_arrays import plain, quoted
+from consumers.targets.postgres_memory import Memory
 from consumers.targets.postgres_plans import Literals, Plan
 from streamer.changes.kinds import UNAVAILABLE
+from streamer.config import Flow
 from streamer.errors import BadRecordError
 
 Plans = Mapping[tuple[str, str, str], Plan]
 Cursor = AsyncCursor[tuple[object, ...]]
-
-
-@dataclass(slots=True)
-class Memory:
-    """What this session knows of the target without asking. Keys of a partition are written by its
-    owner alone, and it is loaded when a partition is taken over, so that it does not grow stale."""
-
-    buried: dict[tuple[str, str, int], Version] = field(default_factory=dict)  # highest tombstone
-    flagged: set[tuple[str, str]] = field(default_factory=set)  # (flow, topic) with keys to be read again
-
-    async def load(self, connection: state.Connection, flow: str) -> None:
-        rows = await (await connection.execute(state.HIGHEST_TOMBSTONES, (flow,))).fetchall()
-        for topic, partition, *version in rows:
-            epoch, lsn, ordinal = (int(str(part)) for part in version)
-            self.buried[flow, str(topic), int(str(partition))] = (epoch, lsn, ordinal)
-        rows = await (await connection.execute(state.FLAGGED, (flow,))).fetchall()
-        self.flagged.update((flow, str(topic)) for (topic,) in rows)
+Work = list[tuple[TableChanges, list[PartitionFold]]]
 
 
 @dataclass(slots=True)
@@ -69,20 +58,83 @@ async def make_ready(changes: TableChanges, plan: Plan) -> None:
     changes.ready = Ready(plan, len(rows), literals)
 
 
-async def write_batch(
-    connection: state.Connection, batch: Batch, plans: Plans, memory: Memory, *, singly: bool
-) -> Outcome:
-    """`singly`: one statement a row, for rows that are one to the target though their keys differ."""
-    outcome = Outcome()
+@dataclass(slots=True)
+class Begun:
+    """A transaction that has its locks: what may move, floors by table, lost places, the work in order."""
+
+    moves: list[Any]
+    floors: dict[tuple[str, str], Version]
+    lost: set[Place]
+    work: Work
+
+
+async def begin(
+    connection: state.Connection, batch: Batch, plans: Plans, flows: Mapping[str, Flow], outcome: Outcome
+) -> Begun:
+    """All that comes before the rows."""
     moves, floors = await _lock(connection, batch, outcome)
     lost = set(outcome.lost)
-    work = [
+    placed = [
         (changes, [f for f in changes.folds if Place(changes.flow, changes.topic, f.partition) not in lost])
         for changes in batch.tables
     ]
+    for changes, folds in placed:
+        _complete(changes, folds, plans)
+    work = constraints.parents_first(placed, plans)
+    await constraints.check_at_once(connection, _plans_of(batch, plans))
+    if any(changes.floor > BOTTOM for changes, _ in work):
+        await floor.check_floors(connection, work, floors, plans)
+    if batch.parks:
+        waiting = [entry for entry in batch.parks if entry.place not in lost]
+        await constraints.give_way(connection, waiting, plans, flows)
+    return Begun(moves, floors, lost, work)
+
+
+def _complete(changes: TableChanges, folds: list[PartitionFold], plans: Plans) -> None:
+    """Rows whose placeholders stand in columns that the flow does not send are whole."""
+    for fold in folds:
+        for part in (fold.patches, fold.creates):
+            for key, write in list(part.items()):
+                plan = plans[changes.schema, changes.table, write.change.schema_id]
+                if plan.sends_all or any(write.row.get(name) == UNAVAILABLE for name in plan.sources):
+                    continue
+                fold.rows[key] = part.pop(key)
+                fold.rereads.pop(key, None)
+                changes.ready = None  # was made of fewer rows
+
+
+async def write_floors(connection: state.Connection, begun: Begun, plans: Plans) -> None:
+    for changes, _ in reversed(begun.work):
+        await floor.raise_floor(connection, changes, begun.floors, plans, begun.lost)
+
+
+async def write_some(connection: state.Connection, work: Work, plans: Plans) -> None:
+    """The rows of `work` alone, one statement after the other: for the search of what is refused."""
+    for changes, folds in reversed(work):
+        await _delete(connection, changes, folds, plans, [], {})
+    for changes, folds in work:
+        await _patch(connection, changes, folds, plans, Outcome())
+    for changes, folds in work:
+        await _rows(connection, changes, folds, plans, [], singly=False)
+        await _keyless(connection, changes, folds, plans)
+
+
+async def write_batch(
+    connection: state.Connection,
+    batch: Batch,
+    plans: Plans,
+    memory: Memory,
+    flows: Mapping[str, Flow],
+    *,
+    singly: bool,
+) -> Outcome:
+    """`singly`: one statement a row, for rows that are one to the target though their keys differ."""
+    outcome = Outcome()
+    begun = await begin(connection, batch, plans, flows, outcome)
+    moves, floors, lost, work = begun.moves, begun.floors, begun.lost, begun.work
     rereads: list[tuple[TableChanges, Reread]] = []
     for changes, folds in work:
-        await _drop_gone(connection, changes, folds, floors, memory, outcome)
+        await floor.drop_gone(connection, changes, folds, floors, memory, outcome)
         rereads += [(changes, reread) for fold in folds for reread in fold.rereads.values()]
     counted: list[_Counted] = []
     buried: dict[tuple[str, str, int], Version] = {}
@@ -101,6 +153,7 @@ async def write_batch(
             await _clear_rereads(connection, changes, folds, memory)
         await _note_rereads(connection, rereads)
         await _move(connection, batch, moves)
+        await parked.write(connection, batch, lost)
         await connection.execute("COMMIT")
     await _count(counted, outcome)
     for place, version in buried.items():  # a replayed delete must not lower what is remembered
@@ -145,47 +198,6 @@ async def _lock(
     return moves, floors
 
 
-async def _drop_gone(
-    connection: state.Connection,
-    changes: TableChanges,
-    folds: list[PartitionFold],
-    floors: Mapping[tuple[str, str], Version],
-    memory: Memory,
-    outcome: Outcome,
-) -> None:
-    """Drop what a floor or a tombstone of a higher version has outlived (H5)."""
-    floor = floors.get((changes.schema, changes.table), BOTTOM)
-    dropped = 0
-    for fold in folds:
-        if floor > BOTTOM:
-            dropped += fold.drop_to(floor)
-        highest = memory.buried.get((changes.flow, changes.topic, fold.partition))
-        if highest is not None:
-            dropped += await _drop_buried(connection, changes, fold, highest)
-    if dropped:
-        outcome.guarded[changes.flow] = outcome.guarded.get(changes.flow, 0) + dropped
-
-
-async def _drop_buried(
-    connection: state.Connection, changes: TableChanges, fold: PartitionFold, highest: Version
-) -> int:
-    dropped = 0
-    for part in (fold.rows, fold.creates, fold.patches):
-        suspects = {state.key_hash(k): k for k, write in part.items() if write.change[3:6] <= highest}
-        if not suspects:
-            continue
-        found = await connection.execute(
-            state.BURIED, (changes.flow, changes.topic, fold.partition, list(suspects)), prepare=True
-        )
-        for uuid, *version in await found.fetchall():
-            key = suspects[str(uuid).replace("-", "")]
-            if part[key].change[3:6] < tuple(int(str(v)) for v in version):
-                del part[key]
-                fold.rereads.pop(key, None)
-                dropped += 1
-    return dropped
-
-
 async def _goes(
     connection: state.Connection,
     work: list[tuple[TableChanges, list[PartitionFold]]],
@@ -195,27 +207,18 @@ async def _goes(
     counted: list[_Counted],
     buried: dict[tuple[str, str, int], Version],
 ) -> None:
-    for changes, folds in work:
-        await _raise_floor(connection, changes, floors, plans, lost)
+    for changes, folds in reversed(work):  # rows that refer to others go before them
+        plan = plans[changes.schema, changes.table, changes.record.id]
+        if plan.first_stays and changes.floor[1:] == (0, 0) and floor.is_raised(changes, floors, lost):
+            await _rows(connection, changes, folds, plans, [], singly=False)  # a reset's: they are there yet
+        await floor.raise_floor(connection, changes, floors, plans, lost)
         await _delete(connection, changes, folds, plans, counted, buried)
 
 
-async def _raise_floor(
-    connection: state.Connection,
-    changes: TableChanges,
-    floors: Mapping[tuple[str, str], Version],
-    plans: Plans,
-    lost: set[Place],
-) -> None:
-    known = floors.get((changes.schema, changes.table), BOTTOM)
-    floor_lost = Place(changes.flow, changes.topic, changes.floor_partition) in lost
-    if changes.floor <= known or floor_lost:
-        return
-    plan = plans[changes.schema, changes.table, changes.record.id]
-    await connection.execute(state.RAISE_FLOOR, (changes.schema, changes.table, *changes.floor), prepare=True)
-    await connection.execute(plan.below_sql, changes.floor, prepare=True)
-    place = changes.schema, changes.table, *changes.floor
-    await connection.execute(state.FORGET_REREADS, place, prepare=True)
+def _plans_of(batch: Batch, plans: Plans) -> Iterable[Plan]:
+    for changes in batch.tables:
+        for schema_id in changes.schema_ids:
+            yield plans[changes.schema, changes.table, schema_id]
 
 
 def _by_schema(changes: TableChanges, writes: Iterable[Write]) -> Iterable[tuple[str, list[Write]]]:
@@ -240,10 +243,14 @@ async def _delete(
     deletes = [(fold.partition, key, write) for fold in folds for key, write in fold.deletes.items()]
     if not deletes:
         return
+    guarded = False
     for schema_id, writes in _by_schema(changes, [write for _, _, write in deletes]):
         plan = plans[changes.schema, changes.table, schema_id]
-        cursor = await connection.execute(plan.delete_sql, plan.literals(plan.key, writes), prepare=True)
+        cursor = await connection.execute(plan.delete_sql, plan.delete_literals(writes), prepare=True)
         counted.append(_Counted(cursor, changes.flow, -1))
+        guarded = guarded or plan.version != "none"
+    if not guarded:
+        return
     await connection.execute(
         state.BURY,
         (
@@ -280,7 +287,9 @@ async def _patch(
         plan = plans[changes.schema, changes.table, schema_id]
         arrays = plan.literals(plan.patched(present), [write for _, write in patches])
         arrays.append(plain(range(len(patches))))
-        cursor = await connection.execute(plan.patch_sql(present), arrays, prepare=True)
+        cursor = await constraints.run(connection, plan, plan.patch_sql(present), arrays)
+        for statement, more in plan.after_patch([write for _, write in patches]):
+            await constraints.run(connection, plan, statement, more)
         for index, there in await cursor.fetchall():
             key, write = patches[int(str(index))]
             if there:
@@ -306,19 +315,31 @@ async def _rows(
     for schema_id, writes in _by_schema(changes, rows):
         plan = plans[changes.schema, changes.table, schema_id]
         if not singly and isinstance(ahead, Ready) and ahead.plan is plan and ahead.count == len(writes):
-            cursor = await connection.execute(plan.upsert_sql, ahead.literals, prepare=True)
-            counted.append(_Counted(cursor, changes.flow, len(writes)))
+            await _put(connection, changes.flow, plan, ahead.literals, len(writes), counted)
             continue
         ready, unfit = _without_placeholders(plan, folds, writes)
         if singly:
             ready.sort(key=lambda write: write.change.version)
         for part in [[write] for write in ready] if singly else [ready]:
             if part:
-                arrays = plan.literals(plan.columns, part)
-                cursor = await connection.execute(plan.upsert_sql, arrays, prepare=True)
-                counted.append(_Counted(cursor, changes.flow, len(part)))
+                arrays = plan.row_literals(part)
+                await _put(connection, changes.flow, plan, arrays, len(part), counted)
         if unfit:  # the row before it under this key is another one, and must not stay (H6)
-            await connection.execute(plan.delete_sql, plan.literals(plan.key, unfit), prepare=True)
+            await connection.execute(plan.delete_sql, plan.delete_literals(unfit), prepare=True)
+
+
+async def _put(
+    connection: state.Connection,
+    flow: str,
+    plan: Plan,
+    arrays: Literals,
+    count: int,
+    counted: list[_Counted],
+) -> None:
+    for statement in plan.row_statements:
+        cursor = await constraints.run(connection, plan, statement, arrays)
+    if plan.counts:
+        counted.append(_Counted(cursor, flow, -1 if plan.tells_kept else count))
 
 
 def _without_placeholders(
@@ -346,7 +367,8 @@ async def _keyless(
     """Added rows first: a removal may be of one of them that looks different in JSON (H27)."""
     for schema_id, writes in _by_schema(changes, [write for fold in folds for write in fold.added]):
         plan = plans[changes.schema, changes.table, schema_id]
-        await connection.execute(plan.insert_sql, plan.literals(plan.columns, writes), prepare=True)
+        arrays = plan.literals(plan.columns, writes)
+        await constraints.run(connection, plan, plan.insert_sql, arrays)
     for fold in folds:
         for write in fold.removed:
             plan = plans[changes.schema, changes.table, write.change.schema_id]

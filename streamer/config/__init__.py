@@ -17,8 +17,21 @@ from streamer.config.built import (
     unbuilt_target,
 )
 from streamer.config.document import ConfigFileError, Problem
-from streamer.config.flows import Batch, Flow, PostgresTarget, RedisTarget, SqlTarget, Target, VectorTarget
-from streamer.config.load import DEFAULT_PATH, load, parse
+from streamer.config.flows import (
+    Batch,
+    Chunk,
+    ColumnRule,
+    Embedding,
+    Flow,
+    MemoryTarget,
+    PostgresTarget,
+    RedisTarget,
+    SqlTarget,
+    Target,
+    VectorTarget,
+)
+from streamer.config.load import load, parse
+from streamer.config.redis_entities import RedisColumn, RedisEntity, RedisSource
 from streamer.config.root import Config, check_topics
 from streamer.config.settings import EMBEDDED, Control, Defaults, Kafka, Security, Topics
 from streamer.config.sources import (
@@ -26,29 +39,34 @@ from streamer.config.sources import (
     Publication,
     PullSource,
     QuerySource,
-    RedisSource,
     Slot,
     Snapshot,
     Source,
     TableRule,
 )
+from streamer.config.sql_urls import sql_backend, sqlite_path
 
 __all__ = [
-    "DEFAULT_PATH",
     "EMBEDDED",
     "Batch",
+    "Chunk",
+    "ColumnRule",
     "Config",
     "ConfigFileError",
     "Control",
     "Defaults",
+    "Embedding",
     "Flow",
     "Kafka",
+    "MemoryTarget",
     "PostgresSource",
     "PostgresTarget",
     "Problem",
     "Publication",
     "PullSource",
     "QuerySource",
+    "RedisColumn",
+    "RedisEntity",
     "RedisSource",
     "RedisTarget",
     "Security",
@@ -67,6 +85,8 @@ __all__ = [
     "load",
     "notes",
     "parse",
+    "sql_backend",
+    "sqlite_path",
     "unbuilt_defaults",
     "unbuilt_flow",
     "unbuilt_sections",

@@ -6,14 +6,24 @@ import difflib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, ValidationInfo, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from streamer.config.units import EmptyIsNone
+from streamer.errors import ConfigError
 
 # Under which a source, target or flow learns its own key; what begins so is never a key of the file.
 NAME_KEY = "__name__"
@@ -30,22 +40,42 @@ class Model(BaseModel):
         arbitrary_types_allowed=False,
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _known_keys(cls, data: Any) -> Any:
+    def _known_keys(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Each unknown key is an error of its own, beside those of the keys that are known."""
         if data is None:
-            return {}
-        if isinstance(data, dict):
-            known = [f.alias or name for name, f in cls.model_fields.items()]
-            for key in data:
-                if key not in known:
-                    raise_unknown("unknown key", key, [k for k in known if k[:2] != "__"])
-        return data
+            data = {}
+        if not isinstance(data, dict):
+            return handler(data)
+        known = [f.alias or name for name, f in cls.model_fields.items()]
+        named = [name for name in known if name[:2] != "__"]
+        errors = [
+            InitErrorDetails(type=unknown("unknown key", key, named), input=None)
+            for key in data
+            if key not in known
+        ]
+        if not errors:
+            return handler(data)
+        try:
+            handler({key: value for key, value in data.items() if key in known})
+        except ValidationError as error:
+            errors += [_again(each) for each in error.errors(include_url=False)]
+        raise ValidationError.from_exception_data(cls.__name__, errors, hide_input=True)
 
 
-def raise_unknown(what: str, name: str, known: Iterable[str]) -> None:
+def _again(error: ErrorDetails) -> InitErrorDetails:
+    """An error that pydantic has printed, to be raised with others."""
+    kind: Any = error["type"]
+    context = error.get("ctx", {})
+    if kind in ("unknown_name", "check", "unit"):
+        kind = PydanticCustomError(kind, "{said}", {**context, "said": error["msg"]})
+    return InitErrorDetails(type=kind, loc=error["loc"], input=error["input"], ctx=context)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> PydanticCustomError:
     """A name that is not there, with the nearest one that is; the error's place is the key itself."""
-    raise PydanticCustomError(
+    return PydanticCustomError(
         "unknown_name",
         "{what} {name}",
         {"what": what, "name": repr(name), "key": name, "fix": nearest(name, known)},
@@ -59,6 +89,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known here: {', '.join(names)}" if names else "there are none"
+
+
+def no_such(kind: str, name: str, known: Iterable[str], path: Path) -> ConfigError:
+    """A name on the command line that the file does not have: the file, its names and the nearest one."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    fix = f"{hint}the file's {kind}s: {', '.join(names) or 'none'}"
+    return ConfigError(f"there is no {kind} {name!r}", fix=fix, where=str(path))
 
 
 def fail(what: str, *, key: str | int | tuple[str | int, ...] = (), fix: str = "") -> PydanticCustomError:
@@ -101,6 +140,7 @@ OptionalPostgresUrl = Annotated[PostgresUrl | None, EmptyIsNone]
 Url = Annotated[SecretStr, AfterValidator(_not_empty)]
 OptionalSecret = Annotated[SecretStr | None, EmptyIsNone]
 OptionalPath = Annotated[Path | None, EmptyIsNone, AfterValidator(_below_base)]
+BasePath = Annotated[Path, AfterValidator(_below_base)]
 
 
 def describe_postgres(url: SecretStr) -> str:

@@ -7,9 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from streamer.config.flows import Flow, PostgresTarget, Target
+from streamer.config.flows import (
+    Flow,
+    MemoryTarget,
+    PostgresTarget,
+    RedisTarget,
+    SqlTarget,
+    Target,
+    VectorTarget,
+)
+from streamer.config.redis_entities import RedisSource
 from streamer.config.root import Config
 from streamer.config.sources import PostgresSource, Source, TableRule
+from streamer.config.sql_urls import SQLITE, sql_backend
 from streamer.errors import ConfigError
 
 
@@ -26,6 +36,88 @@ class Unbuilt:
 
     def error(self, where: str = "") -> ConfigError:
         return ConfigError(f"{self.path}: {self.what}", fix=self.fix, where=where)
+
+
+# What a flow's keys may say by the kind of its target, the default first; a kind or key that is not named
+# here takes the default only.
+_DEFAULTS: dict[str, tuple[str, ...]] = {
+    "unmapped": ("add",),
+    "write": ("upsert",),
+    "delete": ("apply",),
+    "truncate": ("apply", "hold"),
+    "version": ("columns",),
+    "conflict": ("source",),
+}
+_MODES: dict[str, dict[str, tuple[str, ...]]] = {
+    "postgres": {
+        "unmapped": ("add", "ignore", "fail"),
+        "write": ("upsert", "insert_only", "append"),
+        "delete": ("apply", "soft", "ignore"),
+        "truncate": ("apply", "hold", "ignore"),
+        "version": ("columns", "side", "none"),
+    },
+    "redis": {
+        "unmapped": ("add", "ignore", "fail"),
+        "write": ("upsert", "insert_only", "append"),
+        "delete": ("apply", "soft", "ignore"),
+        "truncate": ("apply", "hold", "ignore"),
+        "version": ("columns", "side"),
+    },
+    "sql": {
+        "unmapped": ("add", "ignore", "fail"),
+        "write": ("upsert", "insert_only", "append"),
+        "delete": ("apply", "soft", "ignore"),
+        "truncate": ("apply", "hold", "ignore"),
+        "version": ("columns", "side", "none"),
+    },
+    "pgvector": {
+        "unmapped": ("add", "ignore", "fail"),
+        "write": ("upsert", "insert_only", "append"),
+        "delete": ("apply", "soft", "ignore"),
+        "truncate": ("apply", "hold", "ignore"),
+        "version": ("columns",),
+    },
+    "memory": {
+        "unmapped": ("add", "ignore", "fail"),
+        "write": ("upsert", "insert_only", "append"),
+        "delete": ("apply", "soft", "ignore"),
+        "truncate": ("apply", "hold", "ignore"),
+        "version": ("columns", "side", "none"),
+    },
+}
+# Keys that are absent unless given, and which of them a kind takes.
+_OPTIONS = {
+    "columns": "renaming and casting columns",
+    "owns": "a two-way flow",
+    "as_": "a form of keys",
+    "key": "a key of the target's own",
+    "member": "a member's column",
+    "score": "a score's column",
+    "ttl_s": "an expiry",
+    "text": "embedding text",
+    "chunk": "embedding text",
+    "embed": "embedding text",
+    "dimensions": "embedding text",
+}
+# Keys that only flows to one kind of target have.
+_OF_KIND = {
+    "as_": "redis",
+    "key": "redis",
+    "member": "redis",
+    "score": "redis",
+    "ttl_s": "redis",
+    "text": "pgvector",
+    "chunk": "pgvector",
+    "embed": "pgvector",
+    "dimensions": "pgvector",
+}
+_TAKEN: dict[str, tuple[str, ...]] = {
+    "postgres": ("columns",),
+    "memory": ("columns",),
+    "sql": ("columns",),
+    "redis": ("columns", "as_", "key", "member", "score", "ttl_s"),
+    "pgvector": ("columns", "text", "chunk", "embed", "dimensions"),
+}
 
 
 def _unbuilt(path: str, feature: str, fix: str) -> Unbuilt:
@@ -48,6 +140,8 @@ def unbuilt_defaults(config: Config) -> list[Unbuilt]:
 def unbuilt_source(source: Source) -> list[Unbuilt]:
     """What stops this source; its tables' rules are judged one by one by unbuilt_table_rule."""
     path = f"sources.{source.name}"
+    if isinstance(source, RedisSource):
+        return []
     if not isinstance(source, PostgresSource):
         return [_unbuilt(f"{path}.kind", f"a {source.kind} source", f"remove {path} and the flows from it")]
     found = []
@@ -92,9 +186,13 @@ def unbuilt_table(source: PostgresSource, schema: str, table: str) -> list[Unbui
 
 
 def unbuilt_target(target: Target) -> list[Unbuilt]:
-    if isinstance(target, PostgresTarget):
+    if isinstance(target, PostgresTarget | MemoryTarget | RedisTarget | VectorTarget):
         return []
     path = f"targets.{target.name}"
+    if isinstance(target, SqlTarget):
+        backend = sql_backend(target.url)
+        fix = "write url: sqlite:///FILE, or kind: postgres with a Postgres database"
+        return [] if backend == SQLITE else [_unbuilt(f"{path}.url", f"a sql target in {backend}", fix)]
     return [_unbuilt(f"{path}.kind", f"a {target.kind} target", f"remove {path} and the flows to it")]
 
 
@@ -108,37 +206,23 @@ def unbuilt_flow(config: Config, flow: Flow) -> list[Unbuilt]:
     source = config.sources.get(flow.source)
     if source is None:
         found.append(_unbuilt(f"{path}.from", "a flow from a processor", f"remove {path}"))
-    elif not isinstance(source, PostgresSource):
+    elif not isinstance(source, PostgresSource | RedisSource):
         found.append(_unbuilt(f"{path}.from", f"a {source.kind} source", f"remove {path}"))
-    built = {
-        "unmapped": "add",
-        "write": "upsert",
-        "delete": "apply",
-        "truncate": "apply",
-        "version": "columns",
-    }
-    built["conflict"] = "source"
-    for key, value in built.items():
+    modes = _MODES.get(target.kind, _DEFAULTS)
+    for key, default in _DEFAULTS.items():
         given = getattr(flow, key)
-        if given != value:
-            fix = f"write {key}: {value}, or remove the key"
+        if given.partition("(")[0] not in modes.get(key, default):
+            fix = f"write {key}: {default[0]}, or remove the key"
             found.append(_unbuilt(f"{path}.{key}", f"{key}: {given}", fix))
-    absent = {
-        "columns": "renaming and casting columns",
-        "hold_deletes_above": "holding deletes",
-        "owns": "a two-way flow",
-        "as_": "a form of keys",
-        "key": "a key of the target's own",
-        "ttl_s": "an expiry",
-        "text": "embedding text",
-        "chunk": "embedding text",
-        "embed": "embedding text",
-        "dimensions": "embedding text",
-    }
-    for attribute, feature in absent.items():
-        if getattr(flow, attribute):
+    for attribute, feature in _OPTIONS.items():
+        if getattr(flow, attribute) and attribute not in _TAKEN.get(target.kind, ()):
             key = Flow.model_fields[attribute].alias or attribute
-            found.append(_unbuilt(f"{path}.{key}", feature, f"remove `{key}`"))
+            kind = _OF_KIND.get(attribute, target.kind)
+            if kind != target.kind:
+                what = f"{feature} belongs to a flow to a {kind} target, and {flow.target} is {target.kind}"
+                found.append(Unbuilt(f"{path}.{key}", what, f"remove `{key}`"))
+            else:
+                found.append(_unbuilt(f"{path}.{key}", feature, f"remove `{key}`"))
     return found
 
 
@@ -172,6 +256,12 @@ def notes(config: Config) -> list[str]:
         if isinstance(source, PostgresSource) and "wal_stop_bytes" in source.slot.model_fields_set:
             path = f"sources.{source.name}.slot.wal_stop"
             found.append(f"{path}: no alert is sent in this release; `status` warns from wal_warn on")
+    for flow in config.flows.values():
+        if isinstance(config.targets[flow.target], SqlTarget) and flow.table_schema not in (None, "main"):
+            found.append(
+                f"flows.{flow.name}.to: SQLite has no schemas: {flow.table_schema!r} is left out, and tables"
+                f" are named {flow.table or 'as in the source'}"
+            )
     for target in config.targets.values():
         if isinstance(target, PostgresTarget) and target.origin is not None:
             path = f"targets.{target.name}.origin"

@@ -25,6 +25,7 @@ Place = tuple[str | int, ...]
 
 NODES_LIMIT = 100_000  # aliases of aliases multiply: far above any real file
 DEPTH_LIMIT = 50  # an alias may hold itself
+SHOWN_LIMIT = 20  # problems: a screen; the rest shows when these are mended
 FILE_BYTES_LIMIT = 4 * 2**20  # a config file is kilobytes; more is the wrong file
 
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)")
@@ -48,11 +49,16 @@ class ConfigFileError(ConfigError):
     def __init__(self, path: Path, problems: list[Problem]) -> None:
         first = problems[0]
         super().__init__(first.what, fix=first.fix, where=_where(path, first.line))
-        self.problems = tuple(problems)
         self._lines = [ConfigError(p.what, fix=p.fix, where=_where(path, p.line)) for p in problems]
 
+    @property
+    def problems(self) -> tuple[ConfigError, ...]:
+        return tuple(self._lines)
+
     def __str__(self) -> str:
-        return "\n".join(ConfigError.__str__(line) for line in self._lines)
+        text = "\n".join(ConfigError.__str__(line) for line in self._lines[:SHOWN_LIMIT])
+        more = len(self._lines) - SHOWN_LIMIT
+        return f"{text}\nand {more} more: `--json` has them all" if more > 0 else text
 
 
 def _where(path: Path, line: int) -> str:

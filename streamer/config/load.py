@@ -9,12 +9,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from streamer import DEFAULT_PATH
 from streamer.config.document import ConfigFileError, Document, Place, Problem, read
 from streamer.config.root import Config
 from streamer.errors import ConfigError
-
-DEFAULT_PATH = Path("tailrace.yaml")
-PROBLEMS_LIMIT = 20  # a screen; the rest shows when these are mended
 
 # What pydantic puts in an error's place beside the file's own keys.
 _TAGS = frozenset(
@@ -71,7 +69,7 @@ def parse(text: str, path: Path = DEFAULT_PATH, *, environ: Mapping[str, str] = 
     try:
         return Config.model_validate({**document.data, "__path__": path}, context={"base": path.parent})
     except ValidationError as error:
-        problems = [_problem(document, e) for e in error.errors(include_url=False)[:PROBLEMS_LIMIT]]
+        problems = [_problem(document, e) for e in error.errors(include_url=False)]
     raise ConfigFileError(path, sorted(problems, key=lambda p: p.line))
 
 

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from streamer.changes.topics import clean
+from streamer.changes.topics import (
+    bad_topic,
+    clean,
+    data_topic,
+    dead_letters_topic,
+    entity_topic,
+    message_topic,
+    positions_topic,
+    schemas_topic,
+    shadow_topic,
+    status_topic,
+)
 from streamer.config.base import NAME_KEY, Model, checked_name, fail, nearest
-from streamer.config.flows import Flow, PostgresTarget, Target
+from streamer.config.flows import (
+    Flow,
+    MemoryTarget,
+    PostgresTarget,
+    RedisTarget,
+    SqlTarget,
+    Target,
+    VectorTarget,
+)
+from streamer.config.key_template import parse_template
 from streamer.config.operations import Alerts, InlineFlow, Processor, Reconcile, Schedules
-from streamer.config.patterns import may_meet
+from streamer.config.patterns import is_pattern, may_meet
+from streamer.config.redis_entities import RedisSource
 from streamer.config.settings import Control, Defaults, Kafka
 from streamer.config.sources import (
     IDENTIFIER_BYTES,
     PostgresSource,
     PullSource,
     QuerySource,
-    RedisSource,
     Source,
 )
 from streamer.errors import ConfigError
@@ -70,10 +90,13 @@ class Config(Model):
     @model_validator(mode="after")
     def _whole(self) -> Config:
         _check_sources(self)
+        _check_topics(self)
         for flow in self.flows.values():
             _check_from(self, flow.source_pattern, ("flows", flow.name, "from"))
             _check_target(self, flow.target, ("flows", flow.name, "to"))
         _check_writers(self)
+        _check_texts(self)
+        _check_keys(self)
         _check_operations(self)
         return self
 
@@ -131,6 +154,41 @@ def _check_sources(config: Config) -> None:
                     raise fail(what, key=key4, fix=nearest(entity.for_each, source.entities))
 
 
+def _check_topics(config: Config) -> None:
+    """Two things that would write to one topic; tables of patterns are judged by check_topics."""
+    owners: dict[str, str] = {}
+    for topic, owner, key in _topics(config):
+        other = owners.setdefault(topic, owner)
+        if other != owner:
+            raise fail(f"{owner} would share the topic {topic} with {other}", key=key, fix="rename one")
+
+
+def _topics(config: Config) -> Iterator[tuple[str, str, tuple[str | int, ...]]]:
+    """(topic, whose it is, place in the file); our own ones first."""
+    for topic in (positions_topic, schemas_topic, status_topic):
+        yield topic(config.name), "Tailrace itself", ("name",)
+    for name in config.targets:
+        yield dead_letters_topic(name), f"the dead letters of target {name!r}", ("targets", name)
+    for name, source in config.sources.items():
+        place: tuple[str | int, ...] = ("sources", name)
+        if isinstance(source, (PostgresSource, RedisSource)):
+            yield message_topic(name), f"the messages of source {name!r}", place
+        if isinstance(source, RedisSource):
+            yield shadow_topic(config.name, name), f"the shadow of source {name!r}", place
+            yield bad_topic(config.name, name), f"the bad values of source {name!r}", place
+        if isinstance(source, (RedisSource, PullSource)):
+            for entity in source.entities:
+                yield entity_topic(name, entity), f"entity {entity!r}", (*place, "entities", entity)
+        if isinstance(source, PostgresSource):
+            for table, rule in source.tables.items():
+                if rule != "exclude" and not is_pattern(table):
+                    yield data_topic(name, *table.split(".", 1)), f"table {table}", (*place, "tables", table)
+        if isinstance(source, QuerySource):
+            yield clean(name), f"source {name!r}", place
+    for name, processor in config.processors.items():
+        yield processor.out, f"processor {name!r}", ("processors", name, "out")
+
+
 def _check_from(config: Config, pattern: str, key: tuple[str | int, ...]) -> None:
     head = pattern.split(".", 1)[0]
     outs = [p.out for p in config.processors.values()]
@@ -156,14 +214,42 @@ def _check_target(config: Config, name: str, key: tuple[str | int, ...]) -> None
         raise fail(f"there is no target {name!r}", key=key, fix=nearest(name, config.targets))
 
 
+def _check_texts(config: Config) -> None:
+    """What goes to vectors has a text."""
+    for flow in config.flows.values():
+        if isinstance(config.targets[flow.target], VectorTarget) and flow.text is None:
+            what = f"{flow.target} is of kind pgvector, and the flow says no `text` to embed"
+            fix = 'write text: "{column}", embed: "module:function" and dimensions'
+            raise fail(what, key=("flows", flow.name), fix=fix)
+
+
+def _check_keys(config: Config) -> None:
+    """Two flows never write the same keys of a Redis target: neither would know the other's versions."""
+    shapes: dict[tuple[str, str], str] = {}
+    for flow in config.flows.values():
+        if flow.key is None or not isinstance(config.targets[flow.target], RedisTarget):
+            continue
+        shape = flow.target, parse_template(flow.key).shape
+        other = shapes.setdefault(shape, flow.name)
+        if other != flow.name:
+            what = f"the flows {other!r} and {flow.name!r} would write the same keys of {flow.target}"
+            raise fail(what, key=("flows", flow.name, "key"), fix="begin one of the keys with another word")
+
+
 def _check_writers(config: Config) -> None:
     """Two sources never write one table: their versions cannot be compared (H3)."""
-    flows = [f for f in config.flows.values() if isinstance(config.targets[f.target], PostgresTarget)]
+    with_tables = PostgresTarget | SqlTarget | MemoryTarget | VectorTarget
+    flows = [
+        flow
+        for flow in config.flows.values()
+        if isinstance(config.targets[flow.target], with_tables)
+        or (isinstance(config.targets[flow.target], RedisTarget) and flow.key is None)
+    ]
     for index, flow in enumerate(flows):
         for other in flows[:index]:
             if flow.target != other.target:
                 continue
-            place, other_place = _place(flow), _place(other)
+            place, other_place = _place(config, flow), _place(config, other)
             if not all(may_meet(a, b) for a, b in zip(place, other_place, strict=True)):
                 continue
             definite = place == other_place and "*" not in "".join(place)
@@ -174,10 +260,13 @@ def _check_writers(config: Config) -> None:
                 raise fail(what, key=("flows", flow.name, "to"), fix=fix)
 
 
-def _place(flow: Flow) -> tuple[str, str]:
+def _place(config: Config, flow: Flow) -> tuple[str, str]:
     parts = flow.source_pattern.split(".", 2)
     schema, table = (parts[1], parts[2]) if len(parts) == 3 else ("*", parts[-1])
-    return flow.place(schema, table)
+    place = flow.place(schema, table)
+    if isinstance(config.targets[flow.target], SqlTarget):  # no schemas there, and names in any case
+        return "main", place[1].lower()
+    return place
 
 
 def _check_operations(config: Config) -> None:

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from streamer.config.base import NAME_KEY, Model, OptionalPostgresUrl, PostgresUrl, Url, fail
+from streamer.config.base import NAME_KEY, Model, OptionalPostgresUrl, PostgresUrl, fail
 from streamer.config.patterns import fits_parts
+from streamer.config.redis_entities import RedisSource
 from streamer.config.units import Duration, OptionalDuration, Rate, Size
 
 OWN_PREFIX = "_tailrace"  # tables and schemas of ours are never captured
@@ -109,67 +110,6 @@ class PostgresSource(Model):
         pattern = self.pattern_for(schema, table)
         rule = self.tables[pattern] if pattern is not None else "exclude"
         return None if isinstance(rule, str) else rule
-
-
-class PivotColumn(Model):
-    """Where one column of a pivoted row comes from: a key's value, or a field or member of it."""
-
-    string: str | None = None
-    hash: str | None = None
-    zset: str | None = None
-    json_key: str | None = Field(None, alias="json")
-    field: str | None = None
-    cast: str | None = None
-    naive_is: str | None = None
-
-    @model_validator(mode="after")
-    def _one_key(self) -> PivotColumn:
-        given = [k for k in (self.string, self.hash, self.zset, self.json_key) if k]
-        if len(given) != 1:
-            raise fail("a pivoted column comes out of one key", fix="give one of string, hash, zset, json")
-        return self
-
-
-def _column_form(value: Any) -> str:
-    return "cast-word" if isinstance(value, str) else "pivot-column"
-
-
-class Exists(Model):
-    any: tuple[str, ...] = ()
-    all: tuple[str, ...] = ()
-
-
-class RedisEntity(Model):
-    pattern: str | None = None
-    type: Literal["string", "hash", "list", "set", "zset", "stream"] | None = None
-    columns: dict[
-        str,
-        Annotated[
-            Annotated[str, Tag("cast-word")] | Annotated[PivotColumn, Tag("pivot-column")],
-            Discriminator(_column_form),
-        ],
-    ] = Field(default_factory=dict)
-    rows: dict[str, str] = Field(default_factory=dict)
-    value: str | None = None
-    pivot: str | None = None
-    exists: Exists = Exists()
-
-    @model_validator(mode="after")
-    def _form(self) -> RedisEntity:
-        if (self.pattern is None) == (self.pivot is None):
-            raise fail("an entity has either `pattern` and `type`, or `pivot`", fix="give one of the two")
-        if self.pattern is not None and self.type is None:
-            raise fail("`pattern` needs `type`", key="pattern", fix="add type: hash, zset, string, ...")
-        return self
-
-
-class RedisSource(Model):
-    name: str = Field(alias=NAME_KEY)
-    kind: Literal["redis"]
-    url: Url
-    notifications: Literal["manage", "check"] = "manage"
-    rescan_s: Duration = Field(3600.0, alias="rescan", gt=0)
-    entities: dict[str, RedisEntity] = Field(min_length=1)
 
 
 class Since(Model):

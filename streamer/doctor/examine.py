@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from streamer.changes.topics import data_topic
+from streamer.changes.topics import data_topic, entity_topic
 from streamer.config import (
     Config,
     PostgresSource,
     PostgresTarget,
+    RedisSource,
+    RedisTarget,
+    SqlTarget,
+    VectorTarget,
     notes,
     unbuilt_defaults,
     unbuilt_sections,
@@ -19,7 +23,10 @@ from streamer.config import (
 )
 from streamer.doctor.check import Check, Findings, Report
 from streamer.doctor.kafka import check_kafka
+from streamer.doctor.redis import check_redis
+from streamer.doctor.redis_target import check_redis_target
 from streamer.doctor.source import SourceFacts, check_source
+from streamer.doctor.sql import check_sql
 from streamer.doctor.target import check_target
 from streamer.errors import TailraceError
 
@@ -33,10 +40,13 @@ async def examine(config: Config) -> Report:
     head = Findings("config")
     _config(head, config)
     sources = {s.name: s for s in config.sources.values() if isinstance(s, PostgresSource)}
-    targets = {t.name: t for t in config.targets.values() if isinstance(t, PostgresTarget)}
-    of_sources = {name: Findings(f"source {name}") for name in sources}
+    targets = {t.name: t for t in config.targets.values() if isinstance(t, PostgresTarget | VectorTarget)}
+    files = {t.name: t for t in config.targets.values() if isinstance(t, SqlTarget)}
+    caches = {s.name: s for s in config.sources.values() if isinstance(s, RedisSource)}
+    of_sources = {name: Findings(f"source {name}") for name in (*sources, *caches)}
     of_kafka = Findings("kafka")
-    of_targets = {name: Findings(f"target {name}") for name in targets}
+    stores = {t.name: t for t in config.targets.values() if isinstance(t, RedisTarget)}
+    of_targets = {name: Findings(f"target {name}") for name in (*targets, *files, *stores)}
 
     answers = await asyncio.gather(
         *(
@@ -46,11 +56,24 @@ async def examine(config: Config) -> Report:
     )
     facts: dict[str, SourceFacts] = {n: a for n, a in zip(sources, answers, strict=True) if a is not None}
     topics = [data_topic(name, t.schema, t.name) for name, found in facts.items() for t in found.tables]
+    topics += [entity_topic(name, entity) for name, source in caches.items() for entity in source.entities]
     await asyncio.gather(
+        *(
+            _guarded(of_sources[name], check_redis(of_sources[name], source))
+            for name, source in caches.items()
+        ),
         _guarded(of_kafka, check_kafka(of_kafka, config, topics)),
         *(
             _guarded(of_targets[name], check_target(of_targets[name], config, target, facts))
             for name, target in targets.items()
+        ),
+        *(
+            _guarded(of_targets[name], check_sql(of_targets[name], config, file, facts))
+            for name, file in files.items()
+        ),
+        *(
+            _guarded(of_targets[name], check_redis_target(of_targets[name], config, store))
+            for name, store in stores.items()
         ),
     )
     checks: list[Check] = []
@@ -78,7 +101,7 @@ def _config(findings: Findings, config: Config) -> None:
     for unbuilt in unbuilt_defaults(config):
         findings.fail("config", f"{unbuilt.path}: {unbuilt.what}", unbuilt.fix)
     for source in config.sources.values():
-        if not isinstance(source, PostgresSource):
+        if not isinstance(source, PostgresSource | RedisSource):
             for unbuilt in unbuilt_source(source):
                 findings.warn("config", f"{unbuilt.path}: {unbuilt.what}; it does not run", unbuilt.fix)
     for target in config.targets.values():
@@ -88,5 +111,5 @@ def _config(findings: Findings, config: Config) -> None:
         findings.warn("config", f"{unbuilt.path}: {unbuilt.what}; it does not run", unbuilt.fix)
     for note in notes(config):
         findings.note("config", note)
-    if not any(isinstance(s, PostgresSource) for s in config.sources.values()):
-        findings.fail("config", "no source that can run today", "add one of kind: postgres")
+    if not any(isinstance(s, PostgresSource | RedisSource) for s in config.sources.values()):
+        findings.fail("config", "no source that can run today", "add one of kind: postgres or redis")

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import psycopg
 
 from streamer.changes.fitting import fits_type
-from streamer.config import Config, Flow, PostgresTarget, built_flows
+from streamer.config import ColumnRule, Config, Flow, PostgresTarget, VectorTarget, built_flows
 from streamer.doctor.check import Findings
+from streamer.doctor.identity import check_identity
 from streamer.doctor.postgres import Server, connected, listed, name_of, one, rows
 from streamer.doctor.source import SourceFacts
+from streamer.doctor.vectors import check_vectors, chunk_columns
 from streamer.postgres.connection import Connection
 
 OWN_SCHEMA = "_tailrace"
@@ -26,12 +28,22 @@ PARAMETER_GRANTS_SINCE = 150000  # GRANT SET ON PARAMETER
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A table that a flow will write: its place in the target and the source's columns."""
+    """A table that a flow will write: its place in the target and the columns that are sent to it.
 
-    flow: str
+    `columns`: (the target's name, type, in the key); `named`: those that the config names itself.
+    """
+
+    rules: Flow
     schema: str
     table: str
     columns: list[tuple[str, str, bool]]
+    named: set[str]
+    constants: set[str]
+    casts: set[str]  # columns that are cast on the way
+
+    @property
+    def flow(self) -> str:
+        return self.rules.name
 
     @property
     def name(self) -> str:
@@ -41,9 +53,45 @@ class Wanted:
     def key(self) -> set[str]:
         return {name for name, _, in_key in self.columns if in_key}
 
+    @property
+    def own(self) -> dict[str, str]:
+        """Columns that apply adds for itself: name and definition."""
+        found = dict(VERSION_COLUMNS) if self.rules.version == "columns" else {}
+        if found and self.rules.write == "append":
+            found["_tailrace_op"] = "text NOT NULL DEFAULT ''"
+        if self.rules.delete.startswith("soft("):
+            found[self.rules.delete[len("soft(") : -1].strip()] = "timestamptz"
+        return found
+
+
+def wanted_table(flow: Flow, schema: str, table: str, columns: list[tuple[str, str, bool]]) -> Wanted:
+    """`columns`: the source's. As apply maps them, without its checks."""
+    sent: list[tuple[str, str, bool]] = []
+    named: set[str] = set()
+    constants: set[str] = set()
+    casts: set[str] = set()
+    for name, rule in flow.columns.items():
+        if isinstance(rule, ColumnRule) and "value" in rule.model_fields_set:
+            constants.add(name)
+    for name, type_, in_key in columns:
+        given = flow.columns.get(name)
+        if name in constants:
+            continue
+        if given is None:
+            sent.append((name, type_, in_key))
+            continue
+        to, cast = (given, None) if isinstance(given, str) else (given.to or name, given.cast)
+        sent.append((to, cast or type_, in_key))
+        named.add(to)
+        casts |= {to} if cast else set()
+    return Wanted(flow, schema, table, sent, named, constants, casts)
+
 
 async def check_target(
-    findings: Findings, config: Config, target: PostgresTarget, sources: Mapping[str, SourceFacts]
+    findings: Findings,
+    config: Config,
+    target: PostgresTarget | VectorTarget,
+    sources: Mapping[str, SourceFacts],
 ) -> None:
     """All that can be tried of one target; tables of sources that did not answer are left out."""
     flows, stopped = built_flows(config, target.name)
@@ -64,10 +112,13 @@ async def check_target(
         if (await one(connection, "SELECT current_setting('default_transaction_read_only')"))[0] == "on":
             sql = [f"ALTER ROLE {name_of(server.role)} SET default_transaction_read_only = off;"]
             findings.fail("writable", "transactions are read-only here", "let this role write", sql)
+        await check_identity(findings, connection, server, f"{config.name}.{target.name}")
         wanted = _wanted(findings, flows, sources, server)
         made_in = await _existing(findings, connection, server, wanted)
         await _schemas(findings, connection, server, flows, wanted, made_in)
         await _replication_role(findings, connection, server)
+        if isinstance(target, VectorTarget):
+            await check_vectors(findings, connection, server, target, flows, sources)
 
 
 def _wanted(
@@ -97,7 +148,9 @@ def _wanted(
                 findings.fail("flows", what, "one table has one writer: send one of them to another schema")
                 continue
             columns = facts.columns.get((table.schema, table.name), [])
-            wanted.append(Wanted(flow.name, *place, columns))
+            if flow.text is not None:
+                columns = chunk_columns(flow, columns)
+            wanted.append(wanted_table(flow, *place, columns))
     return wanted
 
 
@@ -173,7 +226,8 @@ async def _existing(
             findings.fail("tables", f"{table.name} is there and is no table", fix)
             continue
         await _table_privileges(findings, connection, server, table, oid)
-        await _constraints(findings, connection, table, oid)
+        await _key(findings, connection, table, oid)
+        await _foreign_keys(findings, connection, server, table, oid)
         await _column_types(findings, connection, server, table, oid, owned)
         if secured:
             sql = [f"ALTER ROLE {name_of(server.role)} BYPASSRLS;"]
@@ -207,51 +261,46 @@ async def _table_privileges(
         findings.fail("tables", what, "grant it", sql)
 
 
-async def _constraints(findings: Findings, connection: Connection, table: Wanted, oid: int) -> None:
+async def _key(findings: Findings, connection: Connection, table: Wanted, oid: int) -> None:
+    if not table.key or table.rules.write == "append":
+        return
     place = name_of(table.schema, table.table)
     indexes = await rows(
         connection,
-        """SELECT i.indexrelid::regclass::text, k.conname::text, i.indpred IS NULL AND i.indexprs IS NULL
-                  AND i.indisvalid AND i.indimmediate,
-                  i.indisprimary,
-                  (SELECT coalesce(array_agg(a.attname::text), '{}') FROM pg_attribute a
+        """SELECT (SELECT coalesce(array_agg(a.attname::text), '{}') FROM pg_attribute a
                    WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
            FROM pg_index i
-           LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x')
-           WHERE i.indrelid = %s::bigint::oid AND (i.indisunique OR i.indisexclusion)""",
+           WHERE i.indrelid = %s::bigint::oid AND i.indisunique AND NOT i.indisexclusion AND i.indpred IS NULL
+             AND i.indexprs IS NULL AND i.indisvalid AND i.indimmediate""",
         (oid,),
     )
-    keyed = False
-    for index, constraint, whole, primary, columns in indexes:
-        if whole and table.key and set(columns) == table.key:
-            keyed = True
-            continue
-        drop = (
-            f"ALTER TABLE {place} DROP CONSTRAINT {name_of(constraint)};"
-            if constraint
-            else f"DROP INDEX {index};"
-        )
-        kind = "another key" if primary else "a secondary unique key"
-        what = f"{table.name} has {kind} ({', '.join(columns) or index})"
-        fix = f"not built yet: send the flow {table.flow} to another schema, or drop it from the copy"
-        findings.fail("constraints", what, fix, [drop])
-    if table.key and not keyed:
+    if not any(table.key <= set(columns) <= table.key | table.constants for (columns,) in indexes):
         columns_text = ", ".join(name_of(n) for n, _, key in table.columns if key)
-        sql = [f"ALTER TABLE {place} ADD PRIMARY KEY ({columns_text});"]
+        sql = [f"CREATE UNIQUE INDEX ON {place} ({columns_text});"]
         findings.fail(
             "constraints", f"{table.name} has no unique key on {', '.join(sorted(table.key))}", "add it", sql
         )
-    for name, owner in await rows(
-        connection,
-        """SELECT conname::text, conrelid::regclass::text FROM pg_constraint
-           WHERE contype = 'f' AND conparentid = 0
-             AND (conrelid = %s::bigint::oid OR confrelid = %s::bigint::oid)
-           ORDER BY 1""",
-        (oid, oid),
-    ):
-        fix = f"not built yet: send the flow {table.flow} to another schema, or drop it from the copy"
-        sql = [f"ALTER TABLE {owner} DROP CONSTRAINT {name_of(name)};"]
-        findings.fail("constraints", f"{table.name} has the foreign key {name}", fix, sql)
+
+
+async def _foreign_keys(
+    findings: Findings, connection: Connection, server: Server, table: Wanted, oid: int
+) -> None:
+    """They are off for applied rows where the role may; else what comes before its parent waits."""
+    names = [
+        name
+        for (name,) in await rows(
+            connection,
+            """SELECT conname::text FROM pg_constraint WHERE contype = 'f' AND conparentid = 0
+                 AND (conrelid = %s::bigint::oid OR confrelid = %s::bigint::oid) ORDER BY 1""",
+            (oid, oid),
+        )
+    ]
+    if names and not await _may_replicate(connection):
+        what = (
+            f"{table.name} has foreign keys ({listed(names)}), which hold for applied rows: what arrives"
+            " before the row that it refers to waits for it"
+        )
+        findings.warn("constraints", what, *_replication_role_fix(server))
 
 
 async def _column_types(
@@ -266,7 +315,7 @@ async def _column_types(
                       CASE t.typtype WHEN 'd' THEN format_type(t.typbasetype, t.typtypmod)
                                      ELSE format_type(a.atttypid, a.atttypmod) END,
                       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',
-                      a.attgenerated <> '' OR a.attidentity = 'a',
+                      a.attgenerated <> '',
                       t.typnamespace = 'pg_catalog'::regnamespace
                FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
                WHERE a.attrelid = %s::bigint::oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -274,7 +323,11 @@ async def _column_types(
             (oid,),
         )
     }
-    sent = {name: type_ for name, type_, _ in table.columns}
+    sent = {
+        name: type_
+        for name, type_, _ in table.columns
+        if name in there or table.rules.unmapped == "add" or name in table.named
+    }
     unknown = {
         type_
         for (type_,) in await rows(
@@ -284,7 +337,7 @@ async def _column_types(
         )
     }
     made = {name: "text" if type_ in unknown else type_ for name, type_ in sent.items()}
-    add = {name: type_ for name, type_ in (made | VERSION_COLUMNS).items() if name not in there}
+    add = {name: type_ for name, type_ in (made | table.own).items() if name not in there}
     if add and not owned:
         what = f"{table.name} lacks {listed(list(add))}, and {server.role} does not own it"
         columns = ", ".join(f"ADD COLUMN {name_of(name)} {type_}" for name, type_ in add.items())
@@ -292,18 +345,21 @@ async def _column_types(
     for name, (type_, required, generated, builtin) in there.items():
         column = name_of(name)
         if name in sent:
-            if generated:
-                what = f"{table.name}.{name} is computed by the target, and the source sends values for it"
-                findings.fail(
-                    "columns", what, f"send the flow {table.flow} to another schema, or drop the expression"
-                )
+            if generated:  # left to the target
+                if name in table.key:
+                    what = f"{table.name}.{name} is computed by the target, and is the key of the source"
+                    findings.fail("columns", what, f"send the flow {table.flow} to another table")
+            elif name in table.casts:
+                if sent[name] in unknown:
+                    what = f"{table.name}.{name} is cast to {sent[name]}, which this server does not know"
+                    findings.fail("columns", what, f"correct `cast` under flows.{table.flow}.columns")
             elif not fits_type(sent[name], type_) and not (sent[name] in unknown and not builtin):
                 what = f"{table.name}.{name} is {type_}, which does not hold every {sent[name]} of the source"
                 using = f"USING {column}::text::{made[name]}"
                 change = f"ALTER TABLE {place} ALTER COLUMN {column} TYPE {made[name]} {using};"
                 fix = f"change the column's type, or send the flow {table.flow} to another schema"
                 findings.fail("columns", what, fix, [change])
-        elif required and name not in VERSION_COLUMNS:
+        elif required and name not in table.own and name not in table.constants:
             what = f"{table.name}.{name} must not be null, has no default, and the source does not send it"
             sql = [f"ALTER TABLE {place} ALTER COLUMN {column} DROP NOT NULL;"]
             findings.fail("columns", what, "give it a default, or allow nulls", sql)

@@ -27,19 +27,21 @@ PARTITIONS = 2
 
 
 class Capture:
-    """A capture of `shop` in this process."""
+    """A capture of `source` in this process."""
+
+    source = "shop"
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.stop = asyncio.Event()
         self.status = StatusWriter(
-            config.kafka.brokers, config.kafka.security, config.name, kind="capture", part_name="shop"
+            config.kafka.brokers, config.kafka.security, config.name, kind="capture", part_name=self.source
         )
         self.task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         brokers = self.config.kafka.brokers
-        work = run_capture(self.config, "shop", brokers=brokers, stop=self.stop, status=self.status)
+        work = run_capture(self.config, self.source, brokers=brokers, stop=self.stop, status=self.status)
         self.task = asyncio.create_task(work)
 
     async def until(self, reached: Callable[[], bool]) -> None:

@@ -15,7 +15,7 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from consumers.apply.loop import run_apply
-from streamer.changes.envelope import RowTemplate, SourceTemplate
+from streamer.changes.envelope import SWEEP_HEADER, RowTemplate, SourceTemplate
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.changes.topics import data_topic, partition_for, schemas_topic
 from streamer.config import Config, parse
@@ -26,6 +26,7 @@ POLL_S = 0.02
 
 Row = dict[str, Any]
 ColumnSpec = tuple[str, str, str]  # name, type, kind
+Pending = tuple[str, int, bytes | None, bytes | None, list[tuple[str, bytes]]]
 
 
 class Table:
@@ -74,9 +75,11 @@ class Table:
         value = self._template(lsn, **at).update(orjson.dumps(old), orjson.dumps(row), lsn, ordinal)
         self._send(self.key_of(row), value)
 
-    def delete(self, row: Row, lsn: int, ordinal: int = 0, **at: Any) -> None:
+    def delete(self, row: Row, lsn: int, ordinal: int = 0, *, sweep: int | None = None, **at: Any) -> None:
+        """`sweep`: as the reverse pass of a Redis source has it, which found so many rows gone."""
         key = self.key_of(row)
-        self._send(key, self._template(lsn, **at).delete(orjson.dumps(row), lsn, ordinal))
+        headers = [] if sweep is None else [(SWEEP_HEADER, b"%d" % sweep)]
+        self._send(key, self._template(lsn, **at).delete(orjson.dumps(row), lsn, ordinal), headers)
         if key is not None:
             self._send(key, None)
 
@@ -111,8 +114,11 @@ class Table:
             snapshot=snapshot,
         )
 
-    def _send(self, key: bytes | None, value: bytes | None) -> None:
-        self._feeder.pending.append((self.topic, partition_for(key, self.partitions), key, value))
+    def _send(
+        self, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        record = self.topic, partition_for(key, self.partitions), key, value, list(headers)
+        self._feeder.pending.append(record)
 
 
 class Feeder:
@@ -122,7 +128,7 @@ class Feeder:
         self.brokers = brokers
         self.name = name
         self.source = source or f"{name}_src"
-        self.pending: list[tuple[str, int, bytes | None, bytes | None]] = []
+        self.pending: list[Pending] = []
         self._tables: list[Table] = []
         self._known: set[str] = set()
         self._producer = AIOKafkaProducer(
@@ -182,8 +188,8 @@ class Feeder:
                     key, value = table.record.dump_key(), table.record.dump()
                     await self._producer.send_and_wait(schemas_topic(self.name), value, key=key, partition=0)
             sent = [
-                await self._producer.send(topic, value, key=key, partition=partition)
-                for topic, partition, key, value in pending
+                await self._producer.send(topic, value, key=key, partition=partition, headers=headers)
+                for topic, partition, key, value, headers in pending
             ]
             await asyncio.gather(*sent)
 
@@ -192,12 +198,18 @@ def config_of(
     feeder: Feeder, target_url: str, *, flows: dict[str, str] | None = None, batch: str = "{}"
 ) -> Config:
     """`flows`: name -> pattern of tables; all to schema `mirror`."""
+    return parse(config_text(feeder, target_url, flows=flows, batch=batch), Path("tailrace.yaml"), environ={})
+
+
+def config_text(
+    feeder: Feeder, target_url: str, *, flows: dict[str, str] | None = None, batch: str = "{}"
+) -> str:
     wanted = flows or {"mirror": "public.*"}
     lines = "\n".join(
         f'  {name}: {{from: "{feeder.source}.{pattern}", to: copy.mirror}}'
         for name, pattern in wanted.items()
     )
-    text = f"""
+    return f"""
 name: {feeder.name}
 kafka: {{brokers: "{feeder.brokers}"}}
 sources:
@@ -207,7 +219,6 @@ targets:
 flows:
 {lines}
 """
-    return parse(text, Path("tailrace.yaml"), environ={})
 
 
 class Running:

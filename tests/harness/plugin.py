@@ -29,7 +29,7 @@ def log_checker(pipeline: Pipeline) -> LogChecker:
 
 
 @pytest.fixture
-def servers(postgres_binaries: Path | None) -> Iterator[Sandbox]:
+def servers(postgres_binaries: Path | None, kafka_archive: None) -> Iterator[Sandbox]:
     """Two Postgres and a Kafka of the test's own, to kill and stop."""
     with Sandbox(postgres=2, kafka=1, fast=True, proxied=True, binaries=postgres_binaries) as sandbox:
         yield sandbox

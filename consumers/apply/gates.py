@@ -1,0 +1,432 @@
+"""Gates: a truncate, or too many deletes, wait until a person lets them pass or drops them.
+
+`judge` says where a flow's part of a batch must end; it is pure. `Gates` is what one apply process knows
+of gates: the target keeps them, and counts the deletes of every process. Nothing is read on behind a held
+change, and nothing is remembered of it but the gate: the place of it is the checkpoint, and when it is read
+again it is judged again, with the decision. What stops and starts partitions is the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from consumers.apply.assemble import Decoded, Prepared
+from consumers.apply.checkpoint import Place
+from consumers.apply.dead_letters import REFUSED as DROPPED
+from consumers.apply.dead_letters import DeadLetter
+from consumers.apply.fold import Event, Write
+from consumers.apply.queues import names_of, payload_of
+from consumers.targets.base import Gate, Target
+from streamer.changes.schema import SchemaRecord
+from streamer.config import Config, Flow, RedisSource
+
+WINDOW_S = 600.0  # deletes are counted over it
+FEWEST_ROWS = 10  # deletes that are never held: a share of a small table is a row or two
+REDIS_SHARE = 0.1  # a cache is flushed more easily than a database is emptied
+POLL_S = 1.0  # a decision is noticed within it; so are deletes of other processes
+COUNT_AGE_S = 10.0  # a table's rows are counted again when the last count is older
+NEAR = 0.5  # of the limit: from here on the table is counted anew for each batch, POLL_S apart
+
+HELD, APPROVED, REFUSED = "held", "approved", "refused"
+TRUNCATE, DELETES = "truncate", "deletes"
+
+log = logging.getLogger(__name__)
+
+Subject = tuple[str, str]  # flow and topic: what a gate holds
+TableName = tuple[str, str, str]  # flow, schema and table in the target
+Reach = Callable[[Callable[[], Awaitable[None]]], Awaitable[bool]]  # with the target's session; False: stop
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What a flow holds. `share` of a table's rows, None: deletes pass."""
+
+    truncates: bool
+    share: float | None
+
+
+def rules_of(config: Config, flows: Iterable[Flow]) -> dict[str, Rule]:
+    """Of the flows that hold something."""
+    found = {}
+    for flow in flows:
+        share = flow.hold_deletes_above
+        if "hold_deletes_above" not in flow.model_fields_set:
+            share = REDIS_SHARE if isinstance(config.sources.get(flow.source), RedisSource) else None
+        if flow.delete == "ignore" or flow.write == "append":
+            share = None
+        rule = Rule(flow.truncate == "hold" and flow.write != "append", share)
+        if rule.truncates or rule.share is not None:
+            found[flow.name] = rule
+    return found
+
+
+# The judge
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Of the table: `rows` now, and how many were deleted within WINDOW_S; what is on its way included."""
+
+    rows: int
+    recent: int
+
+    @property
+    def before(self) -> int:
+        """Rows that the table would have without those deletes."""
+        return self.rows + self.recent
+
+
+@dataclass(slots=True)
+class Part:
+    """A partition's events, and of its deletes' headers the size of the sweep, by offset."""
+
+    events: list[Event]
+    sweeps: Mapping[int, int]
+
+
+@dataclass(slots=True)
+class Verdict:
+    """`ends`: by partition, the offset of the first change that is held. `passed`: deletes that count."""
+
+    ends: dict[int, int] = field(default_factory=dict)
+    passed: dict[int, int] = field(default_factory=dict)
+    dropped: dict[int, list[Event]] = field(default_factory=dict)
+    made: int = 0  # rows that the batch makes
+    total: int = 0  # deletes within WINDOW_S, with those that are judged
+    kind: str = ""  # of what is held
+    rows: int = 0
+    captured_us: list[int] = field(default_factory=list)  # of what is seen to be held: times of capture
+
+    def before(self, partition: int, offset: int) -> bool:
+        end = self.ends.get(partition)
+        return end is None or offset < end
+
+
+@dataclass(slots=True)
+class _Deletes:
+    """Undecided ones of a partition."""
+
+    first: int | None = None
+    gone: dict[bytes | int, None] = field(default_factory=dict)  # keys not made again; without a key, offsets
+    sweep: int = 0
+    captured_us: list[int] = field(default_factory=list)
+
+
+def ops_of(parts: Mapping[int, Part]) -> Counter[str]:
+    """How many events of each kind; most batches have nothing that could be held."""
+    counts: Counter[str] = Counter()
+    for part in parts.values():
+        counts.update([event[1][0] for event in part.events])  # by place: this is a hot path
+    return counts
+
+
+def judge(rule: Rule, decision: Gate | None, parts: Mapping[int, Part], numbers: Numbers) -> Verdict:
+    """`decision`: the gate of the flow and topic, once it is decided."""
+    verdict = Verdict()
+    found = {
+        partition: _undecided(rule, decision, partition, part, verdict) for partition, part in parts.items()
+    }
+    if verdict.kind == TRUNCATE:
+        verdict.rows = numbers.rows
+    if rule.share is not None:
+        total = numbers.recent + sum(len(deletes.gone) for deletes in found.values())
+        verdict.total = max([total, *(deletes.sweep for deletes in found.values())])
+        if verdict.total >= FEWEST_ROWS and verdict.total > rule.share * (numbers.before + verdict.made):
+            _hold_deletes(verdict, found)
+    verdict.passed = {
+        partition: len(deletes.gone)
+        for partition, deletes in found.items()
+        if deletes.gone and (deletes.first is None or verdict.before(partition, deletes.first))
+    }
+    verdict.dropped = {
+        partition: kept
+        for partition, events in verdict.dropped.items()
+        if (kept := [event for event in events if verdict.before(partition, event.offset)])
+    }
+    return verdict
+
+
+def _undecided(rule: Rule, decision: Gate | None, partition: int, part: Part, verdict: Verdict) -> _Deletes:
+    """The partition's deletes up to a truncate that is held, without what is decided already."""
+    deletes = _Deletes()
+    gone = deletes.gone
+    for key, change, offset, _ in part.events:
+        if change.op == "t" and rule.truncates:
+            state = _decided(decision, TRUNCATE, change.capture_us, 0)
+            if state == "":
+                verdict.ends[partition] = offset
+                verdict.kind = TRUNCATE
+                verdict.captured_us.append(change.capture_us)
+                break
+        elif change.op == "d" and rule.share is not None:
+            sweep = part.sweeps.get(offset, 0)
+            state = _decided(decision, DELETES, change.capture_us, sweep)
+            if state == "":
+                deletes.first = offset if deletes.first is None else deletes.first
+                deletes.sweep = max(deletes.sweep, sweep)
+                deletes.captured_us.append(change.capture_us)
+                gone[offset if key is None else key] = None
+        else:
+            verdict.made += change.op in "cr"
+            if gone and key is not None:
+                gone.pop(key, None)
+            continue
+        if state == REFUSED:
+            verdict.dropped.setdefault(partition, []).append(Event(key, change, offset, False))
+    return deletes
+
+
+def _decided(decision: Gate | None, kind: str, capture_us: int, sweep: int) -> str:
+    """`approved`, `refused`, or nothing.
+
+    A decision is of what was held then, not of what a replay brings years later: a little before the first
+    held change (partitions are not of one time), up to its own time. A sweep goes on for a while after it:
+    its size tells what belongs to it.
+    """
+    if decision is None or decision.kind != kind or decision.state == HELD:
+        return ""
+    window_us = WINDOW_S * 1e6
+    until_us = decision.up_to_us + (window_us if sweep > 0 and sweep == decision.rows else 0)
+    return decision.state if decision.since_us - window_us <= capture_us <= until_us else ""
+
+
+def _hold_deletes(verdict: Verdict, found: Mapping[int, _Deletes]) -> None:
+    """The batch that would cross the limit is held from its first delete on, in every partition."""
+    for partition, deletes in found.items():
+        if deletes.first is not None and verdict.before(partition, deletes.first):
+            verdict.ends[partition] = deletes.first
+            verdict.captured_us += deletes.captured_us
+            if verdict.kind != TRUNCATE:
+                verdict.kind, verdict.rows = DELETES, verdict.total
+
+
+# What one process knows
+
+
+class Gates:
+    """Made for the flows that hold something; the other flows never come here."""
+
+    def __init__(
+        self,
+        rules: Mapping[str, Rule],
+        target: Target,
+        reach: Reach,
+        *,
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._rules = rules
+        self._target = target
+        self._reach = reach
+        self._clock_us = clock_us
+        self._known: dict[Subject, Gate] = {}  # as the target has them
+        self._closed: dict[Subject, Gate] = {}  # held here, and not yet noted in the target
+        self._staged: dict[Subject, Verdict] = {}  # of the batch that is assembled
+        self._batches: deque[dict[Subject, Verdict]] = deque()  # handed over and not written yet, in order
+        self._on_way: dict[Subject, tuple[int, int]] = {}  # rows that those delete, and make
+        self._recent: dict[Subject, tuple[int, int]] = {}  # deletes that the target knows of, and when asked
+        self._written: dict[Subject, int] = {}  # deletes since then
+        self._rows: dict[TableName, tuple[int, int]] = {}  # rows of the table, and when counted
+        self._made: dict[Subject, int] = {}  # rows made since then, less those deleted
+        self.loaded = False
+
+    def holds(self, flow: str, topic: str) -> bool:
+        """Nothing of the topic is to be read for the flow."""
+        subject = flow, topic
+        if flow not in self._rules:
+            return False
+        known = self._known.get(subject)
+        return subject in self._closed or (known is not None and known.state == HELD)
+
+    def held(self) -> list[Gate]:
+        """What waits for a person, the target's and this process's own."""
+        found = {subject: gate for subject, gate in self._known.items() if gate.state == HELD}
+        return [gate for _, gate in sorted({**found, **self._closed}.items()) if gate.flow in self._rules]
+
+    async def judge(
+        self, flow: Flow, topic: str, record: SchemaRecord, decoded: dict[int, Decoded]
+    ) -> dict[int, int]:
+        """As assemble.Judge has it. What was refused is taken out of `decoded`."""
+        subject = flow.name, topic
+        self._staged.pop(subject, None)
+        self._closed.pop(subject, None)  # the same batch again, without another flow
+        rule = self._rules.get(flow.name)
+        if rule is None:
+            return {}
+        parts = {p: Part(part.events, part.sweeps) for p, part in decoded.items()}
+        verdict = await self._verdict(subject, rule, flow, record, parts)
+        for partition, dropped in verdict.dropped.items():
+            decoded[partition] = decoded[partition].without({event.offset for event in dropped})
+        return verdict.ends
+
+    async def _verdict(
+        self, subject: Subject, rule: Rule, flow: Flow, record: SchemaRecord, parts: Mapping[int, Part]
+    ) -> Verdict:
+        ops = ops_of(parts)
+        if not ((rule.truncates and ops["t"]) or (rule.share is not None and ops["d"])):
+            self._staged[subject] = Verdict(made=ops["c"] + ops["r"])
+            return self._staged[subject]
+        decision = self._known.get(subject)
+        table = flow.name, *flow.place(record.schema, record.table)
+        for count_age_s in (COUNT_AGE_S, POLL_S):
+            if not await self._reach(partial(self._measure, subject, table, count_age_s)):
+                # Stopping: nothing of this batch is written.
+                return Verdict({p: part.events[0].offset for p, part in parts.items() if part.events})
+            numbers = self._numbers(subject, table)
+            verdict = judge(rule, decision, parts, numbers)
+            if verdict.total < NEAR * (rule.share or 1) * numbers.before and not verdict.kind:
+                break  # far from the limit: an older count will do
+        if verdict.kind:
+            now_us = self._clock_us()
+            rows = numbers.before if verdict.kind == DELETES else numbers.rows
+            since_us = min([now_us, *verdict.captured_us])
+            up_to_us = max(verdict.captured_us)
+            self._closed[subject] = Gate(*subject, verdict.kind, HELD, verdict.rows, rows, since_us, up_to_us)
+        self._staged[subject] = verdict
+        return verdict
+
+    async def _measure(self, subject: Subject, table: TableName, count_age_s: float) -> None:
+        """Ask the target for what is too old to judge by. Called while no batch is written."""
+        now_us = self._clock_us()
+        if now_us - self._recent.get(subject, (0, 0))[1] > POLL_S * 1e6:
+            self._recent[subject] = await self._target.recent_deletes(*subject, WINDOW_S), now_us
+            self._written.pop(subject, None)
+        if now_us - self._rows.get(table, (0, 0))[1] > count_age_s * 1e6:
+            self._rows[table] = await self._target.count_rows(*table), now_us
+            self._made.pop(subject, None)
+
+    def _numbers(self, subject: Subject, table: TableName) -> Numbers:
+        deleted, made = self._on_way.get(subject, (0, 0))
+        recent = self._recent[subject][0] + self._written.get(subject, 0) + deleted
+        rows = self._rows[table][0] + self._made.get(subject, 0) + made - deleted
+        return Numbers(max(0, rows), recent)
+
+    # How far its batches are
+
+    def count(self, prepared: Prepared) -> None:
+        """The batch goes to the writer: count what passes in it, and write letters of what does not."""
+        for subject, verdict in self._staged.items():
+            for partition, rows in verdict.passed.items():
+                prepared.batch.deleted[Place(*subject, partition)] = rows
+            for partition, events in verdict.dropped.items():
+                decision = self._known[subject]
+                place = Place(*subject, partition)
+                log.warning("flow %s: %s: %d changes are dropped", *subject, len(events))
+                prepared.letters += letters_of(place, events, decision, prepared.batch.records)
+            deleted, made = self._on_way.get(subject, (0, 0))
+            self._on_way[subject] = deleted + sum(verdict.passed.values()), made + verdict.made
+        self._batches.append(self._staged)
+        self._staged = {}
+
+    def written(self) -> None:
+        """A batch that was counted is in the target, or never will be. Called with the session held, so that
+        the target's own counts have it or have it not; the next of them mends what is attributed wrongly."""
+        for subject, verdict in self._batches.popleft().items():
+            deleted, made = self._on_way[subject]
+            rows = sum(verdict.passed.values())
+            self._on_way[subject] = deleted - rows, made - verdict.made
+            self._written[subject] = self._written.get(subject, 0) + rows
+            self._made[subject] = self._made.get(subject, 0) + verdict.made - rows
+
+    # With the target
+
+    async def load(self) -> None:
+        """At the first placing of a process: what others, or the last run, have left."""
+        if not self.loaded:
+            await self.poll()
+
+    async def poll(self) -> set[Subject]:
+        """Note what is held, read what was decided. Gives what may go on, or must stop: `holds` says which.
+
+        Raises TargetUnavailable.
+        """
+        before = {(gate.flow, gate.topic) for gate in self.held()}
+        known = {(gate.flow, gate.topic): gate for gate in await self._target.gates()}
+        for subject, gate in list(self._closed.items()):
+            there = known.get(subject)
+            if there is None or there.state == HELD or not _covers(there, gate):
+                known[subject] = await self._note(gate, there)
+            del self._closed[subject]
+        for subject, gate in known.items():
+            if gate.state != HELD and subject in before:
+                log.warning("flow %s: %s by %s: %s", gate.flow, gate.state, gate.decided_by, text_of(gate))
+        self._known = known
+        self.loaded = True
+        after = {(gate.flow, gate.topic) for gate in self.held()}
+        return before ^ after
+
+    async def _note(self, gate: Gate, there: Gate | None) -> Gate:
+        """Another process may hold a part of the same."""
+        if there is not None and (there.state, there.kind) == (HELD, gate.kind):
+            gate = replace(
+                gate,
+                rows=max(gate.rows, there.rows),
+                since_us=there.since_us,
+                up_to_us=max(gate.up_to_us, there.up_to_us),
+            )
+        else:
+            log.warning("flow %s: HELD: %s; %s", gate.flow, text_of(gate), advice_of(gate.flow))
+        await self._target.hold(gate)
+        return gate
+
+
+def _covers(decision: Gate, gate: Gate) -> bool:
+    return decision.kind == gate.kind and gate.up_to_us <= decision.up_to_us
+
+
+# For people
+
+
+def letters_of(
+    place: Place, events: Iterable[Event], decision: Gate, records: Mapping[str, SchemaRecord]
+) -> list[DeadLetter]:
+    """Of changes that a person has refused: the record that they were there."""
+    message = f"refused by {decision.decided_by}: {text_of(decision)}"
+    letters = []
+    for key, change, offset, _ in events:
+        record = records.get(change.schema_id)
+        table = ".".join(names_of(place.topic, record))
+        row = (change.before if change.op == "d" else None) or {}
+        payload = payload_of(Write(row, change, offset), record, created=False)
+        letters.append(
+            DeadLetter(place, offset, key, table, decision.kind, message, change.version, payload, DROPPED)
+        )
+    return letters
+
+
+def text_of(gate: Gate) -> str:
+    """The numbers: 100,000 of 100,000 rows of public.customers would be deleted."""
+    table = gate.topic.partition(".")[2] or gate.topic
+    if gate.kind == TRUNCATE:
+        rows = f"a truncate: {gate.rows:,} of {gate.table_rows:,} rows"
+    elif gate.rows >= gate.table_rows:
+        rows = f"{gate.table_rows:,} of {gate.table_rows:,} rows"
+    else:
+        rows = f"at least {gate.rows:,} of {gate.table_rows:,} rows"
+    return f"{rows} of {table} would be deleted"
+
+
+def advice_of(flow: str) -> str:
+    return f"`tailrace approve {flow}` or `tailrace refuse {flow}`"
+
+
+def reason_of(gates: Iterable[Gate]) -> str:
+    """Of one flow's gates."""
+    found = list(gates)
+    return f"{'; '.join(text_of(gate) for gate in found)}; {advice_of(found[0].flow)}"
+
+
+def detail_of(gate: Gate) -> dict[str, Any]:
+    """For the heartbeat, see docs/status.md."""
+    return {
+        "topic": gate.topic,
+        "kind": gate.kind,
+        "rows": gate.rows,
+        "table_rows": gate.table_rows,
+        "since_us": gate.since_us,
+    }

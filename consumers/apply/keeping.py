@@ -1,0 +1,187 @@
+"""The keeper: once a second it reports, commits offsets for lag tools, and looks after what waits.
+
+That is what operators ask for of parked keys, keys that wait for other partitions (H23), decisions on
+gates, and now and then a sweep of the target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.apply.condition import Condition
+from consumers.apply.feed import Feed
+from consumers.apply.parking import Parking
+from consumers.apply.reading import KAFKA
+from consumers.apply.report import Report
+from consumers.apply.session import TARGET, Session
+from consumers.apply.writing import Writer
+from consumers.targets.base import Parked, Target
+from streamer.errors import KafkaUnavailable, RetryableError, TailraceError
+from streamer.status import StatusWriter
+
+KEEP_S = 1.0  # between two reports
+PROBE_S = 3.0  # Kafka not answering for so long is said in `status`
+SWEEP_S = 60.0
+# A change's own transaction may still be on its way to Kafka, in several flushes, when the change is read.
+PASS_AFTER_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    def __init__(
+        self,
+        feed: Feed,
+        session: Session,
+        condition: Condition,
+        report: Report,
+        parking: Parking,
+        writer: Writer,
+        status: StatusWriter,
+        *,
+        keep_tombstones_s: float,
+        poll_gates: Callable[[Target], Awaitable[None]] | None = None,
+    ) -> None:
+        """`poll_gates`: called once a second with the session held; it reads decisions, and calls
+        Reader.go_on(topic) for what is held no more."""
+        self._feed = feed
+        self._session = session
+        self._condition = condition
+        self._report = report
+        self._parking = parking
+        self._writer = writer
+        self._status = status
+        self._keep_tombstones_s = keep_tombstones_s
+        self._poll_gates = poll_gates
+        self.notes: list[str] = []  # findings that do not change while the process runs
+        self._findings: list[str] = []
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        condition = self._condition
+        swept_s = probed_s = time.monotonic()
+        rereads = 0
+        while True:
+            await asyncio.sleep(KEEP_S)
+            now_s = time.monotonic()
+            if not self._feed.is_open or await self._probe():
+                probed_s = now_s
+                if self._feed.is_open and KAFKA in condition.waiting:
+                    condition.have(KAFKA)
+            elif now_s - probed_s > PROBE_S and KAFKA not in condition.waiting:
+                condition.wait_for(KAFKA, "Kafka does not answer; it goes on by itself when it is back")
+            await self.commit()
+            await self._look_after_parked()
+            if self._poll_gates is not None and (error := await self._session.shortly(self._poll_gates)):
+                log.debug("gates not read: %s", error)
+            if now_s - swept_s > SWEEP_S:
+                swept_s = now_s
+                await self._sweep()
+            elif self._report.rereads != rereads:
+                await self._find()
+            rereads = self._report.rereads
+            self._show()
+
+    async def _probe(self) -> bool:
+        try:
+            self._report.ended(await self._feed.ends(PROBE_S))
+        except KafkaUnavailable:
+            return False
+        return True
+
+    async def commit(self) -> None:
+        commits, self._writer.commits = self._writer.commits, {}
+        if not commits:
+            return
+        try:
+            await self._feed.commit(commits, self._session.target.id)
+        except TailraceError as error:
+            log.debug("offsets for lag tools not committed: %s", error)
+
+    # What waits
+
+    async def _look_after_parked(self) -> None:
+        parking = self._parking
+        if not parking.lot.has_any:
+            return
+        owned = self._feed.owned()
+
+        async def act(target: Target) -> None:
+            await parking.retrying.attend(owned)
+            if parking.lot.has_waiting:
+                await parking.retrying.try_waiting()
+
+        error = await self._session.shortly(act)
+        if error is None and parking.lot.has_waiting:
+            error = await self._give_up_overdue()
+        if error is not None and self._writer.idle.is_set():  # else the writer waits for it, and says so
+            self._condition.wait_for(TARGET, str(error))
+        elif error is None and self._writer.idle.is_set() and TARGET in self._condition.waiting:
+            self._condition.have(TARGET)
+
+    async def _give_up_overdue(self) -> RetryableError | None:
+        """What every partition of its flow has passed, and is refused still, is a bad row (H23)."""
+        overdue = self._parking.retrying.overdue(time.time_ns() // 1000 - int(PASS_AFTER_S * 1e6))
+        if not overdue:
+            return None
+        try:
+            ends = {
+                flow: await self._feed.topic_ends(flow, PROBE_S) for flow in {k.place.flow for k in overdue}
+            }
+        except KafkaUnavailable as error:
+            return error
+
+        async def act(target: Target) -> None:
+            for flow, partitions in ends.items():
+                places = {Place(flow, p.topic, p.partition): end for p, end in partitions.items()}
+                stands = await target.checkpoints(places)
+                keys = [
+                    key
+                    for key, head in overdue.items()
+                    if key.place.flow == flow
+                    and all(
+                        stand.next_offset >= places[place] or _has_passed(stand, head)
+                        for place, stand in stands.items()
+                    )
+                ]
+                await self._parking.retrying.give_up(keys)
+
+        return await self._session.shortly(act)
+
+    async def _sweep(self) -> None:
+        if self._session.is_busy:
+            return
+
+        async def act(target: Target) -> None:
+            await target.sweep(self._keep_tombstones_s)
+
+        error = await self._session.shortly(act)
+        if error is not None:
+            log.debug("not swept: %s", error)
+        await self._find()
+
+    async def _find(self) -> None:
+        async def act(target: Target) -> None:
+            self._findings = await target.findings()
+
+        error = await self._session.shortly(act)
+        if error is not None:
+            log.debug("findings not read: %s", error)
+
+    def _show(self) -> None:
+        counts = self._parking.lot.counts()
+        self._report.parked(counts)
+        detail = self._report.detail()
+        detail["findings"] = [*self.notes, *self._findings, *self._parking.findings()]
+        detail.update(self._session.target.details())
+        self._status.update(detail=detail)
+        self._condition.say()
+
+
+def _has_passed(stand: Checkpoint, head: Parked) -> bool:
+    last = stand.last
+    return last is not None and (last.epoch, last.commit_lsn) > head.version[:2]

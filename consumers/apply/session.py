@@ -1,0 +1,81 @@
+"""The target's session: one user at a time, opened again when it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from consumers.apply.condition import Condition
+from consumers.targets.base import Target
+from streamer.errors import RetryableError, TargetUnavailable
+
+TARGET = "target"  # what is waited for
+TURN_S = 2.0  # for the batch in the target; the keeper has other things to do than to wait for a slow one
+
+
+class Session:
+    def __init__(self, target: Target, condition: Condition) -> None:
+        self.target = target
+        self._condition = condition
+        self._lock = asyncio.Lock()
+
+    @property
+    def is_busy(self) -> bool:
+        return self._lock.locked()
+
+    async def open(self) -> bool:
+        """At start; False when stop came first. Raises ConfigError, FatalError."""
+        return await self._condition.patiently(TARGET, self.target.open)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[Target]:
+        async with self._lock:
+            yield self.target
+
+    async def patiently(
+        self,
+        act: Callable[[Target], Awaitable[None]],
+        meanwhile: Callable[[], Awaitable[None]],
+        every_s: float,
+    ) -> bool:
+        """`act` until it succeeds, with a session that has not ended; `meanwhile` every so often until then.
+        False when stop came first."""
+
+        async def once() -> None:
+            async with self._lock:
+                try:
+                    await act(self.target)
+                except TargetUnavailable:
+                    await self.target.open()
+                    await act(self.target)
+
+        task = asyncio.create_task(self._condition.patiently(TARGET, once), name="apply: target")
+        try:
+            while not (await asyncio.wait([task], timeout=every_s))[0]:
+                await meanwhile()
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def shortly(self, act: Callable[[Target], Awaitable[None]]) -> RetryableError | None:
+        """`act` once, and once more with a new session; the error when it has to wait for another time. A
+        session that is in use for long is left alone: another time, too."""
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._lock.acquire()
+        except TimeoutError:
+            return None
+        try:
+            try:
+                await act(self.target)
+            except TargetUnavailable:
+                await self.target.open()
+                await act(self.target)
+        except RetryableError as error:
+            return error
+        finally:
+            self._lock.release()
+        return None

@@ -1,0 +1,118 @@
+"""The Lua scripts for what a Redis target keeps beside the rows: identity, checkpoints, what waits, gates.
+
+Small ones, outside of batches; those that write rows are in redis_scripts. Forms of the texts: redis_parked.
+"""
+
+from __future__ import annotations
+
+# ARGV: id, group, format, time, for a target that has none.
+IDENTITY = """
+local key = '_tailrace:identity'
+if redis.call('EXISTS', key) == 0 then
+  redis.call('HSET', key, 'id', ARGV[1], 'group', ARGV[2], 'format', ARGV[3], 'made', ARGV[4])
+end
+return redis.call('HMGET', key, 'id', 'group', 'format')
+"""
+
+# ARGV: fields.
+CHECKPOINTS = """
+local found = {}
+for i, field in ipairs(ARGV) do
+  redis.call('HSETNX', '_tailrace:checkpoints', field, '0 - -')
+  found[i] = redis.call('HGET', '_tailrace:checkpoints', field)
+end
+return found
+"""
+
+# ARGV: queues. Each with what is asked and its entries; read without blocking by more than a few.
+QUEUES = """
+local found = {}
+for i, queue in ipairs(ARGV) do
+  found[i] = {redis.call('HGET', '_tailrace:asked', queue) or '',
+    redis.call('LRANGE', '_tailrace:parked:' .. queue, 0, -1)}
+end
+return found
+"""
+
+# ARGV: what is asked, queues. How many are there.
+ASK = """
+local found = 0
+for i = 2, #ARGV do
+  if redis.call('SISMEMBER', '_tailrace:parked', ARGV[i]) == 1 then
+    found = found + 1
+    if ARGV[1] == '' then redis.call('HDEL', '_tailrace:asked', ARGV[i])
+    else redis.call('HSET', '_tailrace:asked', ARGV[i], ARGV[1]) end
+  end
+end
+return found
+"""
+
+# ARGV: field, state, since_us, the rest. A gate's text: "state since_us rest".
+HOLD = """
+local known, since = redis.call('HGET', '_tailrace:gates', ARGV[1]), ARGV[3]
+if known and ARGV[2] == 'held' and string.find(known, '^held ') then
+  since = string.match(known, '^%a+ (%d+) ')
+end
+redis.call('HSET', '_tailrace:gates', ARGV[1], ARGV[2] .. ' ' .. since .. ' ' .. ARGV[4])
+return 1
+"""
+
+# ARGV: the fields' beginning, state, up_to_us and who decided; the rest begins with up_to_us and that.
+DECIDE = """
+local found, gates = {}, redis.call('HGETALL', '_tailrace:gates')
+for i = 1, #gates, 2 do
+  local since, rest = string.match(gates[i + 1], '^held (%d+) %d+ %S+ (.*)$')
+  if since and string.sub(gates[i], 1, #ARGV[1]) == ARGV[1] then
+    local text = ARGV[2] .. ' ' .. since .. ' ' .. ARGV[3] .. ' ' .. ARGV[4] .. ' ' .. rest
+    redis.call('HSET', '_tailrace:gates', gates[i], text)
+    found[#found + 1] = gates[i]
+    found[#found + 1] = text
+  end
+end
+return found
+"""
+
+# Every command that the others use, on a key of its own; the error names the first that is refused.
+PROBE = """
+local key = KEYS[1]
+for _, words in ipairs({
+  {'TIME'},
+  {'TYPE', key},
+  {'UNLINK', key},
+  {'SET', key, '1'},
+  {'GET', key},
+  {'PEXPIRE', key, 1000},
+  {'PTTL', key},
+  {'EXISTS', key},
+  {'UNLINK', key},
+  {'HSET', key, 'a', '1'},
+  {'HSETNX', key, 'a', '1'},
+  {'HGET', key, 'a'},
+  {'HMGET', key, 'a'},
+  {'HGETALL', key},
+  {'HKEYS', key},
+  {'HLEN', key},
+  {'HSCAN', key, '0'},
+  {'HDEL', key, 'a'},
+  {'ZADD', key, '1', 'a'},
+  {'ZSCORE', key, 'a'},
+  {'ZCARD', key},
+  {'ZCOUNT', key, '-inf', '0'},
+  {'ZRANGEBYSCORE', key, '-inf', '0'},
+  {'ZREMRANGEBYSCORE', key, '-inf', '0'},
+  {'ZREM', key, 'a'},
+  {'SADD', key, 'a'},
+  {'SMEMBERS', key},
+  {'SISMEMBER', key, 'a'},
+  {'SREM', key, 'a'},
+  {'RPUSH', key, 'a'},
+  {'LRANGE', key, 0, -1},
+  {'UNLINK', key},
+}) do
+  local reply = redis.pcall(unpack(words))
+  if type(reply) == 'table' and reply.err then
+    return redis.error_reply(reply.err .. ' (' .. words[1] .. ')')
+  end
+end
+return 1
+"""

@@ -1,0 +1,94 @@
+"""Versions beside the rows (`version: side`): one row a key in `_tailrace_versions`.
+
+Read and written in the rows' transaction, which has the write lock: what is not newer then is written.
+The key stands there as in Kafka, so that a floor can tell which rows of the table it spares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orjson import loads
+from sqlalchemy import Connection, bindparam, delete, select, tuple_
+
+from consumers.apply.fold import Version, Write
+from consumers.targets import sql_state as state
+from consumers.targets.sql_plans import Plan
+from consumers.targets.sql_types import time_text
+
+_TABLE = state.versions
+_STORED = tuple_(_TABLE.c.epoch, _TABLE.c.lsn, _TABLE.c.ordinal)
+_AT_KEY = (_TABLE.c.table_name == bindparam("b_table"), _TABLE.c.key_hash == bindparam("b_key"))
+_READ = select(_TABLE.c.epoch, _TABLE.c.lsn, _TABLE.c.ordinal).where(*_AT_KEY)
+_SPARED = "_tailrace_spared"
+
+Keyed = list[tuple[bytes, Write]]
+
+
+def not_newer(connection: Connection, plan: Plan, items: Keyed) -> tuple[Keyed, int]:
+    """What may be written, and how many not."""
+    cursor = connection.connection.cursor()
+    compiled = _READ.compile(dialect=plan.dialect.core)
+    assert compiled.positiontup == ["b_table", "b_key"]
+    statement, name = str(compiled), plan.name.lower()
+    free = []
+    for key, write in items:
+        stored = cursor.execute(statement, (name, state.key_hash(key))).fetchone()
+        if stored is None or stored <= write.change[3:6]:
+            free.append((key, write))
+    cursor.close()
+    return free, len(items) - len(free)
+
+
+def written(connection: Connection, plan: Plan, items: Keyed) -> None:
+    name = plan.name.lower()
+    rows = [(name, state.key_hash(key), *write.change[3:6], key) for key, write in items]
+    if rows:
+        plan.dialect.put(connection, state.VERSION, rows)
+
+
+def deleted(connection: Connection, plan: Plan, items: Keyed) -> None:
+    """A row that is gone has its tombstone; one that stays, marked, keeps its version."""
+    if plan.fitted.mapping.soft_delete is not None:
+        written(connection, plan, items)
+        return
+    name = plan.name.lower()
+    keys = [{"b_table": name, "b_key": state.key_hash(key)} for key, _ in items]
+    if keys:
+        connection.execute(delete(_TABLE).where(*_AT_KEY), keys)
+
+
+def drop_to(connection: Connection, plan: Plan, floor: Version, at_us: int) -> None:
+    """Rows go that have no version above the floor, also those that were there before the flow."""
+    mine = _TABLE.c.table_name == plan.name.lower()
+    spared = connection.execute(select(_TABLE.c.key).where(mine, tuple_(*floor) < _STORED)).scalars()
+    _keep(connection, plan, spared)
+    quote = plan.dialect.core.identifier_preparer.quote
+    keys = [sent for sent in plan.key if sent.source is not None]
+    fixed = [sent for sent in plan.key if sent.source is None]
+    same = " AND ".join(f"s.{quote(s.name)} = {quote(plan.name)}.{quote(s.name)}" for s in keys)
+    where = f"NOT EXISTS (SELECT 1 FROM {_SPARED} AS s WHERE {same})"
+    where += "".join(f" AND {quote(s.name)} = ?" for s in fixed)
+    values = tuple(s.encode([None])[0] for s in fixed)
+    soft = plan.fitted.mapping.soft_delete
+    if soft is None:
+        connection.exec_driver_sql(f"DELETE FROM {quote(plan.name)} WHERE {where}", values)
+    else:
+        marks = f"UPDATE {quote(plan.name)} SET {quote(soft)} = ? WHERE {quote(soft)} IS NULL AND {where}"
+        connection.exec_driver_sql(marks, (time_text(at_us), *values))
+    connection.exec_driver_sql(f"DROP TABLE temp.{_SPARED}")
+    connection.execute(delete(_TABLE).where(mine, tuple_(*floor) >= _STORED))
+
+
+def _keep(connection: Connection, plan: Plan, keys: Iterable[bytes]) -> None:
+    """A temporary table of these keys' values."""
+    quote = plan.dialect.core.identifier_preparer.quote
+    columns = [sent for sent in plan.key if sent.source is not None]
+    names = ", ".join(quote(sent.name) for sent in columns)
+    connection.exec_driver_sql(f"CREATE TEMP TABLE {_SPARED} ({names}, PRIMARY KEY ({names}))")
+    rows = [loads(key) for key in keys]
+    if rows:
+        values = [sent.encode([row.get(sent.source) for row in rows]) for sent in columns]
+        marks = ", ".join("?" * len(columns))
+        insert = f"INSERT INTO temp.{_SPARED} VALUES ({marks})"
+        connection.exec_driver_sql(insert, list(zip(*values, strict=True)))

@@ -1,0 +1,148 @@
+"""The checks of a sql target: what apply will need of its file, without making or changing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from streamer.config import ColumnRule, Config, Flow, SqlTarget, built_flows, sqlite_path, unbuilt_target
+from streamer.doctor.check import Findings
+from streamer.doctor.postgres import listed
+from streamer.doctor.source import SourceFacts
+
+BUSY_TIMEOUT_S = 3.0  # for the transaction of a program that writes
+
+
+async def check_sql(
+    findings: Findings, config: Config, target: SqlTarget, sources: Mapping[str, SourceFacts]
+) -> None:
+    """All that can be tried of one target; tables of sources that did not answer are left out."""
+    if unbuilt_target(target):
+        return  # said of the config
+    flows, stopped = built_flows(config, target.name)
+    for reasons in stopped.values():
+        for unbuilt in reasons:
+            findings.warn("flows", f"{unbuilt.path}: {unbuilt.what}; the flow does not run", unbuilt.fix)
+    if not flows:
+        findings.warn("flows", "no flow that can run leads here", f"add one with `to: {target.name}`")
+    wanted = _wanted(findings, flows, sources)
+    path = sqlite_path(target.url)
+    if not path.exists():
+        _check_folder(findings, path)
+        return
+    await asyncio.to_thread(_check_file, findings, path, f"{config.name}.{target.name}", wanted)
+
+
+def _wanted(
+    findings: Findings, flows: list[Flow], sources: Mapping[str, SourceFacts]
+) -> dict[str, tuple[str, list[str]]]:
+    """The target's tables, as they are named there -> flow, and columns of the key as they are there."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    origins: dict[str, str] = {}
+    for flow in flows:
+        facts = sources.get(flow.source)
+        if facts is None:
+            continue
+        taken = [table for table in facts.tables if flow.takes(table.schema, table.name)]
+        if not taken:
+            what = f"the flow {flow.name} ({flow.source_pattern}) takes no captured table"
+            findings.fail("flows", what, f"correct flows.{flow.name}.from, or sources.{flow.source}.tables")
+        for table in taken:
+            name = flow.place(table.schema, table.name)[1].lower()
+            origin = f"{flow.source}.{table.qualified}"
+            other = origins.setdefault(name, origin)
+            if other != origin:
+                what = f"{other} and {origin} would both be written to {name}: there are no schemas here"
+                fix = f"give one of them a flow and a name of its own: `to: {flow.target}.main.NAME`"
+                findings.fail("flows", what, fix)
+                continue
+            columns = facts.columns.get((table.schema, table.name), [])
+            found[name] = flow.name, [_renamed(flow, column) for column, _, in_key in columns if in_key]
+    return found
+
+
+def _renamed(flow: Flow, column: str) -> str:
+    rule = flow.columns.get(column)
+    if isinstance(rule, ColumnRule):
+        return rule.to or column
+    return rule or column
+
+
+def _check_folder(findings: Findings, path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        findings.fail("file", f"there is no folder {folder} for {path.name}", f"mkdir -p {folder}")
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        findings.fail("file", f"this user may not write the folder {folder}", "let it, or name another file")
+    else:
+        findings.ok("file", f"{path} will be made")
+
+
+def _check_file(
+    findings: Findings, path: Path, group: str, wanted: Mapping[str, tuple[str, list[str]]]
+) -> None:
+    if path.is_dir():
+        findings.fail("file", f"{path} is a folder", f"name a file: {path / 'copy.db'}")
+        return
+    for needed in (path, path.parent):  # the write-ahead log lies beside the file
+        if not os.access(needed, os.W_OK):
+            findings.fail("file", f"this user may not write {needed}", "let it, or name another file")
+            return
+    try:
+        uri = f"{path.absolute().as_uri()}?mode=rw"
+        with closing(
+            sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S)
+        ) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                _check_identity(findings, connection, group)
+                for table, (flow, key) in sorted(wanted.items()):
+                    _check_key(findings, connection, table, flow, key)
+            finally:
+                connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:
+            what = f"{path} is locked by another program for longer than {BUSY_TIMEOUT_S:.0f} s"
+            findings.fail("file", what, "end its transaction")
+        else:
+            findings.fail("file", f"{path}: {error}", "restore it from a backup, or name another file")
+        return
+    findings.ok("file", f"{path} can be written (SQLite {sqlite3.sqlite_version})")
+
+
+def _check_identity(findings: Findings, connection: sqlite3.Connection, group: str) -> None:
+    there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_tailrace_identity'").fetchone()
+    row = there and connection.execute("SELECT consumer_group FROM _tailrace_identity").fetchone()
+    if row and row[0] != group:
+        what = f"the target belongs to the consumer group {row[0]}, not to {group}"
+        sql = [f"UPDATE _tailrace_identity SET consumer_group = '{group}';"]
+        findings.fail("identity", what, "give the target the name it had, or hand it over", sql)
+    elif row:
+        findings.ok("identity", f"it belongs to {group}")
+
+
+def _check_key(
+    findings: Findings, connection: sqlite3.Connection, table: str, flow: str, key: list[str]
+) -> None:
+    """A table that is there already needs a unique index on the key."""
+    quoted = '"' + table.replace('"', '""') + '"'
+    columns = connection.execute(f"PRAGMA table_info({quoted})").fetchall()
+    if not columns or not key:
+        return
+    wanted = {name.lower() for name in key}
+    unique = [{str(row[1]).lower() for row in columns if row[5]}]
+    for _, index, is_unique, _, partial in connection.execute(f"PRAGMA index_list({quoted})").fetchall():
+        if is_unique and not partial:
+            name = '"' + str(index).replace('"', '""') + '"'
+            found = connection.execute(f"PRAGMA index_info({name})").fetchall()
+            unique.append({str(row[2]).lower() for row in found})
+    if wanted in unique:
+        findings.ok("tables", f"{table} is there already, with its key")
+        return
+    what = f"{table} has no unique key on {listed(sorted(key))}, which the flow {flow} needs"
+    names = ", ".join('"' + name.replace('"', '""') + '"' for name in key)
+    findings.fail("constraints", what, "add it", [f"CREATE UNIQUE INDEX {table}_key ON {quoted} ({names});"])

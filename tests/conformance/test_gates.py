@@ -1,0 +1,63 @@
+"""What gates keep in a target: what is held, what was decided, how much was deleted of late."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from consumers.apply.checkpoint import Place
+from consumers.targets.base import Gate
+from tests.conformance.adapters.base import SCHEMA, Adapter
+from tests.conformance.sessions import people, person, session
+
+
+async def test_a_gate_is_held_then_decided(adapter: Adapter) -> None:
+    async with session(adapter) as s, s.another() as other:
+        assert await s.target.gates() == []
+        assert await s.target.decide("mirror", "approved", "ann@host", 900) == []
+        gate = Gate("mirror", "shop.public.people", "deletes", "held", 40, 100, 500, 600)
+        second = replace(gate, topic="shop.public.things", kind="truncate")
+        elsewhere = replace(gate, flow="other")
+        for held in (gate, second, elsewhere):
+            await s.target.hold(held)
+        await s.target.hold(replace(gate, rows=70, since_us=700, up_to_us=800))
+        more = replace(gate, rows=70, up_to_us=800)
+        assert sorted(await other.target.gates(), key=lambda g: (g.flow, g.topic)) == [
+            more,
+            second,
+            elsewhere,
+        ]
+
+        decided = await other.target.decide("mirror", "approved", "ann@host", 900)
+        done = [
+            replace(known, state="approved", decided_by="ann@host", up_to_us=900) for known in (more, second)
+        ]
+        assert sorted(decided, key=lambda g: g.topic) == done
+        assert await other.target.decide("mirror", "refused", "eve@host", 950) == []
+        assert sorted(await s.target.gates(), key=lambda g: (g.flow, g.topic)) == [*done, elsewhere]
+
+        again = replace(gate, since_us=1000, up_to_us=1100)
+        await s.target.hold(again)
+        assert again in await other.target.gates()
+
+
+async def test_deletes_are_counted_with_the_rows(adapter: Adapter) -> None:
+    async with session(adapter) as s, s.another() as other:
+        table = people(s.log)
+        for number in range(20):
+            table.create(person(number))
+        await s.apply()
+        assert await other.target.count_rows("mirror", SCHEMA, "people") == 20
+        assert await other.target.count_rows("mirror", SCHEMA, "nothing") == 0
+        assert await other.target.recent_deletes("mirror", table.topic, 600) == 0
+        for number in range(12):
+            table.delete(person(number))
+        batch = await s.batch()
+        batch.deleted = {
+            Place("mirror", table.topic, fold.partition): len(fold.deletes) for fold in batch.tables[0].folds
+        }
+        assert sum(batch.deleted.values()) == 12
+        await s.target.apply(batch)
+        assert await other.target.recent_deletes("mirror", table.topic, 600) == 12
+        assert await other.target.recent_deletes("mirror", "shop.public.things", 600) == 0
+        assert await other.target.recent_deletes("other", table.topic, 600) == 0
+        assert await other.target.count_rows("mirror", SCHEMA, "people") == 8

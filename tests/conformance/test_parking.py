@@ -1,0 +1,173 @@
+"""Rows that the target refuses, and the queue that waits behind them (H24)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from consumers.apply.checkpoint import Place
+from consumers.targets.base import Batch, Parked, Refused, RowsRefused
+from tests.conformance.adapters.base import Adapter
+from tests.conformance.sessions import Session, people, person, session
+
+BAD = "bad"
+
+
+def parked(refused: Refused, payload: bytes, sequence: int = 1) -> Parked:
+    assert refused.key is not None
+    return Parked(
+        refused.place,
+        refused.key,
+        sequence,
+        refused.write.offset,
+        refused.write.change.version,
+        payload,
+        True,
+        "public",
+        "people",
+        False,
+        refused.code,
+        refused.message,
+        1,
+        1_700_000_000_000_000,
+    )
+
+
+def without(batch: Batch, refused: Refused) -> None:
+    """Take a key out of the batch's folds, as the parking does."""
+    assert refused.key is not None
+    for changes in batch.tables:
+        for fold in changes.folds:
+            if Place(changes.flow, changes.topic, fold.partition) == refused.place:
+                for part in (fold.rows, fold.creates, fold.patches, fold.deletes):
+                    part.pop(refused.key, None)
+                fold.rereads.pop(refused.key, None)
+
+
+async def refused_of(s: Session, batch: Batch) -> list[Refused]:
+    with pytest.raises(RowsRefused) as caught:
+        await s.target.apply(batch)
+    return caught.value.rows
+
+
+async def test_a_refused_row_is_named_and_nothing_is_written(adapter: Adapter) -> None:
+    await adapter.refuse("people", ["id", "name", "note"], BAD)
+    async with session(adapter) as s:
+        table = people(s.log)
+        for number in range(1, 100):
+            place = table.create(person(number, BAD if number == 37 else "good"))
+            if number == 37:
+                at, offset = place, len(s.log.records[place]) - 1
+        (refused,) = await refused_of(s, await s.batch())
+        assert refused.place == Place("mirror", at.topic, at.partition)
+        assert refused.key == table.key_of(person(37))
+        assert refused.write.offset == offset
+        assert refused.write.row["name"] == BAD
+        assert refused.code
+        assert refused.message
+        assert not refused.transient
+        assert await s.rows() == []
+        assert set((await s.stands()).values()) == {0}
+
+
+async def test_every_refused_row_is_found_in_the_end(adapter: Adapter) -> None:
+    await adapter.refuse("people", ["id", "name", "note"], BAD)
+    async with session(adapter) as s:
+        table = people(s.log)
+        for number in range(1, 60):
+            table.create(person(number, "good" if number % 10 else BAD))
+        batch = await s.batch()
+        found: set[bytes | None] = set()
+        while len(found) < 5:
+            for refused in await refused_of(s, batch):
+                found.add(refused.key)
+                without(batch, refused)
+        await s.target.apply(batch)
+        assert found == {table.key_of(person(number)) for number in range(10, 60, 10)}
+        assert [row["id"] for row in await s.rows()] == [n for n in range(1, 60) if n % 10]
+
+
+async def test_h24_a_parked_key_waits_and_the_rest_flows(adapter: Adapter) -> None:
+    """Park in the rows' transaction; later changes join; an operator asks; the owner un-parks and writes."""
+    await adapter.refuse("people", ["id", "name", "note"], BAD)
+    async with session(adapter) as s:
+        table = people(s.log)
+        at = table.create(person(1, BAD))
+        table.create(person(2))
+        batch = await s.batch()
+        (refused,) = await refused_of(s, batch)
+        without(batch, refused)
+        value = s.log.records[at][0].value
+        assert value is not None
+        assert refused.key is not None
+        entry = parked(refused, value)
+        batch.parks.append(entry)
+        await s.target.apply(batch)
+        assert await s.rows() == [person(2)]
+
+        table.update(person(1, "later"))
+        batch = await s.batch()
+        without(batch, refused)
+        later = replace(entry, sequence=2, offset=1, payload=b"{}", decodes=False, waiting=True)
+        batch.parks.append(later)
+        await s.target.apply(batch)
+        async with s.another() as other:
+            assert await other.target.parked() == [entry, later]
+            assert await other.target.parked([refused.place]) == [entry, later]
+            assert await other.target.parked([Place("mirror", at.topic, 99)]) == []
+            assert await other.target.parked(asked=True) == []
+            assert await other.target.ask([(refused.place, b"no such key")], "retry", "eve@host") == 0
+            assert await other.target.ask([(refused.place, refused.key)], "retry", "ann@host") == 1
+        wishes = await s.target.parked([refused.place], asked=True)
+        assert {(p.asked, p.asked_by) for p in wishes} == {("retry", "ann@host")}
+        assert [p.sequence for p in wishes] == [1, 2]
+
+        await adapter.accept("people")
+        table.update(person(1, "good"))
+        batch = await s.batch()
+        batch.unparks.append((refused.place, refused.key))
+        await s.target.apply(batch)
+        assert await s.rows() == [person(1, "good"), person(2)]
+        assert await s.target.parked() == []
+
+
+async def test_a_queue_is_replaced_in_one_batch(adapter: Adapter) -> None:
+    async with session(adapter) as s:
+        table = people(s.log)
+        at = table.create(person(1))
+        place, key = Place("mirror", at.topic, at.partition), table.key_of(person(1))
+        assert key is not None
+        batch = await s.batch()
+        write = batch.tables[0].folds[0].rows[key]
+        old = parked(Refused(place, key, write, "1", "old", transient=False), b"\x00\xff")
+        batch.parks.append(old)
+        await s.target.apply(batch)
+        table.update(person(1, "b"))
+        batch = await s.batch()
+        batch.unparks.append((place, key))
+        new = replace(old, message="new", payload=b"new")
+        batch.parks.append(new)
+        await s.target.apply(batch)
+        assert await s.target.parked() == [new]
+
+
+async def test_parks_of_a_lost_partition_are_not_written(adapter: Adapter) -> None:
+    async with session(adapter) as s, s.another() as other:
+        table = people(s.log)
+        at = table.create(person(1))
+        place, key = Place("mirror", at.topic, at.partition), table.key_of(person(1))
+        assert key is not None
+        stale = await s.batch()
+        write = stale.tables[0].folds[0].rows[key]
+        entry = parked(Refused(place, key, write, "1", "m", transient=False), b"p")
+        mine = await s.batch()
+        mine.parks.append(entry)
+        await other.target.apply(mine)
+        stale.parks.append(replace(entry, sequence=2))
+        stale.unparks.append((place, key))
+        stale.deleted[place] = 5
+        outcome = await s.target.apply(stale)
+        assert outcome.lost == [place]
+        assert await s.target.parked() == [entry]
+        assert await s.target.recent_deletes("mirror", table.topic, 600) == 0

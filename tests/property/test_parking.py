@@ -1,0 +1,194 @@
+"""Whatever is refused, parked, joined, replaced and retried: in the end the target has what it would have."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from aiokafka import TopicPartition
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consumers.apply.assemble import Assembler
+from consumers.apply.checkpoint import Place
+from consumers.apply.dead_letters import DeadLetter
+from consumers.apply.feed import Fetched, Standing
+from consumers.apply.parking import Parking
+from consumers.targets.base import RowsRefused
+from consumers.targets.memory import MemoryStore, MemoryTarget
+from consumers.testing import CLUSTER_ID, Log, LogTable
+from streamer.changes.kinds import UNAVAILABLE
+from streamer.config import Flow
+from streamer.config import MemoryTarget as Settings
+
+FLOW = Flow.model_validate({"__name__": "mirror", "from": "shop.public.*", "to": "copy.mirror"})
+SETTINGS = Settings.model_validate({"__name__": "copy", "kind": "memory"})
+TABLE = ("mirror", "people")
+KEYS = 4
+
+Row = dict[str, Any]
+Step = tuple[str, int, bool, bool]  # what, key, bad, unchanged
+
+
+class Kept:
+    """The letters of a run."""
+
+    target, topic = "copy", "copy.dead_letters"
+
+    def __init__(self) -> None:
+        self.letters: list[DeadLetter] = []
+
+    async def publish(self, letters: Iterable[DeadLetter]) -> None:
+        self.letters += letters
+
+
+class Model:
+    """The source's rows, and the log of what happened to them."""
+
+    def __init__(self, log: Log, table: LogTable) -> None:
+        self.rows: dict[int, Row] = {}
+        self.poisoned: set[int] = set()
+        self._log = log
+        self._table = table
+        self._count = 0
+
+    def change(self, n: int, *, bad: bool, unchanged: bool) -> None:
+        """Make the row, or update it; `unchanged`: with a placeholder for its note."""
+        self._count += 1
+        name = "bad" if bad else f"name {self._count}"
+        known = self.rows.get(n)
+        if known is None:
+            self.rows[n] = {"id": n, "name": name, "note": f"note {self._count}"}
+            self._table.create(self.rows[n])
+        elif unchanged:
+            self.rows[n] = {**known, "name": name}
+            self._table.update({**self.rows[n], "note": UNAVAILABLE})
+            return
+        else:
+            self.rows[n] = {"id": n, "name": name, "note": f"note {self._count}"}
+            self._table.update(self.rows[n])
+
+    def delete(self, n: int) -> None:
+        if self.rows.pop(n, None) is not None:
+            self._table.delete({"id": n})
+
+    def truncate(self) -> None:
+        self.rows.clear()
+        self._table.truncate()
+
+    def poison(self, n: int) -> None:
+        self._log.append(self._table.topic, self._table.key_of({"id": n}), b"\xff not an event")
+        self.poisoned.add(n)
+
+
+class Process:
+    """What the loop does with one batch after the other."""
+
+    def __init__(self, log: Log, store: MemoryStore, letters: Kept) -> None:
+        self._log = log
+        self._letters = letters
+        self._assembler = Assembler(log)
+        self.target = MemoryTarget(SETTINGS, store.group, [FLOW], store=store)
+        self.parking = Parking(self.target, letters, [FLOW], log, queue_changes=3)
+        self._known: set[Place] = set()
+
+    async def batch(self) -> None:
+        places = self._log.places([FLOW])
+        checkpoints = await self.target.checkpoints(places)
+        added = {place: at for place, at in checkpoints.items() if place not in self._known}
+        self.parking.lot.load(added, await self.target.parked(added), CLUSTER_ID)
+        self._known |= set(added)
+        standings, records, ends = {}, {}, {}
+        for place, checkpoint in checkpoints.items():
+            at = TopicPartition(place.topic, place.partition)
+            ends[at] = len(self._log.records[at])
+            standings[at] = Standing({FLOW.name: checkpoint.next_offset})
+            if checkpoint.next_offset < ends[at]:
+                records[at] = self._log.records[at][checkpoint.next_offset :]
+        flows = {at.topic: [FLOW] for at in standings}
+        prepared = await self._assembler.assemble(Fetched(records, ends, 0), standings, flows, CLUSTER_ID)
+        while prepared.batch.moves:
+            await self.parking.stage(prepared)
+            try:
+                outcome = await self.target.apply(prepared.batch)
+            except RowsRefused as error:
+                await self.parking.refuse(prepared, error.rows)
+                continue
+            assert not outcome.lost
+            self.parking.committed(prepared, outcome)
+            break
+        await self.attend()
+
+    async def retry(self) -> None:
+        await self.target.ask([(e.place, e.key) for e in await self.target.parked()], "retry", "ann@host")
+        await self.attend()
+
+    async def attend(self) -> None:
+        await self.parking.retrying.attend({(place.topic, place.partition) for place in self._known})
+
+
+def rule(row: Row) -> str | None:
+    return "bad names do not fit" if row["name"] == "bad" else None
+
+
+def by_id(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: int(row["id"]))
+
+
+async def drive(steps: list[Step]) -> None:
+    store, letters, log = MemoryStore("acme.copy"), Kept(), Log("shop")
+    store.rules[TABLE] = rule
+    table = log.table("people", {"id": "integer", "name": "text", "note": "text"})
+    model = Model(log, table)
+    process = Process(log, store, letters)
+    await process.target.open()
+    for what, n, bad, unchanged in steps:
+        if what == "change":
+            model.change(n, bad=bad, unchanged=unchanged)
+        elif what == "delete":
+            model.delete(n)
+        elif what == "truncate":
+            model.truncate()
+        elif what == "poison":
+            model.poison(n)
+        elif what == "rules":
+            store.rules = {} if store.rules else {TABLE: rule}
+        elif what == "restart":
+            await process.target.close()
+            process = Process(log, store, letters)
+            await process.target.open()
+        elif what == "retry":
+            await process.retry()
+        elif what == "batch":
+            await process.batch()
+            await others_flow(process, store, model, letters, table)
+    for n in model.poisoned:  # nobody knows what it said: a whole row ends that
+        model.change(n, bad=False, unchanged=False)
+    await process.batch()
+    store.rules.clear()
+    await process.retry()
+    assert await process.target.parked() == []
+    assert not process.parking.lot.has_any
+    assert by_id(store.rows(*TABLE)) == by_id(model.rows.values())
+
+
+async def others_flow(
+    process: Process, store: MemoryStore, model: Model, letters: Kept, table: LogTable
+) -> None:
+    """All has been read: keys that are not parked are as in the source; the others have a letter each."""
+    parked = {entry.key for entry in await process.target.parked()}
+    found = {table.key_of(row): row for row in store.rows(*TABLE)}
+    wanted = {table.key_of(row): row for row in model.rows.values()}
+    for key in (found.keys() | wanted.keys()) - parked:
+        assert found.get(key) == wanted.get(key)
+    assert parked <= {letter.key for letter in letters.letters}
+
+
+WHATS = ["change"] * 6 + ["delete", "batch", "batch", "retry", "rules", "restart", "poison", "truncate"]
+STEPS = st.tuples(st.sampled_from(WHATS), st.integers(1, KEYS), st.booleans(), st.booleans())
+
+
+@given(st.lists(STEPS, max_size=40))
+def test_h24_after_a_retry_the_target_has_what_a_fold_of_everything_gives(steps: list[Step]) -> None:
+    asyncio.run(drive(steps))
