@@ -6,10 +6,12 @@ Draws only. The worst thing comes first, in one sentence; figures that are unkno
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +20,9 @@ from consumers.views import UNKNOWN, FlowState, Status, duration, size
 
 FINDINGS_LIMIT = 10  # below the verdict; more is a list to read in --json
 REASON_LINES = 4
+GAP = 2  # between columns; rich does not count the last one
+UNBOUNDED = 10_000  # columns: what a table would take if it could
+COUNTED = "captured and applied: rows counted by each process since its own start"
 
 _COLOURS = {
     "OK": "green",
@@ -95,14 +100,38 @@ def _verdict(status: Status, *, findings: bool = True) -> RenderableType:
     return Group(*blocks)
 
 
+class _Fitting:
+    """The widest of some tables that has room, else the last: no column is cut to where it says nothing."""
+
+    def __init__(self, *tables: Table) -> None:
+        self._tables = tables
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        unbounded = options.update(max_width=UNBOUNDED)
+        for table in self._tables:
+            if Measurement.get(console, unbounded, table).maximum + GAP <= options.max_width:
+                break
+        yield table
+
+
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim", pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
     return table
 
 
-def _flows(status: Status) -> Table:
+def _without(table: Table, *headers: str) -> Table:
+    """The same table without these columns."""
+    found = _table()
+    kept = [column for column in table.columns if column.header not in headers]
+    found.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
+    found.rows = table.rows
+    found.caption, found.caption_justify = table.caption, table.caption_justify
+    return found
+
+
+def _flows(status: Status) -> RenderableType:
     table = _table(
         "FLOW",
         "STATE",
@@ -116,6 +145,8 @@ def _flows(status: Status) -> Table:
         "TO",
         right=("CAPTURED", "APPLIED", "LAG", "RECORDS", "RATE", "P50", "P99"),
     )
+    table.caption = COUNTED
+    table.caption_justify = "left"
     for flow in sorted(status.flows, key=lambda f: -list(FlowState).index(f["state"])):
         latency = flow["latency_ms"] or {}
         table.add_row(
@@ -128,12 +159,12 @@ def _flows(status: Status) -> Table:
             rate(flow["rate"]),
             _milliseconds(latency.get("p50")),
             _milliseconds(latency.get("p99")),
-            Text(flow["to"], style="dim", no_wrap=True, overflow="ellipsis"),
+            Text(flow["to"], style="dim"),
         )
-    return table
+    return _Fitting(table, _without(table, "TO"), _without(table, "TO", "P50", "RATE"))
 
 
-def _sources(status: Status) -> Table:
+def _sources(status: Status) -> RenderableType:
     table = _table(
         "SOURCE",
         "STATE",
@@ -163,11 +194,11 @@ def _sources(status: Status) -> Table:
             size(source["lag_bytes"]),
             kept,
         )
-    return table
+    return _Fitting(table, _without(table, "EPOCH"), _without(table, "EPOCH", "PUBLISHED", "RATE"))
 
 
 def _copies(status: Status) -> list[Text]:
-    """A line for each source that is being copied for the first time."""
+    """A line for each source that is being copied for the first time, or read in full again."""
     lines = []
     for source in status.sources:
         snapshot = source["snapshot"]
@@ -175,6 +206,11 @@ def _copies(status: Status) -> list[Text]:
             done = f"{snapshot['tables_done']} of {snapshot['tables']} tables"
             now = f", now {snapshot['table']} ({snapshot['rows']:,} rows)" if snapshot["table"] else ""
             lines.append(Text(f"{source['name']}: first copy, {done}{now}", style="cyan"))
+        scan = source["scan"]
+        if scan:
+            gone = f", {scan['gone']:,} rows gone" if scan["gone"] else ""
+            text = f"{source['name']}: {scan['why']}: {scan['keys']:,} keys read{gone}"
+            lines.append(Text(text, style="cyan"))
     return lines
 
 
@@ -197,23 +233,20 @@ def _parts(status: Status) -> Table:
 STAGES = ("TOTAL", "CAPTURE", "KAFKA", "APPLY")
 
 
-def _stages(lag: Mapping[str, Any]) -> Table:
-    table = _table(
-        "FLOW",
-        "STATE",
-        "RECORDS",
-        "SECONDS",
-        *STAGES,
-        right=("RECORDS", "SECONDS", *STAGES),
-    )
+def _stages(lag: Mapping[str, Any]) -> RenderableType:
+    table = _table("FLOW", "STATE", "RECORDS", "SECONDS", *STAGES, right=("RECORDS", "SECONDS", *STAGES))
     table.caption = "commit to commit, p50 / p99 of the last minute, and its parts"
-    table.caption_justify = "left"
+    narrow = _table("FLOW", "STATE", *STAGES, right=STAGES)
+    narrow.caption = "commit to commit in ms, p50 / p99 of the last minute, and its parts"
+    table.caption_justify = narrow.caption_justify = "left"
     for flow in lag["flows"]:
         parts = [flow[stage.lower()] for stage in STAGES]
+        name, state = escape(flow["name"]), _state(flow["state"])
         times = [f"{_milliseconds(part['p50_ms'])} / {_milliseconds(part['p99_ms'])}" for part in parts]
-        records, lag_s = _count(flow["lag_records"]), seconds(flow["lag_s"])
-        table.add_row(escape(flow["name"]), _state(flow["state"]), records, lag_s, *times)
-    return table
+        table.add_row(name, state, _count(flow["lag_records"]), seconds(flow["lag_s"]), *times)
+        short = [time.removesuffix(" ms").replace(" ms /", " /") for time in times]
+        narrow.add_row(name, state, *short)
+    return _Fitting(table, narrow)
 
 
 def _partitions(lag: Mapping[str, Any]) -> Table:

@@ -11,18 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 from streamer.changes.lsn import format_lsn
-from streamer.changes.topics import data_topic
-from streamer.config import Config, Flow, PostgresSource, built_flows, unbuilt_source, unbuilt_target
+from streamer.changes.topics import data_topic, entity_topic
+from streamer.config import (
+    Config,
+    Flow,
+    PostgresSource,
+    RedisSource,
+    built_flows,
+    unbuilt_source,
+    unbuilt_target,
+)
 from streamer.errors import EXIT_FINDING, EXIT_OK
 from streamer.status import State, StatusRecord
 
 FORMAT = 1
 SLOW_S = 10.0  # later than this somebody waits for the data
 STALLED_S = 30.0  # so late, and nothing moves
+MISSED_S = 2.5  # two heartbeats missed, and another process has begun since: it has taken the place
+ENDED_LONG_S = 60.0  # beyond every wait of `tailrace run` before it starts a part again
 RESTARTS_S = 600.0  # a part that was started again so recently is worth a look
 UNKNOWN = "-"  # a figure that is not known, which is not zero
 SILENT = "silent"  # shown in place of the state that a silent process had last
@@ -93,7 +104,9 @@ class Part:
         if speaker is None:
             return FlowState.UNKNOWN, f"{self.part} has not run yet: {how_to_start}"
         if speaker.state == State.ERROR:
-            return FlowState.ERROR, f"{self.part}: {speaker.reason}"
+            long_ago = speaker.ended and speaker.age_s(self.at_us) > ENDED_LONG_S
+            ended = f" ended {self._age(speaker)} ago" if long_ago else ""
+            return FlowState.ERROR, f"{self.part}{ended}: {speaker.reason}"
         if speaker.ended:
             return FlowState.UNKNOWN, f"{self.part} was stopped {self._age(speaker)} ago: {how_to_start}"
         if not self.live(speaker):
@@ -109,7 +122,7 @@ class Part:
 def shown(records: Iterable[StatusRecord], at_us: int) -> list[StatusRecord]:
     """Without the instances that a later one of the same part has taken the place of.
 
-    What ended is replaced by any that began later, or lives; what fell silent, by one that began after
+    What ended is replaced by any that began later, or lives; what fell quiet, by one that began after
     its last word on the same host: there it was started again.
     """
     records = list(records)
@@ -118,7 +131,8 @@ def shown(records: Iterable[StatusRecord], at_us: int) -> list[StatusRecord]:
         others = [r for r in records if r.part == old.part and r is not old]
         if old.ended:
             return any(r.started_us > old.started_us or not (r.ended or r.silent(at_us)) for r in others)
-        return old.silent(at_us) and any(r.host == old.host and r.started_us >= old.at_us for r in others)
+        quiet = old.age_s(at_us) > MISSED_S
+        return quiet and any(r.host == old.host and r.started_us >= old.at_us for r in others)
 
     return [r for r in records if not replaced(r)]
 
@@ -184,7 +198,7 @@ def build(config: Config, records: Iterable[StatusRecord], at_us: int) -> Status
     sources = [
         _source(source, parts[f"capture:{source.name}"], findings)
         for source in config.sources.values()
-        if isinstance(source, PostgresSource) and not unbuilt_source(source)
+        if isinstance(source, PostgresSource | RedisSource) and not unbuilt_source(source)
     ]
     flows = []
     for flow in _flows(config):
@@ -224,7 +238,7 @@ def _without_repeats(findings: list[Finding]) -> list[Finding]:
     return list({f.text: f for f in reversed(findings)}.values())[::-1]
 
 
-def _source(source: PostgresSource, part: Part, findings: list[Finding]) -> dict[str, Any]:
+def _source(source: PostgresSource | RedisSource, part: Part, findings: list[Finding]) -> dict[str, Any]:
     record = part.speaker
     live = record is not None and part.live(record)
     detail = record.detail if record is not None else {}
@@ -232,11 +246,12 @@ def _source(source: PostgresSource, part: Part, findings: list[Finding]) -> dict
     lsn = detail.get("lsn")
     wal_bytes = (known.get("slot") or {}).get("wal_bytes")
     notes = list(known.get("findings") or ())
-    if wal_bytes is not None and wal_bytes >= source.slot.wal_warn_bytes:
+    slot = source.slot if isinstance(source, PostgresSource) else None
+    if slot is not None and wal_bytes is not None and wal_bytes >= slot.wal_warn_bytes:
         notes.insert(
             0,
-            f"the slot {source.slot.name} keeps {size(wal_bytes)} of WAL at the source, "
-            f"wal_warn is {size(source.slot.wal_warn_bytes)}: look why nothing is confirmed",
+            f"the slot {slot.name} keeps {size(wal_bytes)} of WAL at the source, "
+            f"wal_warn is {size(slot.wal_warn_bytes)}: look why nothing is confirmed",
         )
     findings += [
         Finding(_RANK[FlowState.STALLED], f"source {source.name}", f"{source.name}: {n}") for n in notes
@@ -249,16 +264,25 @@ def _source(source: PostgresSource, part: Part, findings: list[Finding]) -> dict
         "instance": record.instance if record is not None else None,
         "standbys": sum(r.state == State.STANDBY for r in part.living),
         "epoch": detail.get("epoch"),
-        "lsn": format_lsn(lsn) if isinstance(lsn, int) else None,
+        "lsn": _place_in(source, lsn) if isinstance(lsn, int) else None,
         "lag_bytes": known.get("lag_bytes"),
         "lag_s": known.get("lag_s"),
         "published": detail.get("published"),
         "rate": known.get("rate"),
         "slot_wal_bytes": wal_bytes,
-        "wal_warn_bytes": source.slot.wal_warn_bytes,
+        "wal_warn_bytes": slot.wal_warn_bytes if slot is not None else None,
         "snapshot": known.get("snapshot"),
+        "scan": known.get("scan"),
+        "gaps": list(known.get("gaps") or ()),
         "findings": notes,
     }
+
+
+def _place_in(source: PostgresSource | RedisSource, lsn: int) -> str:
+    """How far the source is published, as its people write it: an LSN, or the server's time."""
+    if isinstance(source, PostgresSource):
+        return format_lsn(lsn)
+    return datetime.fromtimestamp(lsn / 1e6, UTC).isoformat(timespec="seconds") if lsn else UNKNOWN
 
 
 def _state(part: Part, record: StatusRecord | None) -> str:
@@ -275,7 +299,8 @@ def _flow(
     findings: list[Finding],
 ) -> dict[str, Any]:
     capture, apply = parts[f"capture:{flow.source}"], parts[f"apply:{flow.target}"]
-    details = [r.detail.get("flows", {}).get(flow.name) or {} for r in apply.living]
+    reported = (r.detail.get("flows", {}).get(flow.name) for r in apply.living)
+    details = [d for d in reported if d]  # a process that has only just begun says nothing yet
     figures = _merged(details)
     state, reason = _flow_state(flow, capture, apply, details, figures)
     if _RANK[state] >= _RANK[FlowState.SLOW]:
@@ -296,8 +321,14 @@ def _flow(
         "captured": _captured(flow, [r for r in everything if r.part == capture.part]),
         "applied": _total(past, "applied"),
         "guarded": _total(past, "guarded"),
+        "held": _held(details),
         **figures,
     }
+
+
+def _held(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Closed gates; each process reports those of all."""
+    return list({gate["topic"]: gate for detail in details for gate in detail.get("held") or ()}.values())
 
 
 def _flow_state(
@@ -336,6 +367,8 @@ def _merged(details: list[dict[str, Any]]) -> dict[str, Any]:
     latencies = [d["latency_ms"] for d in details if d.get("latency_ms")]
     keys = {key for latency in latencies for key in latency}
     return {
+        "parked": _total(details, "parked"),
+        "waiting": _total(details, "waiting"),
         "lag_records": _total(details, "lag_records"),
         "lag_s": max((d["lag_s"] for d in details if d.get("lag_s") is not None), default=None),
         "rate": _total(details, "rate"),
@@ -357,9 +390,15 @@ def _captured(flow: Flow, captures: list[StatusRecord]) -> int | None:
         values.get("captured", 0)
         for record in captures
         for table, values in (record.detail.get("tables") or {}).items()
-        if flow.matches(data_topic(flow.source, *table.split(".", 1)))
+        if flow.matches(_topic_of(flow.source, table))
     ]
     return sum(counts) if captures else None
+
+
+def _topic_of(source: str, table: str) -> str:
+    """`table`: schema.table, or the name of an entity, which has no dot."""
+    schema, dot, name = table.partition(".")
+    return data_topic(source, schema, name) if dot else entity_topic(source, table)
 
 
 def _part(part: Part, record: StatusRecord) -> dict[str, Any]:

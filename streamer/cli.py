@@ -1,47 +1,31 @@
 """The capture side of the command line, and what every command shares.
 
-Owns the options that all commands take, how errors become messages and exit codes, and the life of a
-long-running process: signals, heartbeat, metrics, the deadline for stopping. Nothing of what the
-commands do is here.
+Owns the options that all commands take, and how errors become messages and exit codes. Nothing of what
+the commands do is here: each imports its work when it runs, so that `--help` and a mistyped option
+answer at once.
 """
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
-import structlog
 import typer
-import uvloop
 
-from streamer import logs, metrics
+from streamer import DEFAULT_PATH, logs
 from streamer.commands.doctor import doctor
 from streamer.commands.init import init
-from streamer.config import DEFAULT_PATH, EMBEDDED, Config, load
-from streamer.errors import (
-    EXIT_OK,
-    EXIT_RUNTIME,
-    EXIT_USAGE,
-    ConfigError,
-    KafkaUnavailable,
-    TailraceError,
-)
-from streamer.runner import postgres_source, reset_source, run_capture
+from streamer.errors import EXIT_OK, EXIT_RUNTIME, EXIT_USAGE, ConfigError, TailraceError
 from streamer.sandbox.cli import app as sandbox
-from streamer.sandbox.kafka import KafkaServer, embedded_bootstrap
-from streamer.status import State, StatusWriter
 
-log = structlog.get_logger(__name__)
+log = logs.Log(__name__)
 
-STOP_DEADLINE_S = 7.0  # for the flush in hand; with the heartbeat's last 2 s it is under the promised 10 s
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -57,53 +41,18 @@ LogLevelOption = Annotated[
     str, typer.Option("--log-level", help="debug, info, warning or error.", metavar="LEVEL")
 ]
 MetricsOption = Annotated[
-    int, typer.Option(help="Port on 127.0.0.1 for /metrics: 0 any free one (see `status`), -1 off.")
+    int,
+    typer.Option(
+        min=-1,
+        max=65535,
+        metavar="PORT",
+        help="Port on 127.0.0.1 for /metrics: 0 any free one (see `status`), -1 off.",
+    ),
 ]
 ParentOption = Annotated[int, typer.Option(hidden=True, help="End when this process ends.")]
 RestartsOption = Annotated[int, typer.Option(hidden=True, help="How often it has been started again.")]
 
 app = typer.Typer()
-
-
-def read_config(path: Path) -> Config:
-    """Raises ConfigError with file:line."""
-    return load(path)
-
-
-def brokers_of(config: Config) -> str:
-    """host:port,... also where the file says `embedded`. Raises KafkaUnavailable when that never ran."""
-    if config.kafka.brokers != EMBEDDED:
-        return config.kafka.brokers
-    found = embedded_bootstrap(embedded_folder(config), running=False)
-    if found is None:
-        raise KafkaUnavailable(
-            "the embedded Kafka has not been started yet",
-            where=str(config.path),
-            fix="start it with `tailrace run` in this folder, or name a Kafka in kafka.brokers",
-        )
-    return found
-
-
-@contextmanager
-def embedded_kafka(config: Config) -> Iterator[None]:
-    """The embedded Kafka, started for a command when no `tailrace run` keeps it."""
-    folder = embedded_folder(config)
-    if config.kafka.brokers != EMBEDDED or embedded_bootstrap(folder) is not None or not folder.exists():
-        yield
-        return
-    with KafkaServer(folder, keep=True):
-        yield
-
-
-def with_brokers(config: Config) -> Config:
-    """The same config with the brokers' addresses in place of `embedded`."""
-    return config.model_copy(
-        update={"kafka": config.kafka.model_copy(update={"brokers": brokers_of(config)})}
-    )
-
-
-def embedded_folder(config: Config) -> Path:
-    return config.base / ".tailrace" / "kafka"
 
 
 def set_up_log(log_format: str, log_level: str) -> None:
@@ -130,90 +79,7 @@ def die_with(parent: int) -> None:
         raise SystemExit(EXIT_OK)
 
 
-def run_part(
-    config: Config,
-    kind: str,
-    name: str,
-    body: Callable[[asyncio.Event, StatusWriter], Awaitable[Any]],
-    *,
-    metrics_port: int,
-    restarts: int = 0,
-) -> None:
-    """One process of the pipeline, from start to SIGTERM. `config` names the brokers (with_brokers)."""
-
-    async def part() -> None:
-        status = StatusWriter(
-            config.kafka.brokers,
-            config.kafka.security,
-            config.name,
-            kind=kind,
-            part_name=name,
-            replication_factor=config.kafka.topics.replication_factor,
-            restarts=restarts,
-        )
-        with metrics.serve(metrics_port, lambda: status.record) as port:
-            if port is not None:
-                status.serves_metrics(port)
-            async with status:
-                try:
-                    await until_stopped(lambda stop: body(stop, status), status)
-                except TailraceError as error:
-                    status.update(state=State.ERROR, reason=str(error))
-                    raise
-                except Exception as error:
-                    status.update(state=State.ERROR, reason=f"a bug of Tailrace: {error!r}")
-                    raise
-
-    uvloop.run(part())
-
-
-async def until_stopped(
-    body: Callable[[asyncio.Event], Awaitable[Any]],
-    status: StatusWriter | None = None,
-    *,
-    deadline_s: float = STOP_DEADLINE_S,
-) -> None:
-    """Run the body until it ends by itself, or SIGTERM or SIGINT has set its event and it has ended.
-
-    A body that does not end within the deadline is cancelled: nothing is confirmed that is not
-    durable, so a start after it loses nothing. A second signal cancels at once.
-    """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    task = asyncio.ensure_future(body(stop))
-    asked = False
-
-    def on_signal(number: int) -> None:
-        nonlocal asked
-        if asked:
-            log.warning("second signal: not waiting for the work in hand")
-            task.cancel()
-            return
-        asked = True
-        log.info("stopping", signal=signal.Signals(number).name)
-        if status is not None:
-            status.update(state=State.STOPPING)
-        stop.set()
-        loop.call_later(deadline_s, give_up)
-
-    def give_up() -> None:
-        if not task.done():
-            log.warning("the work in hand did not end in time; it is done again at the next start")
-            task.cancel()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not asked:
-            raise
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
-@app.command()
+@app.command(short_help="Copy the changes of one source into Kafka, until stopped.")
 def capture(
     source: Annotated[str, typer.Argument(help="A name below `sources:`.")],
     config: ConfigOption = DEFAULT_PATH,
@@ -227,17 +93,12 @@ def capture(
     """Copy the changes of one source into Kafka, until stopped."""
     die_with(parent)
     set_up_log(log_format, log_level)
-    settings = read_config(config)
-    postgres_source(settings, source)
-    settings = with_brokers(settings)
+    from streamer.commands import capture as work  # noqa: PLC0415
 
-    async def body(stop: asyncio.Event, status: StatusWriter) -> None:
-        await run_capture(settings, source, brokers=settings.kafka.brokers, stop=stop, status=status)
-
-    run_part(settings, "capture", source, body, metrics_port=metrics_port, restarts=restarts)
+    work.capture(config, source, metrics_port=metrics_port, restarts=restarts)
 
 
-@app.command()
+@app.command(short_help="Begin a source again: new epoch, slot and snapshot.")
 def reset(
     source: Annotated[str, typer.Argument(help="A name below `sources:`.")],
     config: ConfigOption = DEFAULT_PATH,
@@ -248,27 +109,18 @@ def reset(
 ) -> None:
     """Begin a source again: new epoch, slot and snapshot; rows that only older epochs wrote go at its end."""
     set_up_log(log_format, log_level)
-    settings = read_config(config)
-    postgres_source(settings, source)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("`reset` asks before it begins", fix=f"write `tailrace reset {source} --yes`")
-        typer.confirm(
-            f"Drop the slot of {source} and copy all its tables again? Targets keep their rows meanwhile.",
-            abort=True,
-            err=True,
-        )
-    with embedded_kafka(settings):
-        epoch = uvloop.run(reset_source(settings, source, brokers=brokers_of(settings)))
+    from streamer.commands import capture as work  # noqa: PLC0415
+
+    epoch = work.reset(config, source, sure=yes)
     if as_json:
         print_json({"source": source, "epoch": epoch})
     else:
         typer.echo(f"{source} begins again with epoch {epoch}; the copy starts with its next capture")
 
 
-app.command()(init)
-app.command()(doctor)
-app.add_typer(sandbox, name="sandbox")
+app.command(short_help="Write a commented config: PostgreSQL to PostgreSQL.")(init)
+app.command(short_help="Try every connection and privilege; say what mends it.")(doctor)
+app.add_typer(sandbox, name="sandbox", short_help="Real servers for a look or a test.")
 
 
 def run_command(program: typer.Typer, arguments: Sequence[str] | None = None) -> int:
@@ -278,7 +130,10 @@ def run_command(program: typer.Typer, arguments: Sequence[str] | None = None) ->
         code = typer.main.get_command(program).main(given, prog_name="tailrace", standalone_mode=False)
         return code if isinstance(code, int) else EXIT_OK
     except UsageError as error:
-        error.show()  # type: ignore[attr-defined]
+        if "--json" in given:
+            print_error(_usage_error(error), as_json=True)
+        else:
+            error.show()  # type: ignore[attr-defined]
         return EXIT_USAGE
     except TailraceError as error:
         print_error(error, as_json="--json" in given)
@@ -295,6 +150,11 @@ def run_command(program: typer.Typer, arguments: Sequence[str] | None = None) ->
         return EXIT_RUNTIME
 
 
+def _usage_error(error: Any) -> ConfigError:
+    command = error.ctx.command_path if error.ctx is not None else "tailrace"
+    return ConfigError(error.format_message(), fix=f"see `{command} --help`", where=command)
+
+
 def print_error(error: TailraceError, *, as_json: bool) -> None:
     """To stderr: 'error: where: what' and the fix below it, or one JSON line."""
     if not as_json:
@@ -309,6 +169,10 @@ def print_error(error: TailraceError, *, as_json: bool) -> None:
             "what": logs.redact(error.what),
             "where": logs.redact(error.where),
             "fix": logs.redact(error.fix),
+            "problems": [
+                {"what": logs.redact(p.what), "where": logs.redact(p.where), "fix": logs.redact(p.fix)}
+                for p in error.problems
+            ],
             "exit_code": error.exit_code,
         }
     }

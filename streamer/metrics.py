@@ -125,8 +125,24 @@ _CAPTURE_COUNTERS = {
 _CAPTURE_GAUGES = {
     "lag_bytes": ("tailrace_capture_lag_bytes", "WAL written by the source and not yet published."),
     "lag_s": ("tailrace_capture_lag_seconds", "Age of the oldest commit not yet published; 0 when idle."),
-    "lsn": ("tailrace_capture_lsn", "Position in the WAL up to which all is in Kafka, bytes."),
+    "lsn": (
+        "tailrace_capture_lsn",
+        "Position up to which all is in Kafka: bytes of the WAL; of a Redis source microseconds since 1970.",
+    ),
     "epoch": ("tailrace_capture_epoch", "Epoch of the source, raised by `tailrace reset`."),
+}
+
+_REDIS_COUNTERS = {
+    "keys_read": ("tailrace_redis_keys_read", "Keys read again: notified, scanned, or suspected gone."),
+    "gaps_seen": ("tailrace_redis_gaps", "Times that notifications may have been missed."),
+}
+_REDIS_GAUGES = {
+    "waiting_keys": ("tailrace_redis_waiting_keys", "Notified keys that are not read again yet."),
+    "shadow_rows": ("tailrace_redis_shadow_rows", "Rows known as published."),
+    "unhealed_since_us": (
+        "tailrace_redis_unhealed",
+        "1 while a gap is not healed: copies may lack changes until then.",
+    ),
 }
 
 
@@ -134,6 +150,8 @@ def _capture(source: str, detail: dict[str, Any]) -> Iterator[Metric]:
     labels = {"source": source}
     yield from _known(_counter, _CAPTURE_COUNTERS, labels, detail)
     yield from _known(_gauge, _CAPTURE_GAUGES, labels, detail)
+    if "bad" in detail:
+        yield from _redis(labels, detail)
     wal_bytes = (detail.get("slot") or {}).get("wal_bytes")
     if wal_bytes is not None:
         yield _gauge("tailrace_slot_wal_bytes", "WAL that the slot keeps at the source.", labels, wal_bytes)
@@ -153,14 +171,33 @@ def _capture(source: str, detail: dict[str, Any]) -> Iterator[Metric]:
     )
 
 
+def _redis(labels: dict[str, str], detail: dict[str, Any]) -> Iterator[Metric]:
+    yield from _known(_counter, _REDIS_COUNTERS, labels, detail)
+    yield from _known(
+        _gauge,
+        _REDIS_GAUGES,
+        labels,
+        {**detail, "unhealed_since_us": float(bool(detail["unhealed_since_us"]))},
+    )
+    bad = CounterMetricFamily(
+        "tailrace_redis_bad_values", "Values that their entity cannot use.", labels=["source", "entity"]
+    )
+    for entity, count in _bounded(detail["bad"]):
+        bad.add_metric([labels["source"], entity], count)
+    yield bad
+
+
 _FLOW_COUNTERS = {
     "applied": ("tailrace_apply_rows", "Changes applied to the target."),
     "guarded": ("tailrace_apply_guarded", "Changes refused by the version guard: older than the row (H3)."),
     "batches": ("tailrace_apply_batches", "Target transactions committed."),
 }
 _FLOW_GAUGES = {
+    "parked": ("tailrace_apply_parked_keys", "Keys that are parked, refused by the target."),
+    "waiting": ("tailrace_apply_waiting_keys", "Keys that wait for other partitions (H23)."),
     "lag_records": ("tailrace_apply_lag_records", "Records in Kafka that are not in the target yet."),
     "lag_s": ("tailrace_apply_lag_seconds", "Age of the oldest of them; 0 when there is none."),
+    "held_rows": ("tailrace_apply_held_rows", "Rows that would go, if a person let what is held pass."),
 }
 
 

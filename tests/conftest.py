@@ -2,4 +2,10 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.servers", "tests.harness.capture", "tests.harness.plugin"]
+pytest_plugins = [
+    "tests.servers",
+    "tests.harness.capture",
+    "tests.harness.publisher",
+    "tests.harness.redis_capture",
+    "tests.harness.plugin",
+]

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
-import structlog
 import uvloop
 from rich.console import Console
 from rich.live import Live
@@ -18,24 +17,14 @@ from consumers import screens, views
 from consumers.supervisor import Child, EmbeddedKafka, PartState, Supervisor, only_one
 from streamer import logs, metrics
 from streamer.changes.topics import status_topic
-from streamer.cli import (
-    ConfigOption,
-    JsonOption,
-    LogFormatOption,
-    LogLevelOption,
-    MetricsOption,
-    brokers_of,
-    embedded_folder,
-    print_json,
-    read_config,
-    set_up_log,
-    until_stopped,
-)
-from streamer.config import DEFAULT_PATH, EMBEDDED, Config, built_flows, unbuilt_sections, unbuilt_source
+from streamer.cli import print_json
+from streamer.commands.brokers import brokers_of, embedded_folder
+from streamer.commands.part import until_stopped
+from streamer.config import EMBEDDED, Config, built_flows, load, unbuilt_sections, unbuilt_source
 from streamer.errors import ConfigError, RetryableError
 from streamer.status import State, StatusReader, StatusRecord, StatusWriter, now_us
 
-log = structlog.get_logger(__name__)
+log = logs.Log(__name__)
 
 SCREEN_S = 1.0  # as often as heartbeats come
 RETRY_S = 1.0
@@ -44,19 +33,9 @@ STOP_DEADLINE_S = 25.0  # children 9 s, then Kafka 8 s, then the heartbeat's las
 LOG_BYTES = 10 * 2**20  # of .tailrace/run.log, beside a screen; begun anew when it is larger
 
 
-def run(
-    config: ConfigOption = DEFAULT_PATH,
-    as_json: JsonOption = False,
-    metrics_port: MetricsOption = 0,
-    log_format: LogFormatOption = "human",
-    log_level: LogLevelOption = "info",
-) -> None:
-    """Run everything of the config file: a process for each source and target, started again when it falls.
-
-    --json prints a line for every change of a part's or a flow's state. Ctrl-C or SIGTERM stops it all.
-    """
-    set_up_log(log_format, log_level)
-    settings = read_config(config)
+def run(path: Path, *, as_json: bool, metrics_port: int, log_format: str, log_level: str) -> None:
+    """Until stopped. `log_format` and `log_level` go on to the children."""
+    settings = load(path)
     parts = views.expected_parts(settings)
     for refused in refusals(settings):
         log.warning(refused)
@@ -64,7 +43,7 @@ def run(
         raise ConfigError(
             "there is nothing to run: no source and no flow that is built",
             where=str(settings.path),
-            fix="add a postgres source, a postgres target and a flow between them",
+            fix="add a source, a target and a flow between them",
         )
     folder = settings.base / ".tailrace"
     with only_one(folder, settings.name), ExitStack() as stack:

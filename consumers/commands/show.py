@@ -4,98 +4,65 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Any
 
-import typer
 import uvloop
 from rich.console import Console, RenderableType
 from rich.live import Live
 
 from consumers import screens, views
 from streamer.changes.topics import status_topic
-from streamer.cli import (
-    ConfigOption,
-    JsonOption,
-    LogFormatOption,
-    LogLevelOption,
-    brokers_of,
-    print_json,
-    read_config,
-    set_up_log,
-)
-from streamer.config import DEFAULT_PATH, Config
-from streamer.errors import RetryableError
+from streamer.cli import print_json
+from streamer.commands.brokers import brokers_of
+from streamer.config import Config, load
+from streamer.errors import EXIT_OK, RetryableError
 from streamer.status import StatusReader, now_us
 
 REFRESH_S = 1.0  # as often as heartbeats come
 RETRY_S = 2.0  # --watch outlives a Kafka that is away
 
-WatchOption = Annotated[
-    bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C; --json: one line a second.")
-]
-
 Draw = Callable[[views.Status], RenderableType]
 Plain = Callable[[views.Status], dict[str, Any]]
 
 
-def status(
-    config: ConfigOption = DEFAULT_PATH,
-    as_json: JsonOption = False,
-    watch: WatchOption = False,
-    log_format: LogFormatOption = "human",
-    log_level: LogLevelOption = "warning",
-) -> None:
-    """Show what runs, how far it is, and what is wrong, worst first. Exits 1 when something is wrong."""
-    set_up_log(log_format, log_level)
-    _show(
-        config_at=read_config(config),
-        draw=screens.status_screen,
-        plain=lambda s: s.plain(),
-        as_json=as_json,
-        watch=watch,
+def status(path: Path, *, as_json: bool, watch: bool) -> int:
+    return _show(
+        load(path), draw=screens.status_screen, plain=lambda s: s.plain(), as_json=as_json, watch=watch
     )
 
 
-def lag(
-    config: ConfigOption = DEFAULT_PATH,
-    as_json: JsonOption = False,
-    watch: WatchOption = False,
-    log_format: LogFormatOption = "human",
-    log_level: LogLevelOption = "warning",
-) -> None:
-    """Show the lag of each flow and partition: records, seconds, and where the time goes."""
-    set_up_log(log_format, log_level)
-    _show(
-        config_at=read_config(config),
-        draw=lambda s: screens.lag_screen(s, views.lag(s)),
-        plain=views.lag,
-        as_json=as_json,
-        watch=watch,
-    )
+def lag(path: Path, *, as_json: bool, watch: bool) -> int:
+    def draw(found: views.Status) -> RenderableType:
+        return screens.lag_screen(found, views.lag(found))
+
+    return _show(load(path), draw=draw, plain=views.lag, as_json=as_json, watch=watch)
 
 
-def _show(config_at: Config, *, draw: Draw, plain: Plain, as_json: bool, watch: bool) -> None:
-    brokers = brokers_of(config_at)
+def _show(config: Config, *, draw: Draw, plain: Plain, as_json: bool, watch: bool) -> int:
+    """The exit code; `watch` goes on until it is interrupted."""
+    brokers = brokers_of(config)
     if not watch:
-        found = uvloop.run(read_once(config_at, brokers))
+        found = uvloop.run(read_once(config, brokers))
         if as_json:
             print_json(plain(found))
         else:
             screens.show(Console(), draw(found))
-        raise typer.Exit(found.exit_code)
+        return found.exit_code
     if as_json:
 
         async def line(found: views.Status) -> None:
             print_json(plain(found), line=True)
 
-        uvloop.run(_watch(config_at, brokers, line))
-        return
+        uvloop.run(_watch(config, brokers, line))
+        return EXIT_OK
     with Live(console=Console(), auto_refresh=False, screen=True) as live:
 
         async def redraw(found: views.Status) -> None:
             live.update(draw(found), refresh=True)
 
-        uvloop.run(_watch(config_at, brokers, redraw))
+        uvloop.run(_watch(config, brokers, redraw))
+    return EXIT_OK
 
 
 async def read_once(config: Config, brokers: str) -> views.Status:

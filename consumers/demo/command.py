@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
-from rich.console import Console
 
-from consumers.demo.demo import Demo, Running
-from consumers.demo.outcome import Outcome
-from consumers.demo.screen import Screen
 from streamer.errors import EXIT_FINDING, EXIT_OK, ConfigError
-from streamer.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from consumers.demo.demo import Running
+    from consumers.demo.outcome import Outcome
+    from consumers.demo.screen import Screen
 
 SHORTEST_S = 5.0  # below it there is no middle to kill in
+LONGEST_S = 3600.0  # beyond it the sandbox's disk fills
 
 
 def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Leave everything running and print the URLs.")
     ] = False,
-    seconds: Annotated[float, typer.Option(min=SHORTEST_S, help="How long the shop is at work.")] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(min=SHORTEST_S, max=LONGEST_S, help="How long the shop is at work.")
+    ] = 20.0,
     seed: Annotated[int, typer.Option(help="The same seed makes the same transactions.")] = 1,
     config: Annotated[
         Path | None,
@@ -37,10 +42,19 @@ def demo(
 
     Exit codes: 0 equal, 1 not equal (or nothing was killed), 2 the demo could not run.
     """
+    import asyncio  # noqa: PLC0415
+
+    from rich.console import Console  # noqa: PLC0415
+
+    from consumers.demo.demo import Demo  # noqa: PLC0415
+    from consumers.demo.screen import Screen  # noqa: PLC0415
+    from streamer.sandbox import Sandbox  # noqa: PLC0415
+
     if config is not None and config.exists():
         raise ConfigError(
             f"{config} is there already", fix="name another file: the demo writes its own config"
         )
+    began_s = time.monotonic()
     console = Console()
     screen = Screen(console, quiet=json)
     with screen:
@@ -48,7 +62,7 @@ def demo(
         sandbox = Sandbox(postgres=2, kafka=1, on_progress=screen.note)
         sandbox.start()
         try:
-            running = Demo(sandbox, screen, seconds=seconds, seed=seed, config=config)
+            running = Demo(sandbox, screen, seconds=seconds, seed=seed, began_s=began_s, config=config)
             outcome = asyncio.run(running.run())
             outcome.advice = _advice(running.running() if keep else None)
             kept = running.running() if keep else None
@@ -61,10 +75,17 @@ def demo(
             sandbox.close()
             if config is not None:
                 config.unlink(missing_ok=True)
+    raise typer.Exit(conclude(outcome, screen, console, kept, as_json=json))
+
+
+def conclude(
+    outcome: Outcome, screen: Screen, console: Console, kept: Running | None = None, *, as_json: bool = False
+) -> int:
+    """Show the verdict; the exit code."""
     screen.verdict(outcome)
-    if json:
+    if as_json:
         console.file.write(_json(outcome, kept) + "\n")
-    raise typer.Exit(EXIT_OK if outcome.passed else EXIT_FINDING)
+    return EXIT_OK if outcome.passed else EXIT_FINDING
 
 
 def _advice(kept: Running | None) -> tuple[str, ...]:

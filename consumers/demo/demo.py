@@ -66,14 +66,23 @@ class Demo:
     """One run; `sandbox` is started and belongs to the caller."""
 
     def __init__(
-        self, sandbox: Sandbox, screen: Screen, *, seconds: float, seed: int, config: Path | None = None
+        self,
+        sandbox: Sandbox,
+        screen: Screen,
+        *,
+        seconds: float,
+        seed: int,
+        began_s: float,
+        config: Path | None = None,
     ) -> None:
+        """`began_s`: when the command was started, by time.monotonic()."""
         self.outcome = Outcome(seed=seed, seconds=seconds)
         self._sandbox = sandbox
         self._config_path = config.absolute() if config else sandbox.folder / "tailrace.yaml"
         self._screen = screen
         self._seconds = seconds
         self._seed = seed
+        self._began_s = began_s
         self._tally = Tally({table: f"public.{table}" for table in shop.TABLES})
         self._killed: dict[str, int] = {}
         self._supervisor = 0
@@ -105,7 +114,6 @@ class Demo:
         )
 
     async def run(self) -> Outcome:
-        began = time.monotonic()
         outcome = self.outcome
         workload = Workload(self.source_url, seed=self._seed, seconds=self._seconds)
         await workload.prepare()
@@ -115,15 +123,8 @@ class Demo:
             try:
                 await self._until("the first rows are in the target", self._first_rows_there, START_LIMIT_S)
                 self._screen.note("the first rows are in the target; the shop opens")
-                async with asyncio.TaskGroup() as group:
-                    working = group.create_task(workload.run(), name="demo workload")
-                    group.create_task(self._disturb(), name="demo kills")
-                    self._what = "the shop is at work"
-                outcome.transactions, outcome.changes = (
-                    working.result().transactions,
-                    working.result().changes,
-                )
-                outcome.big_rows, outcome.truncates = working.result().big_rows, working.result().truncates
+                outcome.startup_s = time.monotonic() - self._began_s
+                await self._work(workload)
                 self._screen.note("the shop has closed; waiting for the last change to arrive")
                 await self._catch_up()
             finally:
@@ -131,7 +132,7 @@ class Demo:
                 await asyncio.wait([watching])
         outcome.overall = self._tally.latency()
         outcome.peak_rate = self._tally.peak_rate
-        outcome.total_s = time.monotonic() - began
+        outcome.total_s = time.monotonic() - self._began_s
         return outcome
 
     # -- parts

@@ -11,7 +11,10 @@ from consumers.demo.verdict import Verdict
 
 @dataclass(slots=True)
 class Outcome:
-    """`kills` are SIGKILLs sent, `restarts` the processes seen working again afterwards."""
+    """`kills` are SIGKILLs sent, `restarts` the processes seen working again afterwards.
+
+    `total_s` is from the command's start to the verdict, `startup_s` the part of it before the shop opens.
+    """
 
     seed: int
     seconds: float
@@ -26,6 +29,7 @@ class Outcome:
     kills: int = 0
     restarts: int = 0
     catch_up_s: float = 0.0
+    startup_s: float = 0.0
     total_s: float = 0.0
     advice: tuple[str, ...] = ()
 
@@ -57,7 +61,8 @@ class Outcome:
             f" {_latency(self.overall)} with the large transaction and the kills",
             f"kills        {self.kills} by SIGKILL, {self.restarts} restarts survived;"
             f" caught up {self.catch_up_s:.1f} s after the last change",
-            f"time         {self.total_s:.0f} s in all, seed {self.seed}",
+            f"time         {self.total_s:.0f} s in all, {self.startup_s:.0f} s of them to start everything;"
+            f" seed {self.seed}",
         ]
         return [*lines, *(f"MISSED       {text}" for text in self.shortfalls())]
 

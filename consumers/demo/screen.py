@@ -9,7 +9,7 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -21,6 +21,7 @@ from consumers.demo.tally import KINDS, Tally
 PLAIN_EVERY_S = 2.0  # a log of the demo should be readable, not complete
 REFRESH_PER_S = 4
 NOTES_SHOWN = 6
+LABEL_CHARS = 13  # of a fact, before its text
 
 
 class Screen:
@@ -77,6 +78,7 @@ class Screen:
 
 def _table(tally: Tally) -> Table:
     table = Table(title="the shop, live", expand=False)
+    table.caption = "counted by the processes; a killed one takes the counts of its last second with it"
     table.add_column("flow")
     for name in ("captured", "applied", "lag, records", "lag, s"):
         table.add_column(name, justify="right")
@@ -109,9 +111,10 @@ def _verdict_table(outcome: Outcome) -> Table:
     return table
 
 
-def _facts(outcome: Outcome) -> Text:
-    lines = ["", *outcome.facts()]
+def _facts(outcome: Outcome) -> RenderableType:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    for line in outcome.facts():
+        grid.add_row(Text(line[:LABEL_CHARS].rstrip()), Text(line[LABEL_CHARS:].lstrip()))
     samples = [sample for found in outcome.verdict.tables for sample in found.samples]
-    if samples:
-        lines += ["", *samples]
-    return Text("\n".join([*lines, "", *outcome.advice]))
+    lines = ["", *samples] if samples else []
+    return Group(Text(""), grid, Text("\n".join([*lines, "", *outcome.advice])))

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.padding import Padding
-from rich.text import Text
 
-from streamer.config import DEFAULT_PATH, load
-from streamer.doctor import Check, Level, Report, examine
+from streamer import DEFAULT_PATH
 from streamer.errors import ConfigError
 
-_MARKS = {
-    Level.OK: ("✓", "green"),
-    Level.NOTE: ("·", "cyan"),
-    Level.WARN: ("!", "yellow"),
-    Level.FAIL: ("✗", "red"),
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from streamer.doctor import Report
+
+_QUOTED_SPACE = re.compile(r"""'[^']*\s[^']*'|"[^"]*\s[^"]*\"""")
+
+_MARKS = {  # by streamer.doctor.Level
+    "ok": ("✓", "green"),
+    "note": ("·", "cyan"),
+    "warn": ("!", "yellow"),
+    "fail": ("✗", "red"),
 }
 
 
@@ -33,13 +36,20 @@ def doctor(
 
     Changes nothing. Exits 0 when all is well, 1 when something must be mended, 64 for a bad config.
     """
+    import asyncio  # noqa: PLC0415
+
+    from rich.console import Console  # noqa: PLC0415
+
+    from streamer.config import load  # noqa: PLC0415
+    from streamer.doctor import Check, Level, Report, examine  # noqa: PLC0415
+
     try:
         loaded = load(config)
     except ConfigError as error:
         if not json:
             raise
-        check = Check("config", "file", Level.FAIL, f"{error.where}: {error.what}", error.fix)
-        _print_json(Report((check,)).plain())
+        checks = [Check("config", "file", Level.FAIL, f"{p.where}: {p.what}", p.fix) for p in error.problems]
+        _print_json(Report(tuple(checks)).plain())
         raise typer.Exit(error.exit_code) from None
     report = asyncio.run(examine(loaded))
     if json:
@@ -54,20 +64,38 @@ def _print_json(plain: dict[str, Any]) -> None:
 
 
 def show(report: Report, console: Console) -> None:
-    """For people: grouped by subject, mends below what they mend, statements ready to copy."""
+    """For people: grouped by subject, mends below what they mend, statements ready to copy.
+
+    A terminal gets lines broken between words; elsewhere a line stays whole, for grep.
+    """
+    from rich.text import Text  # noqa: PLC0415
+
     subject = ""
     for check in report.checks:
         if check.subject != subject:
             subject = check.subject
             console.print(Text(subject, style="bold"))
         mark, colour = _MARKS[check.level]
-        console.print(f"  [{colour}]{mark}[/] {escape(check.check)}: {escape(check.what)}", soft_wrap=True)
+        _line(console, Text(f"  {mark}", style=colour), Text(f"{check.check}: {check.what}"))
         if check.fix:
-            console.print(Padding(escape(f"-> {check.fix}{':' if check.sql else ''}"), (0, 0, 0, 6)))
+            _line(console, Text("      ->"), Text(f"{check.fix}{':' if check.sql else ''}"))
         for statement in check.sql:
-            console.print(f"         {escape(statement)}", soft_wrap=True, style="cyan")
+            whole = _QUOTED_SPACE.search(statement) is not None
+            _line(console, Text("        "), Text(statement, style="cyan"), whole=whole)
     failed = sum(not c.ok for c in report.checks)
     if failed:
         console.print(f"\n[red]{failed} thing{'s' if failed != 1 else ''} to mend[/], then run this again")
     else:
         console.print("\n[green]ready[/]: start it with `tailrace run`")
+
+
+def _line(console: Console, head: Text, text: Text, *, whole: bool = False) -> None:
+    """`whole`: must not be broken, since a line's end would be part of it when it is copied."""
+    from rich.table import Table  # noqa: PLC0415
+
+    if whole or not console.is_terminal:
+        console.print(head.append(" ").append_text(text), soft_wrap=True)
+        return
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_row(head, text)
+    console.print(grid)

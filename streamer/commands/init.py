@@ -10,7 +10,7 @@ from typing import Annotated
 import orjson
 import typer
 
-from streamer.config import DEFAULT_PATH
+from streamer import DEFAULT_PATH
 from streamer.errors import ConfigError
 
 TEMPLATE = "init.yaml"

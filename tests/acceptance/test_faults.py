@@ -16,7 +16,7 @@ from streamer.errors import EXIT_RUNTIME
 from streamer.kafka import admin
 from streamer.sandbox import KafkaServer, PostgresServer, Sandbox
 from tests.acceptance.conftest import Shop
-from tests.harness.pipeline import Child, Pipeline, execute
+from tests.harness.pipeline import TARGET_SCHEMA, Child, Pipeline, execute
 
 OUTAGE_S = 3.0
 LONG_OUTAGE_S = 60.0
@@ -113,6 +113,23 @@ async def mended(pipeline: Pipeline) -> None:
     await execute(pipeline.source_url, "INSERT INTO t VALUES (5000, 'after the reset')")
     await pipeline.equal()
     assert record.detail["epoch"] >= 2
+
+
+async def test_h22_a_changed_key_and_the_two_steps_that_mend_it(pipeline: Pipeline) -> None:
+    capture, _ = await few_rows(pipeline)
+    await execute(
+        pipeline.source_url,
+        "ALTER TABLE t ADD COLUMN other int NOT NULL GENERATED ALWAYS AS IDENTITY",
+        "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (other)",
+        "INSERT INTO t VALUES (4000, 'under another key')",
+    )
+    assert await capture.wait() == EXIT_RUNTIME
+    capture.killed = True
+    said = " ".join(capture.log().split())
+    assert "in each target that has it, DROP TABLE the copy of public.t" in said
+    assert said.index("DROP TABLE the copy") < said.index(f"tailrace reset {pipeline.source}")
+    await execute(pipeline.target_url, f"DROP TABLE {TARGET_SCHEMA}.t")
+    await mended(pipeline)
 
 
 @pytest.mark.slow  # tests/integration/test_capture_stops.py has it without the processes

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 
+import psycopg
 import pytest
 
 from consumers.demo.verdict import TableName
@@ -14,6 +16,8 @@ from tests.acceptance.tables import ODD_CHANGES, ODD_ROWS, ODD_TABLES, TYPES
 from tests.harness.log import LogChecker
 from tests.harness.pipeline import STOP_S, TARGET_SCHEMA, Pipeline, execute
 
+LATER_TABLE_S = 3.5  # a topic is noticed within 1 s, the group takes its partitions within another
+
 
 async def test_a_shop_arrives(shop: Shop) -> None:
     await shop.open()
@@ -21,6 +25,31 @@ async def test_a_shop_arrives(shop: Shop) -> None:
         pass
     report = await shop.judge()
     assert report.records > BIG_ROWS
+
+
+async def test_a_table_that_is_made_later_is_there_soon_after_its_first_row(pipeline: Pipeline) -> None:
+    await execute(pipeline.source_url, "CREATE TABLE first (id int PRIMARY KEY)")
+    await pipeline.start_both()
+    await execute(pipeline.source_url, "CREATE TABLE later (id int PRIMARY KEY, v text)")
+
+    async def published() -> bool:
+        found = await pipeline.source_value(
+            "SELECT count(*) FROM pg_publication_tables WHERE tablename = 'later'"
+        )
+        return bool(found)
+
+    await pipeline.until("capture has taken the table in", published)
+    began_s = time.monotonic()
+    await execute(pipeline.source_url, "INSERT INTO later SELECT n, 'v' || n FROM generate_series(1, 100) n")
+
+    async def arrived() -> bool:
+        try:
+            return bool(await pipeline.target_value(f"SELECT count(*) = 100 FROM {TARGET_SCHEMA}.later"))
+        except psycopg.errors.UndefinedTable:
+            return False
+
+    await pipeline.until("its rows are in the target", arrived)
+    assert time.monotonic() - began_s < LATER_TABLE_S
 
 
 async def test_sigterm_finishes_confirms_and_exits_0(pipeline: Pipeline, shop: Shop) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from streamer.config import Config
+from streamer.errors import FatalError
+from streamer.runner import reset_source
 from tests.harness.capture import Capture, capturing, current_lsn, events, fails, run, values
 
 Make = Callable[..., Config]
@@ -70,6 +72,79 @@ async def test_h22_h27_what_the_stream_does_not_tell_is_a_finding(
         await run(database, *(statement.format(name=config.name) for statement in statements))
         await capture.until(lambda: any(finding in found for found in capture.findings))
         assert any("`tailrace reset shop`" in found for found in capture.findings)
+
+
+async def test_h22_what_is_done_while_no_capture_runs_is_found_at_every_later_start(
+    database: str, make_config: Make
+) -> None:
+    await run(
+        database,
+        "CREATE TABLE renamed (id int PRIMARY KEY)",
+        "CREATE TABLE remade (id int PRIMARY KEY)",
+        "CREATE TABLE taken (id int PRIMARY KEY)",
+        "CREATE TABLE retyped (id int PRIMARY KEY, v int, kept int)",
+        "INSERT INTO retyped VALUES (1, 1, 1)",
+        "CREATE TABLE p (id int NOT NULL) PARTITION BY LIST (id)",
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)",
+    )
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await run(database, "CREATE TABLE later (id int PRIMARY KEY, v int)")
+        looks = capture.looks  # one more may be under way; the next publishes it, and one more compares it
+        await capture.until(lambda: capture.looks >= looks + 3)
+    await run(
+        database,
+        "ALTER TABLE renamed RENAME TO other",
+        "DROP TABLE remade",
+        "CREATE TABLE remade (id int PRIMARY KEY)",
+        f"ALTER PUBLICATION {config.name} ADD TABLE remade",
+        f"ALTER PUBLICATION {config.name} DROP TABLE taken",
+        f"ALTER PUBLICATION {config.name} ADD TABLE taken",
+        "ALTER TABLE retyped ALTER v TYPE text USING 'n' || v, ALTER kept TYPE bigint",
+        "ALTER TABLE later RENAME v TO w",
+        "DROP TABLE p1",
+        "VACUUM FULL retyped",
+    )
+    expected = (
+        "public.renamed was renamed to public.other",
+        "public.remade was dropped and made again",
+        "public.taken was taken out of its publication",
+        "column v of public.retyped was integer and is text now",
+        "column v of public.later was renamed to w",
+        "partitions of public.p were attached, detached or dropped",
+    )
+    for _ in range(2):  # a finding is no news that the first look at it swallows
+        async with capturing(config) as capture:
+            await capture.until(lambda c=capture: bool(c.looks))  # type: ignore[misc]
+            for finding in expected:
+                assert sum(finding in found for found in capture.findings) == 1, finding
+            assert len(capture.findings) == len(expected)
+    await reset_source(config, "shop", brokers=config.kafka.brokers)
+    async with capturing(config) as capture:
+        await capture.until(lambda: bool(capture.looks))
+        assert capture.findings == []
+
+
+@pytest.mark.parametrize(
+    ("statements", "what"),
+    [
+        (("DROP PUBLICATION {name}", "CREATE PUBLICATION {name} FOR TABLE t"), "was dropped or made again"),
+        (("ALTER PUBLICATION {name} SET (publish = 'insert')",), "was told to publish other operations"),
+    ],
+)
+async def test_h04_a_publication_changed_while_no_capture_ran_stops_the_source(
+    statements: tuple[str, ...], what: str, database: str, make_config: Make
+) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    config = make_config(database)
+    async with capturing(config):
+        pass
+    await run(database, *(statement.format(name=config.name) for statement in statements))
+    for _ in range(2):
+        error = await fails(config)
+        assert isinstance(error, FatalError)
+        assert f"publication {config.name} {what} after its capture began" in str(error)
+        assert "tailrace reset shop" in str(error)
 
 
 async def test_h22_a_deferrable_key_leaves_the_application_working(database: str, make_config: Make) -> None:

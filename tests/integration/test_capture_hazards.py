@@ -92,7 +92,7 @@ async def test_h04_a_publication_made_again_while_it_is_captured(
     assert capture.task is not None
     await run(database, f"DROP PUBLICATION {config.name}", f"CREATE PUBLICATION {config.name} FOR TABLE t")
     async with asyncio.timeout(WAIT_S):
-        with pytest.raises(FatalError, match="was dropped or made again while it was captured"):
+        with pytest.raises(FatalError, match="was dropped or made again after its capture began"):
             await capture.task
 
 

@@ -125,18 +125,11 @@ async def test_h02_h04_a_cold_copy_restored(
         config = make_config(server.url)
         async with capturing(config):
             pass
-        server.stop()
-        copy = tmp_path / "copy"
-        shutil.copytree(server.data, copy, symlinks=True)
-        server.start()
+        _keep_data(server, tmp_path / "copy")
         async with capturing(config) as capture:
             await run(server.url, "INSERT INTO t VALUES (1)")
             await capture.caught_up()
-        server.stop()
-        for entry in server.data.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        shutil.copytree(copy, server.data, symlinks=True, dirs_exist_ok=True)
-        _same_owner(server.data)
+        _put_back(server, tmp_path / "copy")
         server.start()
         error = await fails(config)
         assert "was restored to an earlier point" in str(error)
@@ -149,10 +142,26 @@ async def test_h02_h04_a_cold_copy_restored(
         server.stop()
 
 
-def _same_owner(folder: Path) -> None:
-    """Copied files belong to whoever ran the copy; the server wants its own user."""
-    owner = folder.stat()
-    for path in folder.rglob("*"):
+def _keep_data(server: PostgresServer, copy: Path) -> None:
+    """A cold copy of the server's data; it runs again afterwards."""
+    server.stop()
+    shutil.copytree(server.data, copy, symlinks=True)
+    server.start()
+
+
+def _put_back(server: PostgresServer, copy: Path, *, recovery: bool = False) -> None:
+    """Stop the server and give it the copy; with `recovery` it starts a timeline of its own from there."""
+    server.stop()
+    for entry in server.data.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    shutil.copytree(copy, server.data, symlinks=True, dirs_exist_ok=True)
+    if recovery:
+        with (server.data / "postgresql.auto.conf").open("a") as settings:
+            settings.write("restore_command = '/bin/false'\n")
+        (server.data / "recovery.signal").touch()
+    # Copied files belong to whoever ran the copy; the server wants its own user.
+    owner = server.data.stat()
+    for path in server.data.rglob("*"):
         shutil.chown(path, owner.st_uid, owner.st_gid)
 
 
@@ -166,21 +175,11 @@ async def test_h02_a_failover_to_a_server_that_lagged(
         config = make_config(server.url)
         async with capturing(config):
             pass
-        server.stop()
-        standby = tmp_path / "standby"
-        shutil.copytree(server.data, standby, symlinks=True)
-        server.start()
+        _keep_data(server, tmp_path / "standby")
         async with capturing(config) as capture:
             await run(server.url, "INSERT INTO t VALUES (1)")
             await capture.caught_up()
-        server.stop()
-        for entry in server.data.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        shutil.copytree(standby, server.data, symlinks=True, dirs_exist_ok=True)
-        with (server.data / "postgresql.auto.conf").open("a") as settings:
-            settings.write("restore_command = '/bin/false'\n")
-        (server.data / "recovery.signal").touch()
-        _same_owner(server.data)
+        _put_back(server, tmp_path / "standby", recovery=True)
         server.start()
         await until(lambda: promoted(server.url))
         await run(server.url, "SELECT pg_switch_wal()", "INSERT INTO t VALUES (2)", "SELECT pg_switch_wal()")
@@ -273,7 +272,7 @@ async def test_a_role_without_replication_is_told_what_it_lacks(
     url = f"postgresql://r_{name}:geheim-{name}@{parts['host']}:{parts['port']}/{name}"
     try:
         error = await fails(make_config(url))
-        assert "REPLICATION" in str(error)
+        assert f'run ALTER ROLE "r_{name}" REPLICATION;' in str(error)
         wrong = await fails(make_config(url.replace("geheim-", "falsch-")))
         assert "password authentication failed" in str(wrong)
         assert "falsch" not in str(wrong)
@@ -323,7 +322,12 @@ async def test_a_row_over_the_message_limit_is_named_and_stops_the_source(
     assert '{"id":2}' in message
     assert "9,000," in message
     assert "kafka.topics.max_message" in message
+    assert "on_oversize" not in message, "what is not built mends nothing"
+    assert "leave its table out with `exclude` in `tables:`" in message
     assert [v["after"]["id"] for v in values(await events(config, "t"))] in ([1], [])
+    without = make_config(database, tables={"public.t": "exclude", "public.*": {}})
+    async with capturing(without) as capture:
+        await capture.caught_up()
 
 
 async def test_a_slot_of_another_plugin_is_not_ours(

@@ -128,21 +128,6 @@ async def test_a_table_without_a_unique_index_on_the_key_is_refused(
         await run.rows(target_database, "SELECT id, name FROM mirror.people", [(1, "a")])
 
 
-async def test_h23_secondary_unique_and_foreign_keys_are_refused_by_name(
-    feeder: Feeder, target_database: str
-) -> None:
-    table = await feeder.table("people", COLUMNS)
-    made = "CREATE TABLE mirror.people (id int PRIMARY KEY, name text CONSTRAINT one_name UNIQUE, note text)"
-    assert "one_name" in await refused(feeder, target_database, table, made)
-    await execute(
-        target_database,
-        "ALTER TABLE mirror.people DROP CONSTRAINT one_name",
-        "CREATE TABLE mirror.child (id int CONSTRAINT to_people REFERENCES mirror.people)",
-    )
-    async with applying(config_of(feeder, target_database)) as run:
-        assert "to_people" in str(await run.fails())
-
-
 async def test_a_table_that_was_there_gets_version_columns(feeder: Feeder, target_database: str) -> None:
     """Wider types stay, the user's own columns too, and rows from before are older than every event."""
     await execute(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
+import orjson
 import psycopg
 import pytest
+from rich.console import Console
 
+from consumers.demo.command import conclude
+from consumers.demo.outcome import Outcome
+from consumers.demo.screen import Screen
 from consumers.demo.verdict import TableName, TableVerdict, compare, compare_schema
 
 DDL = """
@@ -114,3 +120,39 @@ def test_types_kept_as_text_and_columns_of_ours_are_no_difference(urls: tuple[st
         connection.execute("SET TimeZone TO 'UTC'")
         connection.execute("ALTER TABLE mirror.t ALTER COLUMN at TYPE text, ADD COLUMN _tailrace_lsn bigint")
     assert compare_schema(*urls, "mirror").equal
+
+
+@pytest.mark.parametrize(("spoilt", "code", "title"), [(False, 0, "─ equal ─"), (True, 1, "─ NOT EQUAL ─")])
+def test_the_demo_exits_1_when_one_value_differs(
+    spoilt: bool, code: int, title: str, urls: tuple[str, str]
+) -> None:
+    """All else went as it was to go; make passes the exit code on."""
+    if spoilt:
+        with psycopg.connect(urls[1]) as connection:
+            connection.execute("UPDATE mirror.t SET note = 'another' WHERE id = 100")
+    outcome = Outcome(seed=1, seconds=20.0, kills=2, restarts=2, big_rows=100_000, truncates=1)
+    outcome.verdict = compare(*urls, [KEYED, KEYLESS])
+    shown = io.StringIO()
+    console = Console(file=shown, width=100)
+    assert conclude(outcome, Screen(console), console) == code
+    assert title in shown.getvalue()
+    assert ("different at id='100'" in shown.getvalue()) is spoilt
+    printed = io.StringIO()
+    console = Console(file=printed)
+    assert conclude(outcome, Screen(console, quiet=True), console, as_json=True) == code
+    assert orjson.loads(printed.getvalue())["passed"] is not spoilt
+
+
+@pytest.mark.parametrize("shortfall", [{"kills": 1}, {"restarts": 1}, {"big_rows": 0}, {"truncates": 0}])
+def test_the_demo_exits_1_when_it_has_not_been_through_it_all(
+    shortfall: dict[str, int], urls: tuple[str, str]
+) -> None:
+    done = {"kills": 2, "restarts": 2, "big_rows": 100_000, "truncates": 1} | shortfall
+    outcome = Outcome(seed=1, seconds=20.0, verdict=compare(*urls, [KEYED]), **done)
+    console = Console(file=io.StringIO(), width=100)
+    assert conclude(outcome, Screen(console), console) == 1
+
+
+def test_the_time_in_all_holds_the_start() -> None:
+    facts = Outcome(seed=7, seconds=20.0, startup_s=9.6, total_s=41.2).facts()
+    assert "time         41 s in all, 10 s of them to start everything; seed 7" in facts

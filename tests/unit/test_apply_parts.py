@@ -13,10 +13,10 @@ import pytest
 
 from consumers.apply.feed import topic_pattern
 from consumers.apply.latency import Latency
-from consumers.apply.members import client_id, is_dead
 from consumers.targets.postgres_arrays import encoder_for, plain, quoted
 from streamer.config import parse
 from streamer.errors import BadRecordError
+from streamer.members import client_id, is_dead
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_values_of_another_shape_are_bad_records(kind: str, value: object) -> No
 
 
 def test_only_an_ended_process_of_this_host_is_dead() -> None:
-    assert not is_dead(client_id())
-    code = "from consumers.apply.members import client_id; print(client_id())"
+    assert not is_dead(client_id("apply"))
+    code = "from streamer.members import client_id; print(client_id('apply'))"
     ended = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout.strip()
     assert is_dead(ended)
     assert not is_dead(ended.replace("tailrace-apply/", "tailrace-apply/elsewhere."))
-    assert is_dead(client_id() + "0")  # the pid is another process's by now
+    assert is_dead(client_id("apply") + "0")  # the pid is another process's by now
     assert not is_dead("aiokafka-0.14.0")
-    assert str(os.getpid()) in client_id()
+    assert str(os.getpid()) in client_id("apply")
 
 
 def test_latency_is_split_and_forgotten() -> None:

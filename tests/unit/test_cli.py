@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 import pytest
-import structlog
 
 from consumers.cli import app
 from streamer import __version__
@@ -28,6 +29,15 @@ flows:
 """
 
 
+ROOT = Path(__file__).parents[2]
+
+# Slow to import, and of no use to `--help`. (typer itself reads options with pydantic.)
+HEAVY = {
+    *("aiokafka", "asyncio", "prometheus_client", "psycopg", "redis", "rich", "sqlalchemy"),
+    *("uvloop", "yaml", "consumers.apply", "consumers.targets", "streamer.config", "streamer.postgres"),
+}
+
+
 @pytest.fixture(autouse=True)
 def restore_logging() -> Iterator[None]:
     root = logging.getLogger()
@@ -35,7 +45,6 @@ def restore_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -53,6 +62,29 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for command in ["run", "status", "lag", "capture", "apply", "reset", "init", "doctor", "sandbox", "demo"]:
         assert f"\n  {command} " in shown
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["capture", "--help"], ["nonsense"]])
+def test_help_and_a_mistyped_command_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from consumers.cli import app; from streamer.cli import run_command; "
+        f"run_command(app, {arguments}); print(*sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert HEAVY & set(answer.stdout.split()) == set()
+
+
+def test_the_list_of_commands_fits_eighty_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for arguments in (["--help"], ["sandbox", "--help"]):
+        assert run_command(app, arguments) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        assert [line for line in lines if line.endswith("...") and "ARGS" not in line] == []
 
 
 @pytest.mark.parametrize("command", ["run", "status", "lag", "capture", "apply", "reset", "doctor", "init"])
@@ -75,6 +107,12 @@ def test_every_command_takes_config_and_json(command: str, capsys: pytest.Captur
         ["status", "--log-format", "xml"],
         ["status", "--log-level", "loud"],
         ["status", "-c", "/nonexistent/tailrace.yaml"],
+        ["sandbox", "up", "--kafka", "2"],
+        ["sandbox", "up", "--postgres", "99"],
+        ["sandbox", "up", "--valkey", "-1"],
+        ["sandbox", "up", "--keep"],
+        ["capture", "shop", "--metrics-port", "70000"],
+        ["demo", "--seconds", "1"],
     ],
 )
 def test_usage_errors_exit_64(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,12 +121,53 @@ def test_usage_errors_exit_64(arguments: list[str], capsys: pytest.CaptureFixtur
     assert captured.out == ""
     assert captured.err
     assert "Traceback" not in captured.err
+    assert run_command(app, [*arguments, "--json"]) == 64
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    error = orjson.loads(captured.err)["error"]
+    assert error["exit_code"] == 64
+    assert error["what"]
+    assert error["fix"]
 
 
-def test_a_source_that_is_not_there(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["capture", "shp"], ["reset", "shp", "--yes"]):
-        assert run_command(app, [*command, "-c", str(config)]) == 64
-        assert "shp" in capsys.readouterr().err
+def test_every_fault_of_a_config_is_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "tailrace.yaml"
+    surplus = "".join(f"key{n}: 1\n" for n in range(30))
+    path.write_text(CONFIG + surplus)
+    assert run_command(app, ["status", "-c", str(path), "--json"]) == 64
+    problems = orjson.loads(capsys.readouterr().err)["error"]["problems"]
+    assert [p["what"] for p in problems] == [f"unknown key 'key{n}'" for n in range(30)]
+    assert all(p["where"].startswith(f"{path}:") for p in problems)
+    assert run_command(app, ["doctor", "-c", str(path), "--json"]) == 64
+    assert len(orjson.loads(capsys.readouterr().out)["checks"]) == 30
+    assert run_command(app, ["status", "-c", str(path)]) == 64
+    shown = capsys.readouterr().err
+    assert "unknown key 'key19'" in shown
+    assert "and 10 more: `--json` has them all" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "names", "near"),
+    [
+        (["capture", "shp"], "source", "shop", "shop"),
+        (["reset", "shp", "--yes"], "source", "shop", "shop"),
+        (["apply", "warehose"], "target", "warehouse", "warehouse"),
+        (["apply", "xyz"], "target", "warehouse", ""),
+    ],
+)
+def test_a_name_that_the_file_does_not_have(
+    arguments: list[str],
+    kind: str,
+    names: str,
+    near: str,
+    config: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_command(app, [*arguments, "-c", str(config)]) == 64
+    shown = capsys.readouterr().err
+    assert f"{config}: there is no {kind} {arguments[1]!r}" in shown
+    assert f"the file's {kind}s: {names}" in shown
+    assert (f"did you mean {near!r}?" in shown) is bool(near)
 
 
 def test_reset_asks(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +181,7 @@ def test_kafka_unreachable(command: str, config: Path, capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert CLOSED in captured.err
     assert "check that the brokers run" in captured.err
+    assert "by itself" not in captured.err, "nothing goes on after this command"
     assert "Traceback" not in captured.err
     assert "hunter2" not in captured.err
 
@@ -125,11 +205,9 @@ def test_an_embedded_kafka_that_never_ran(tmp_path: Path, capsys: pytest.Capture
 
 def test_nothing_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "tailrace.yaml"
-    source = (
-        'game: {kind: redis, url: "redis://h", entities: {players: {pattern: "player:{id}", type: string}}}'
-    )
+    source = "wiki: {kind: pull, connector: http_json, entities: {pages: {get: /pages, key: [id]}}}"
     path.write_text(f"name: acme\nsources:\n  {source}\n")
     assert run_command(app, ["run", "-c", str(path)]) == 64
     shown = capsys.readouterr().err
     assert "nothing to run" in shown
-    assert "a redis source is not built yet" in shown
+    assert "a pull source is not built yet" in shown

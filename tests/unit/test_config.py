@@ -196,6 +196,16 @@ def test_two_problems_are_both_told_in_the_order_of_the_file() -> None:
     assert message.index("'tabels'") < message.index("'too'")
 
 
+def test_unknown_keys_hide_no_other_fault_beside_or_below_them() -> None:
+    text = changed(
+        "    tables", "    tabels: 1\n    heartbeat: soon\n    slot: {nme: x, wal_warn: 5q}\n    tables"
+    )
+    message = mistake(text)
+    for word in ("'tabels'", "'nme'", "sources.shop.heartbeat", "sources.shop.slot.wal_warn"):
+        assert word in message
+    assert "hunter2" not in message
+
+
 def test_a_file_without_sources() -> None:
     assert "there are no sources" in mistake("name: acme\n")
     assert "holds no keys" in mistake("")
@@ -373,7 +383,7 @@ def test_names_in_the_reference_are_checked(old: str, new: str, word: str) -> No
     with pytest.raises(ConfigFileError) as caught:
         parse(text.replace(old, new), Path("t.yaml"), environ=ENVIRON)
     assert word in str(caught.value)
-    assert caught.value.problems[0].line == line
+    assert caught.value.problems[0].where == f"t.yaml:{line}"
 
 
 def test_the_reference_is_plain_yaml_for_other_tools() -> None:

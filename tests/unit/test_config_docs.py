@@ -10,14 +10,19 @@ from pydantic_core import PydanticUndefined
 
 from streamer.config import (
     Batch,
+    Chunk,
     Defaults,
+    Embedding,
     Flow,
     Kafka,
     PostgresSource,
     PostgresTarget,
+    RedisEntity,
+    RedisSource,
     Security,
     Slot,
     Topics,
+    VectorTarget,
 )
 from streamer.config.base import NAME_KEY, Model
 from streamer.config.sources import Publication, Snapshot
@@ -33,9 +38,14 @@ PARTS: list[tuple[str, type[Model]]] = [
     ("slot.", Slot),
     ("publication.", Publication),
     ("snapshot.", Snapshot),
+    ("", RedisSource),
+    ("", RedisEntity),
     ("", PostgresTarget),
     ("batch.", Batch),
+    ("", VectorTarget),
+    ("embedding.", Embedding),
     ("", Flow),
+    ("chunk.", Chunk),
 ]
 
 

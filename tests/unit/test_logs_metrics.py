@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import orjson
 import pytest
-import structlog
 
 from streamer import logs, metrics
 from streamer.errors import ConfigError
@@ -23,7 +22,6 @@ def restore_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    structlog.reset_defaults()
 
 
 @pytest.mark.parametrize(
@@ -52,13 +50,28 @@ def test_ordinary_text_is_left_alone() -> None:
 def test_json_lines() -> None:
     out = io.StringIO()
     logs.setup("json", stream=out)
-    structlog.get_logger("x").warning("lost postgresql://a:hunter2@h/db", password="hunter2", rows=3)
+    logs.Log("x").warning("lost postgresql://a:hunter2@h/db", password="hunter2", rows=3)
     logging.getLogger("library").info("from %s", "elsewhere")
-    structlog.get_logger("x").debug("not shown")
+    logs.Log("x").debug("not shown")
     first, second = [orjson.loads(line) for line in out.getvalue().splitlines()]
     assert first["message"] == "lost postgresql://a:***@h/db"
     assert (first["level"], first["password"], first["rows"]) == ("warning", "***", 3)
     assert second["message"] == "from elsewhere"
+
+
+@pytest.mark.usefixtures("restore_logging")
+def test_lines_for_people() -> None:
+    out = io.StringIO()
+    logs.setup("human", stream=out)
+    logs.Log("x").info(
+        "100% done", rows=3, table="public.order lines", reason="", state="ok", token="hunter2"
+    )
+    logging.getLogger("library").warning("at postgresql://a:hunter2@h/db")
+    first, second = out.getvalue().splitlines()
+    assert (
+        first[8:] == " [info     ] 100% done rows=3 table='public.order lines' reason='' state=ok token=***"
+    )
+    assert second[8:] == " [warning  ] at postgresql://a:***@h/db"
 
 
 @pytest.mark.usefixtures("restore_logging")
@@ -68,7 +81,7 @@ def test_secrets_in_a_traceback() -> None:
     try:
         raise ValueError("postgresql://a:hunter2@h/db")
     except ValueError:
-        structlog.get_logger("x").exception("failed")
+        logs.Log("x").exception("failed")
     assert "hunter2" not in out.getvalue()
     assert "ValueError" in out.getvalue()
 

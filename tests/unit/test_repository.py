@@ -77,10 +77,11 @@ COMMANDS = dict(subcommands(Group))
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_tailrace_command_on_a_page_exists(page: Path) -> None:
     for line in spans(page.read_text(encoding="utf-8")):
-        found = re.match(r"(?:\S*/)?tailrace ([a-z]+)(?: (up|down)\b)?(.*)", line)
+        found = re.match(r"(?:\S*/)?tailrace ([a-z][a-z-]*)(?: ([a-z]+)\b)?(.*)", line)
         if found is None:
             continue
-        name = found[1] + (f" {found[2]}" if found[2] else "")
+        grouped = any(name.startswith(f"{found[1]} ") for name in COMMANDS)
+        name = f"{found[1]} {found[2]}" if grouped and found[2] else found[1]
         assert name in COMMANDS, f"{page.name}: {line}"
         for option in re.findall(r"(?<!\S)\[?(--?[a-z][a-z-]*)", found[3]):
             assert option in COMMANDS[name], f"{page.name}: {line}"
@@ -88,9 +89,9 @@ def test_every_tailrace_command_on_a_page_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_make_target_on_a_page_exists(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", MAKEFILE, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
     for line in spans(page.read_text(encoding="utf-8")):
-        if found := re.match(r"make ([a-z]+)((?: [A-Z_]+=\S*)*)", line):
+        if found := re.match(r"make ([a-z][a-z-]*)((?: [A-Z_]+=\S*)*)", line):
             assert found[1] in targets, f"{page.name}: {line}"
             for variable in re.findall(r"([A-Z_]+)=", found[2]):
                 assert f"$({variable})" in MAKEFILE, f"{page.name}: {line}"
@@ -150,6 +151,14 @@ def versions(name: str) -> list[tuple[str, str]]:
 
 def required(requirements: list[str]) -> set[str]:
     return {re.split(r"[^\w.-]", text)[0].lower().replace("_", "-") for text in requirements}
+
+
+def test_every_test_that_the_readme_names_is_there() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(named) > 10
+    for name in named:
+        assert f"def {name}(" in tests, name
 
 
 def hazards_tested() -> dict[int, set[str]]:

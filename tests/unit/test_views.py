@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,20 @@ def test_all_is_well(config: Config) -> None:
         assert shown in screen
 
 
+def test_eighty_columns_cut_no_header_and_no_figure(config: Config) -> None:
+    """The tables leave columns out instead."""
+    times = {f"{stage}{p}": 123.4 for stage in ("", "capture_", "kafka_", "apply_") for p in ("p50", "p99")}
+    status = build(config, capture(), apply({"applied": 1_234_567, "latency_ms": times}))
+    shown = text(status, width=80)
+    assert "…" not in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+    for word in ("mirror", "streaming", "1,234,567", "POSITION", "BEHIND", "SLOT KEEPS", "123.4 / 123.4"):
+        assert word in shown
+    wide = text(status, width=140)
+    for word in ("EPOCH", "warehouse.mirror", "123.4 ms / 123.4 ms", "SECONDS"):
+        assert word in wide
+
+
 def test_nothing_runs(config: Config) -> None:
     status = build(config)
     assert status.exit_code == 1
@@ -167,6 +182,14 @@ def test_the_states_of_a_flow(config: Config, flow: dict[str, Any], state: str, 
         assert state in status.verdict
 
 
+def test_what_is_held_is_said_once_for_two_processes(config: Config) -> None:
+    gate = {"topic": "shop.public.orders", "kind": "truncate", "rows": 7, "table_rows": 7, "since_us": 1}
+    flow = {"state": "held", "reason": "7 of 7 rows", "held": [gate]}
+    status = build(config, capture(), apply(flow), apply(flow, instance="other-2", pid=2))
+    assert status.flows[0]["held"] == [gate]
+    assert status.verdict == "flow mirror is HELD: 7 of 7 rows"
+
+
 def test_a_waiting_source_stalls_its_flows_and_is_said_once(config: Config) -> None:
     status = build(config, capture(state="waiting", reason="source away\n  -> start it"), apply())
     assert status.flows[0]["state"] == "STALLED"
@@ -180,7 +203,9 @@ def test_the_worst_comes_first(config: Config) -> None:
     assert status.verdict == "capture:shop: slot gone"
     assert status.sources[0]["state"] == "error"
     later = capture(state="error", reason="slot gone", ended=True, seen_us=NOW_US - 600 * S)
-    assert build(config, later, apply()).verdict == "capture:shop: slot gone", "an error does not fade"
+    assert build(config, later, apply()).verdict == "capture:shop ended 10m ago: slot gone", (
+        "nor does it fade"
+    )
 
 
 def test_much_wal_is_a_finding(config: Config) -> None:
@@ -205,6 +230,21 @@ def test_one_that_was_started_again_hides_the_silent_one(config: Config) -> None
     assert status.exit_code == 0
     assert [p["instance"] for p in status.parts] == ["host-2", "host-1"]
     assert status.flows[0]["captured"] == 20, "both have counted"
+
+
+def test_what_a_killed_process_said_last_is_not_the_state_of_the_one_that_follows(config: Config) -> None:
+    """It is not silent yet, and its successor has not spoken of its flows."""
+    at_us = NOW_US - 3 * S
+    died = apply({"state": "error", "reason": "a row was refused"}, at_us=at_us, seen_us=at_us)
+    begun = apply(instance="host-2", pid=2, started_us=NOW_US - 2 * S, state="starting", detail={"flows": {}})
+    status = build(config, capture(), died, replace(begun, detail={}))
+    assert [p["instance"] for p in status.parts if p["part"] == "apply:warehouse"] == ["host-2"]
+    [flow] = status.flows
+    assert (flow["state"], flow["lag_records"]) == ("UNKNOWN", None)
+    assert "does not report it yet" in flow["reason"]
+    assert "a row was refused" not in str(status.plain())
+    busy = build(config, capture(), died, replace(begun, started_us=at_us - S))
+    assert busy.flows[0]["state"] == "ERROR", "both may run: the second began while the first still spoke"
 
 
 def test_a_silent_one_elsewhere_is_told_and_is_no_finding(config: Config) -> None:
