@@ -70,6 +70,10 @@ class _Database:
         self._fullmatch = re.compile(rb"(?!)").fullmatch
         self.globs: list[bytes] = []
 
+    @property
+    def shared(self) -> list[bytes]:
+        return list(self._fixed)
+
     def add(self, entity: PlainEntity) -> None:
         self._entities.append(entity)
 
@@ -173,6 +177,11 @@ class Entities:
     def match(self, db: int, key: bytes) -> Match | None:
         database = self._databases.get(db)
         return database.match(db, key) if database is not None else None
+
+    def shared(self) -> list[Match]:
+        """The keys that all rows of a pivot come from, in every database."""
+        found = [self.match(db, key) for db, database in self._databases.items() for key in database.shared]
+        return [match for match in found if match is not None]
 
     @property
     def records(self) -> dict[str, SchemaRecord]:

@@ -111,6 +111,9 @@ class Heal:
 
     async def _scan(self, progress: ScanProgress) -> bool:
         match = self._entities.match
+        # First those that all rows of a pivot share: rows that are read ahead of them have to wait for them.
+        await self._read(self._entities.shared(), scan=True)
+        await self._large.drained(lambda: self._abandoned)
         async with aclosing(full(self._connection, self._entities.globs())) as batches:
             async for db, keys in batches:
                 progress.keys += len(keys)

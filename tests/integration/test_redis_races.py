@@ -145,3 +145,22 @@ async def test_a_scan_reads_the_rows_of_members_that_have_not_changed(
     async with capturing_redis(config):
         found = await until_count(config, "leaderboard", LARGE + 2)
     assert found.rows[b'{"user_id":"u2"}'] == {"user_id": "u2", "daily": 2, "weekly": None, "name": None}
+
+
+@pytest.mark.usefixtures("clean_game_topics")
+async def test_a_first_copy_begins_with_the_keys_that_rows_share(
+    redis_server: ValkeyServer,
+    client: aioredis.Redis,
+    make_redis_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that rows do not wait for them, however many there are."""
+    monkeypatch.setattr(ahead, "ROWS_LIMIT", 10)
+    await client.zadd("board:daily", {f"u{n}": n for n in range(300)})
+    async with client.pipeline() as pipe:
+        for n in range(300):
+            pipe.hset(f"user:u{n}", "name", f"name {n}")
+        await pipe.execute()
+    async with capturing_redis(make_redis_config(redis_server.url, PIVOT)) as capture:
+        await until_count(capture.config, "leaderboard", 300)
+        assert capture.detail("gaps_seen") == 0

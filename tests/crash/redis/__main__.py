@@ -17,7 +17,7 @@ from streamer.sandbox import Sandbox
 from tests.crash.redis.faults import FAULTS
 from tests.crash.redis.run import BIG_MEMBERS, EQUAL_S, LOAD_S, OPS_PER_S, RedisCrashRun, Score
 
-TABLE_WIDTH = 130  # characters; also where the output goes to a file
+TABLE_WIDTH = 150  # characters; also where the output goes to a file
 
 
 def main() -> int:

@@ -28,11 +28,13 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Expected:
-    """By entity. `anything`: rows that keep what was published last, as their value cannot be used.
+    """By entity. `anything`: rows that keep what was published last, as their value cannot be used;
+    `unread`: entities of which that is so in a whole database.
     `logs`: (db, id) of streams that are there; entries that were trimmed stay in their topic."""
 
     rows: dict[str, dict[RowKey, Row]] = field(default_factory=dict)
     anything: set[tuple[str, RowKey]] = field(default_factory=set)
+    unread: set[tuple[str, int]] = field(default_factory=set)
     logs: set[RowKey] = field(default_factory=set)
 
 
@@ -207,6 +209,9 @@ _FAMILIES = {
 def _leaders(expected: Expected, db: int, keys: Mapping[bytes, _Key]) -> None:
     """The pivot: who is on a board, with what other keys say of him."""
     rows = expected.rows.setdefault("leaders", {})
+    if any(name in keys and keys[name].type != "zset" for name in (DAILY, WEEKLY)):
+        expected.unread.add(("leaders", db))
+        return
     boards = [dict(keys[name].value) if name in keys else {} for name in (DAILY, WEEKLY)]
     names = keys[NAMES].value if NAMES in keys else {}
     for name, kind in ((b"user", "hash"), (b"note", "string")):

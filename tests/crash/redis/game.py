@@ -63,4 +63,9 @@ FAMILIES: dict[bytes, str] = {
     b"log": "stream",
 }
 DAILY, WEEKLY, BIG, NAMES = b"board:daily", b"board:weekly", b"board:big", b"names"
-FIXED = (DAILY, WEEKLY, BIG, NAMES)  # never of another type: a pivot's row that cannot be read proves nothing
+FIXED = (
+    DAILY,
+    WEEKLY,
+    BIG,
+    NAMES,
+)  # seldom of another type: a pivot's row that cannot be read proves nothing
