@@ -28,7 +28,7 @@ COMPAT_REDIS_TESTS := $(addprefix tests/integration/test_redis_,watch.py signs.p
 	capture.py)
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test slow crash crash-redis bench lint format compat lock clean
+.PHONY: help install demo test thorough slow crash crash-redis bench lint format compat lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -67,6 +67,9 @@ demo: install ## two Postgres, a Kafka, a shop at work, two kills, a verdict; KE
 test: install ## the fast suite on real servers, under 5 minutes
 	$(PYTHON) -m pytest $(WORKERS)
 
+thorough: install ## the whole matrix on real servers, beside what `make test` has; CI runs it
+	$(PYTHON) -m pytest $(WORKERS) -m 'thorough and not slow'
+
 slow: install ## the long tests: outages of a minute, 5 million rows, cut lines
 	$(PYTHON) -m pytest -m slow
 
@@ -92,10 +95,10 @@ format: install ## ruff's formatting and its safe corrections
 compat: install ## an older PostgreSQL as source and as target (15; POSTGRES_BIN=DIR for another), Redis 7 as a source
 	@test -x $(POSTGRES_BIN)/initdb || { \
 		echo "error: no initdb in $(POSTGRES_BIN); apt install postgresql-15, or set POSTGRES_BIN" >&2; exit 1; }
-	$(PYTHON) -m pytest $(WORKERS) $(COMPAT_TESTS) $(addprefix --deselect ,$(COMPAT_NOT)) --postgres-bin $(POSTGRES_BIN)
+	$(PYTHON) -m pytest $(WORKERS) -m 'not slow' $(COMPAT_TESTS) $(addprefix --deselect ,$(COMPAT_NOT)) --postgres-bin $(POSTGRES_BIN)
 	@test -x $(REDIS_SERVER) || { \
 		echo "error: no $(REDIS_SERVER); apt install redis-server, or set REDIS_SERVER" >&2; exit 1; }
-	$(PYTHON) -m pytest $(WORKERS) $(COMPAT_REDIS_TESTS) --redis-server $(REDIS_SERVER)
+	$(PYTHON) -m pytest $(WORKERS) -m 'not slow' $(COMPAT_REDIS_TESTS) --redis-server $(REDIS_SERVER)
 
 # Two files from pyproject.toml: everything, and what a process of Tailrace needs to run (the Dockerfile's).
 # Both name versions and hashes, and no index.

@@ -5,23 +5,27 @@ Draws only. The worst thing comes first, in one sentence; figures that are unkno
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType, RenderResult
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from consumers.views import UNKNOWN, FlowState, Status, duration, size
+from consumers.views import UNKNOWN, Finding, FlowState, Status, duration, size
 
 FINDINGS_LIMIT = 10  # below the verdict; more is a list to read in --json
 REASON_LINES = 4
 GAP = 2  # between columns; rich does not count the last one
 UNBOUNDED = 10_000  # columns: what a table would take if it could
+PARTITIONS_LIMIT = 10  # of those behind, the worst: all is one screen, and more is a list to read in --json
+FLOW_CHARS = 24  # a longer name is cut in the middle
+TOPIC_CHARS = 36
 COUNTED = "captured and applied: rows counted by each process since its own start"
 
 _COLOURS = {
@@ -69,35 +73,54 @@ def run_screen(status: Status) -> RenderableType:
 
 
 def lag_screen(status: Status, lag: Mapping[str, Any]) -> RenderableType:
-    blocks: list[RenderableType] = [_verdict(status, findings=False), _stages(lag)]
-    partitions = _partitions(lag)
-    if partitions.row_count:
-        blocks.append(partitions)
+    blocks: list[RenderableType] = [_verdict(status, findings=False), _stages(lag), *_partitions(lag)]
     return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
 
 
 def _verdict(status: Status, *, findings: bool = True) -> RenderableType:
     worst = status.findings[0] if status.findings else None
-    if worst is None:
-        return Text(f"✓ {status.name}: {status.verdict}", style="bold green")
+    if worst is None or status.is_well:
+        well = Text(f"✓ {status.name}: {status.verdict}", style="bold green")
+        return Group(well, *(_findings(status.findings) if findings else []))
     style = "bold red" if worst.counts else "bold yellow"
     blocks: list[RenderableType] = [Text(f"{'✗' if worst.counts else '!'} {status.verdict}", style=style)]
     rest = worst.text.split("\n")[1:]
     blocks += [Text(f"  {line.strip()}", style="cyan") for line in rest[:REASON_LINES]]
-    if findings:
-        for finding in status.findings[1 : FINDINGS_LIMIT + 1]:
-            first, *more = finding.text.split("\n")
-            blocks.append(
-                Text(
-                    f"  {'✗' if finding.counts else '!'} {first}", style="red" if finding.counts else "yellow"
-                )
-            )
-            blocks += [Text(f"    {line.strip()}", style="cyan") for line in more[:REASON_LINES]]
-        if len(status.findings) > FINDINGS_LIMIT + 1:
-            blocks.append(
-                Text(f"  and {len(status.findings) - FINDINGS_LIMIT - 1} more: see --json", style="dim")
-            )
-    return Group(*blocks)
+    return Group(*blocks, *(_findings(status.findings[1:]) if findings else []))
+
+
+def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
+    """Those below the verdict."""
+    lines: list[RenderableType] = []
+    for finding in findings[:FINDINGS_LIMIT]:
+        first, *more = finding.text.split("\n")
+        style = "red" if finding.counts else "yellow"
+        lines.append(Text(f"  {'✗' if finding.counts else '!'} {first}", style=style))
+        lines += [Text(f"    {line.strip()}", style="cyan") for line in more[:REASON_LINES]]
+    if len(findings) > FINDINGS_LIMIT:
+        lines.append(Text(f"  and {len(findings) - FINDINGS_LIMIT} more: see --json", style="dim"))
+    return lines
+
+
+def short_names(names: Iterable[str], limit: int) -> dict[str, str]:
+    """Each name in `limit` characters, cut in the middle, or in as many more as keep them apart."""
+    found: dict[str, str] = {}
+    left, chars = set(names), limit
+    while left:
+        cut = {name: _cut(name, chars) for name in left}
+        taken = Counter([*cut.values(), *found.values()])
+        clear = {name: short for name, short in cut.items() if taken[short] == 1}
+        found |= clear
+        left -= clear.keys()
+        chars += 1
+    return found
+
+
+def _cut(name: str, chars: int) -> str:
+    if len(name) <= chars:
+        return name
+    head = (chars - 1) // 2
+    return f"{name[:head]}…{name[head + 1 - chars :]}"
 
 
 class _Fitting:
@@ -117,7 +140,8 @@ class _Fitting:
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim", pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=column in right)
+        justify: JustifyMethod = "right" if column in right else "left"
+        table.add_column(column, justify=justify, no_wrap=column in right, overflow="fold")
     return table
 
 
@@ -147,10 +171,11 @@ def _flows(status: Status) -> RenderableType:
     )
     table.caption = COUNTED
     table.caption_justify = "left"
+    names = short_names((flow["name"] for flow in status.flows), FLOW_CHARS)
     for flow in sorted(status.flows, key=lambda f: -list(FlowState).index(f["state"])):
         latency = flow["latency_ms"] or {}
         table.add_row(
-            escape(flow["name"]),
+            escape(names[flow["name"]]),
             _state(flow["state"]),
             _count(flow["captured"]),
             _count(flow["applied"]),
@@ -239,9 +264,10 @@ def _stages(lag: Mapping[str, Any]) -> RenderableType:
     narrow = _table("FLOW", "STATE", *STAGES, right=STAGES)
     narrow.caption = "commit to commit in ms, p50 / p99 of the last minute, and its parts"
     table.caption_justify = narrow.caption_justify = "left"
+    names = short_names((flow["name"] for flow in lag["flows"]), FLOW_CHARS)
     for flow in lag["flows"]:
         parts = [flow[stage.lower()] for stage in STAGES]
-        name, state = escape(flow["name"]), _state(flow["state"])
+        name, state = escape(names[flow["name"]]), _state(flow["state"])
         times = [f"{_milliseconds(part['p50_ms'])} / {_milliseconds(part['p99_ms'])}" for part in parts]
         table.add_row(name, state, _count(flow["lag_records"]), seconds(flow["lag_s"]), *times)
         short = [time.removesuffix(" ms").replace(" ms /", " /") for time in times]
@@ -249,29 +275,38 @@ def _stages(lag: Mapping[str, Any]) -> RenderableType:
     return _Fitting(table, narrow)
 
 
-def _partitions(lag: Mapping[str, Any]) -> Table:
-    table = _table(
-        "FLOW",
-        "TOPIC",
-        "PARTITION",
-        "OFFSET",
-        "END",
-        "RECORDS",
-        "SECONDS",
-        right=("PARTITION", "OFFSET", "END", "RECORDS", "SECONDS"),
-    )
-    for flow in lag["flows"]:
-        for place in flow["partitions"]:
-            table.add_row(
-                escape(flow["name"]),
-                escape(place["topic"]),
-                str(place["partition"]),
-                _count(place.get("offset")),
-                _count(place.get("end")),
-                _count(place.get("lag_records")),
-                seconds(place.get("lag_s")),
-            )
-    return table
+def _partitions(lag: Mapping[str, Any]) -> list[RenderableType]:
+    """The worst of those that are behind, and how many there are besides."""
+    places = [(flow["name"], place) for flow in lag["flows"] for place in flow["partitions"]]
+    behind = [(flow, place) for flow, place in places if place.get("lag_records") != 0]
+    behind.sort(key=lambda row: (-(row[1].get("lag_s") or 0), -(row[1].get("lag_records") or 0)))
+    worst = behind[:PARTITIONS_LIMIT]
+    blocks: list[RenderableType] = [_worst(worst)] if worst else []
+    more, at_end = len(behind) - len(worst), len(places) - len(behind)
+    words = [f"{more} more behind"] if more else []
+    words += [f"{at_end} {'partition' if at_end == 1 else 'partitions'} at their end"] if at_end else []
+    if words:
+        joined = " and ".join(words)
+        blocks.append(Text(f"{'... and ' if worst else ''}{joined}; --json has all", style="dim"))
+    return [Group(*blocks)] if blocks else []
+
+
+def _worst(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> RenderableType:
+    figures = ("PARTITION", "OFFSET", "END", "RECORDS", "SECONDS")
+    table = _table("FLOW", "TOPIC", *figures, right=figures)
+    flows = short_names((flow for flow, _ in rows), FLOW_CHARS)
+    topics = short_names((place["topic"] for _, place in rows), TOPIC_CHARS)
+    for flow, place in rows:
+        table.add_row(
+            escape(flows[flow]),
+            escape(topics[place["topic"]]),
+            str(place["partition"]),
+            _count(place.get("offset")),
+            _count(place.get("end")),
+            _count(place.get("lag_records")),
+            seconds(place.get("lag_s")),
+        )
+    return _Fitting(table, _without(table, "OFFSET", "END"))
 
 
 def _state(state: str) -> Text:

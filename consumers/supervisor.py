@@ -155,7 +155,8 @@ class Child:
             )
         except OSError as error:
             return Ending(f"the process cannot be started: {error.strerror}")
-        self._set(state="running", pid=process.pid, started_us=now_us())
+        reason = first_line(self.state.reason)  # what mends it is no advice any more: it runs
+        self._set(state="running", pid=process.pid, started_us=now_us(), reason=reason)
         assert process.stderr is not None
         reading = asyncio.create_task(self._read(process.stderr), name=f"log of {self.state.part}")
         ended = asyncio.create_task(process.wait(), name=f"end of {self.state.part}")
@@ -211,6 +212,11 @@ class Child:
         self._changed(self.state)
 
 
+def first_line(reason: str) -> str:
+    """What happened, without what a person was to do about it."""
+    return reason.split("\n", 1)[0]
+
+
 def _changed(before: PartState, changes: dict[str, Any]) -> PartState:
     if changes.get("state", before.state) != before.state:
         changes["since_us"] = now_us()
@@ -256,7 +262,8 @@ class EmbeddedKafka:
     async def _run_once(self, stop: asyncio.Event) -> None:
         await asyncio.to_thread(self._server.start)
         pid = await asyncio.to_thread(lambda: self._server.pid)
-        self._set(state="running", pid=pid, started_us=now_us(), next_try_us=None)
+        reason = first_line(self.state.reason)
+        self._set(state="running", pid=pid, started_us=now_us(), next_try_us=None, reason=reason)
         self.ready.set()
         while not await stopped_within(stop, KAFKA_POLL_S):
             if not await asyncio.to_thread(lambda: self._server.running):

@@ -84,9 +84,10 @@ class Part:
     def __post_init__(self) -> None:
         self.speaker = max(self.records, key=self._weight) if self.records else None
 
-    def _weight(self, record: StatusRecord) -> tuple[bool, bool, int]:
+    def _weight(self, record: StatusRecord) -> tuple[bool, bool, bool, int]:
         live = self.live(record)
-        return (live, live and record.state != State.STANDBY, record.started_us)
+        fallen = not live and record.state == State.ERROR
+        return (live, live and record.state != State.STANDBY, fallen, record.started_us)
 
     def _age(self, record: StatusRecord) -> str:
         return duration(record.age_s(self.at_us))
@@ -97,6 +98,12 @@ class Part:
     @property
     def living(self) -> list[StatusRecord]:
         return [r for r in self.records if self.live(r)]
+
+    @property
+    def is_partly_well(self) -> bool:
+        """Its error is that of flows which have stopped: each flow tells its own, and the others go on."""
+        speaker = self.speaker
+        return speaker is not None and self.live(speaker) and _is_of_flows(speaker)
 
     def problem(self, how_to_start: str) -> tuple[FlowState, str] | None:
         """What is wrong with the part as a whole."""
@@ -122,15 +129,17 @@ class Part:
 def shown(records: Iterable[StatusRecord], at_us: int) -> list[StatusRecord]:
     """Without the instances that a later one of the same part has taken the place of.
 
-    What ended is replaced by any that began later, or lives; what fell quiet, by one that began after
-    its last word on the same host: there it was started again.
+    What ended is replaced by any that began later, or lives; what ended with an error, by one that lives or
+    began after its last word: one that was stopped beside it has mended nothing. What fell quiet is replaced
+    by one that began after its last word on the same host: there it was started again.
     """
     records = list(records)
 
     def replaced(old: StatusRecord) -> bool:
         others = [r for r in records if r.part == old.part and r is not old]
         if old.ended:
-            return any(r.started_us > old.started_us or not (r.ended or r.silent(at_us)) for r in others)
+            after_us = old.at_us if old.state == State.ERROR else old.started_us
+            return any(r.started_us > after_us or not (r.ended or r.silent(at_us)) for r in others)
         quiet = old.age_s(at_us) > MISSED_S
         return quiet and any(r.host == old.host and r.started_us >= old.at_us for r in others)
 
@@ -151,12 +160,17 @@ class Status:
     @property
     def verdict(self) -> str:
         """The worst thing, in one sentence."""
-        if not self.findings:
+        if self.is_well:
             return _all_well(self.flows)
         worst = self.findings[0]
         more = len(self.findings) - 1
         first_line = worst.text.split("\n", 1)[0]
         return f"{first_line}{f' (and {more} more)' if more else ''}"
+
+    @property
+    def is_well(self) -> bool:
+        """Nothing is wrong now; what is told is past."""
+        return all(f.rank == _RANK[FlowState.OK] for f in self.findings)
 
     @property
     def exit_code(self) -> int:
@@ -339,8 +353,9 @@ def _flow_state(
         for d in details
         if str(d.get("state", "")).upper() in _RANK
     ]
+    how_to_start = f"start it with `tailrace run`, or `tailrace apply {flow.target}`"
     troubles = [
-        apply.problem(f"start it with `tailrace run`, or `tailrace apply {flow.target}`"),
+        None if details and apply.is_partly_well else apply.problem(how_to_start),
         capture.problem(f"start it with `tailrace run`, or `tailrace capture {flow.source}`"),
         *(o for o in own if _RANK[o[0]] >= _RANK[FlowState.PAUSED]),
     ]
@@ -425,7 +440,7 @@ def _part_findings(config: Config, parts: dict[str, Part], findings: list[Findin
         kind, _, name = part.part.partition(":")
         if kind in ("capture", "apply"):
             trouble = part.problem(f"start it with `tailrace run`, or `tailrace {kind} {name}`")
-            if trouble is not None:
+            if trouble is not None and not part.is_partly_well:
                 findings.append(Finding(_RANK[trouble[0]], part.part, trouble[1]))
         for record in part.records:
             if record.ended or record is part.speaker:
@@ -436,11 +451,18 @@ def _part_findings(config: Config, parts: dict[str, Part], findings: list[Findin
                     f"{record.part}: process {record.instance} is silent since {since}; another does its work"
                 )
                 findings.append(Finding(_RANK[FlowState.SLOW], record.part, text, counts=False))
-            elif record.state == State.ERROR:
+            elif record.state == State.ERROR and not _is_of_flows(record):
                 findings.append(
                     Finding(_RANK[FlowState.ERROR], record.part, f"{record.part}: {record.reason}")
                 )
         _run_findings(part, findings)
+
+
+def _is_of_flows(record: StatusRecord) -> bool:
+    """Whether the error that a process tells is that of flows which it tells, too."""
+    flows = (record.detail.get("flows") or {}).values()
+    stopped = [str(flow.get("reason") or "") for flow in flows if flow.get("state") == State.ERROR]
+    return record.state == State.ERROR and any(reason and reason in record.reason for reason in stopped)
 
 
 def _run_findings(part: Part, findings: list[Finding]) -> None:
@@ -450,11 +472,12 @@ def _run_findings(part: Part, findings: list[Finding]) -> None:
         return
     for name, values in (speaker.detail.get("parts") or {}).items():
         reason = values.get("reason") or ""
+        first_line = reason.split("\n", 1)[0]  # it runs: what was to be done is done
         if values.get("state") in ("error", "backoff"):
             findings.append(Finding(_RANK[FlowState.ERROR], name, f"{name}: {reason}"))
         elif values.get("restarts") and part.at_us - (values.get("started_us") or 0) < RESTARTS_S * 1e6:
             times = "once" if values["restarts"] == 1 else f"{values['restarts']} times"
-            text = f"{name} was started again {times}, last because: {reason or 'it ended'}"
+            text = f"{name} was started again {times}, last because: {first_line or 'it ended'}"
             findings.append(Finding(_RANK[FlowState.OK], name, text, counts=False))
 
 

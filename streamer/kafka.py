@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -280,7 +280,7 @@ async def read_batches(
     committed: bool,
     deadline_s: float = READ_DEADLINE_S,
     whole: bool = False,
-) -> AsyncIterator[list[ConsumerRecord[bytes, bytes]]]:
+) -> AsyncGenerator[list[ConsumerRecord[bytes, bytes]], None]:
     """As `read_to_end`, batch by batch, for topics that do not fit into memory.
 
     The deadline is for the next step forward; `whole`: for all of it.

@@ -189,12 +189,12 @@ def _redis(labels: dict[str, str], detail: dict[str, Any]) -> Iterator[Metric]:
 
 _FLOW_COUNTERS = {
     "applied": ("tailrace_apply_rows", "Changes applied to the target."),
-    "guarded": ("tailrace_apply_guarded", "Changes refused by the version guard: older than the row (H3)."),
+    "guarded": ("tailrace_apply_guarded", "Changes refused by the version guard: older than the row."),
     "batches": ("tailrace_apply_batches", "Target transactions committed."),
 }
 _FLOW_GAUGES = {
     "parked": ("tailrace_apply_parked_keys", "Keys that are parked, refused by the target."),
-    "waiting": ("tailrace_apply_waiting_keys", "Keys that wait for other partitions (H23)."),
+    "waiting": ("tailrace_apply_waiting_keys", "Keys that wait for other partitions."),
     "lag_records": ("tailrace_apply_lag_records", "Records in Kafka that are not in the target yet."),
     "lag_s": ("tailrace_apply_lag_seconds", "Age of the oldest of them; 0 when there is none."),
     "held_rows": ("tailrace_apply_held_rows", "Rows that would go, if a person let what is held pass."),

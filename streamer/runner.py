@@ -97,13 +97,16 @@ async def run_capture(
     backoff_s = BACKOFF_FIRST_S
     waiting_since: str | None = None
     journal = Journal()
+    said: tuple[str, str] | None = None
     while not stop.is_set():
         started = time.monotonic()
 
         def report(state: str, reason: str) -> None:
+            nonlocal said
             status.update(state=state, reason=reason)
-            if reason:
+            if reason and (state, reason) != said:  # a wait is reported at each of its looks
                 log.warning(reason, state=state)
+            said = (state, reason)
 
         error: TailraceError | None = None
         try:

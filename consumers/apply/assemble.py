@@ -333,7 +333,7 @@ def _moves(
             events = [event for event in events if event.offset < cut]
         last = None
         if passed and passed[-1].offset >= next_offset:
-            version = events[-1].change.version if events else BOTTOM
+            version = events[-1].change.version if events else (standing.epochs.get(flow, 0), 0, 0)
             last = LastRecord(passed[-1].offset, checksum_of(passed[-1].key, passed[-1].value), *version)
-        moves.append(Move(place, next_offset, until, last))
+        moves.append(Move(place, standing.unmoved.get(flow, next_offset), until, last))
     return moves

@@ -71,7 +71,8 @@ def cluster_replaced(checkpoint: Checkpoint, cluster_id: str, source: str) -> Fa
         f"this is another Kafka cluster ({cluster_id}) than the one that flow {place.flow!r} was applied from"
         f" ({checkpoint.cluster_id})",
         where=f"{place.topic}[{place.partition}]",
-        fix=f"correct kafka.brokers; when Kafka was replaced on purpose: `tailrace reset {source}`",
+        fix="correct kafka.brokers; when Kafka was replaced on purpose:"
+        f" `tailrace reset {source}`, then start apply",
     )
 
 
@@ -83,6 +84,6 @@ def retention_passed(checkpoint: Checkpoint, log_start: int, source: str) -> Fat
         f"Kafka's retention has removed {missed} offsets that flow {place.flow!r} has not applied: {stand},"
         f" the log starts at {log_start}",
         where=f"{place.topic}[{place.partition}]",
-        fix=f"publish the source again: `tailrace reset {source}`;"
+        fix=f"publish the source again: `tailrace reset {source}`, then start apply;"
         " a longer kafka.topics.retention prevents it",
     )

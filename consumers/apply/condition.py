@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 
 from consumers.apply.feed import Feed
 from consumers.apply.report import Report
-from streamer.errors import FatalError, RetryableError, TailraceError
+from consumers.targets.base import RefusedRow
+from streamer.errors import ConfigError, FatalError, RetryableError, TailraceError
 from streamer.status import State, StatusWriter
 from streamer.stopping import stopped_within
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # each with jitter; the last one repeats
+RETRY_STOPPED_S = 15.0  # a flow that a person must mend: soon after that, and seldom enough to cost nothing
+PROOF_S = 3.0  # a flow that is tried again, has written since, and did not stop for so long runs
+MENDABLE = (ConfigError, RefusedRow)  # what a person may mend in the target while apply runs
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,9 @@ class Condition:
         self._feed = feed
         self._report = report
         self.stopped: dict[str, TailraceError] = {}
+        self._tried: dict[str, TailraceError] = {}  # run again, and have yet to prove it
+        self._tried_s: dict[str, float] = {}  # when they stopped, or were tried last
+        self._written: set[str] = set()
         self.waiting: dict[str, str] = {}  # what is waited for -> why
         self._paused = ""
         self._jitter = random.Random()
@@ -90,8 +98,9 @@ class Condition:
             self._status.update(state=State.WAITING, reason="; ".join(self.waiting.values()))
         elif self._paused:
             self._status.update(state=State.ERROR, reason=self._paused)
-        elif self.stopped:
-            self._status.update(state=State.ERROR, reason="; ".join(map(str, self.stopped.values())))
+        elif troubled := {**self._tried, **self.stopped}:
+            reasons = (self._report.flows[flow].reason for flow in troubled)
+            self._status.update(state=State.ERROR, reason="; ".join(reasons))
         else:
             self._status.update(state=State.STREAMING)
 
@@ -99,11 +108,47 @@ class Condition:
         """Raises the error when no flow is left."""
         cause = error if isinstance(error, TailraceError) else FatalError(str(error))
         if flow not in self.stopped:
-            log.error("flow %s stops: %s", flow, cause)
+            if str(self._tried.pop(flow, "")) != str(cause):
+                log.error("flow %s stops: %s", flow, cause)
             self.stopped[flow] = cause
+            self._tried_s[flow] = time.monotonic()
             report = self._report.flows[flow]
-            report.state, report.reason = State.ERROR, str(cause)
+            report.state, report.reason = State.ERROR, _reason(cause)
         self._feed.release({flow})
         self.say()
         if len(self.stopped) == len(self._flows):
             raise cause
+
+    def due(self) -> list[str]:
+        """Stopped flows that a person may have mended meanwhile: they are to be tried again."""
+        before_s = time.monotonic() - RETRY_STOPPED_S
+        return [
+            flow
+            for flow, cause in self.stopped.items()
+            if isinstance(cause, MENDABLE) and self._tried_s[flow] <= before_s
+        ]
+
+    def try_again(self, flow: str) -> None:
+        """It runs; `status` shows its error until it has proved that."""
+        self._tried[flow] = self.stopped.pop(flow)
+        self._tried_s[flow] = time.monotonic()
+        self._written.discard(flow)
+
+    def has_written(self, flows: set[str]) -> None:
+        self._written |= flows & self._tried.keys()
+
+    def prove(self) -> None:
+        """Now and then: flows that were tried again, and run, are well."""
+        before_s = time.monotonic() - PROOF_S
+        for flow in [f for f in self._tried if f in self._written and self._tried_s[f] <= before_s]:
+            del self._tried[flow]
+            report = self._report.flows[flow]
+            report.state, report.reason = State.STREAMING, ""
+            log.warning("flow %s goes on", flow)
+
+
+def _reason(cause: TailraceError) -> str:
+    if not isinstance(cause, MENDABLE):
+        return str(cause)
+    again = f"tried again every {RETRY_STOPPED_S:.0f} s: mended in the target, it goes on by itself"
+    return f"{cause}\n  {again}; a changed config needs a restart"

@@ -2,12 +2,14 @@
 
 The start is the target's checkpoint, never Kafka's (H14). A partition is placed before anything of it
 is let through: aiokafka begins to fetch an assigned partition by itself, from Kafka's commit, and
-that is dropped here. The record that the checkpoint names is read again and compared.
+that is dropped here. The record that the checkpoint names is read again and compared. A checkpoint that
+does not fit is an error, unless the source was reset since: then the log's start is where it goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Iterable
@@ -21,12 +23,14 @@ from aiokafka.structs import OffsetAndMetadata
 
 from consumers.apply.checkpoint import (
     Checkpoint,
+    Move,
     Place,
     checksum_of,
     cluster_replaced,
     retention_passed,
     topic_replaced,
 )
+from consumers.apply.resets import Copy, Resets
 from streamer.changes.topics import message_topic
 from streamer.config import Flow
 from streamer.config.patterns import clean_pattern
@@ -44,6 +48,8 @@ PARTITION_FETCH_BYTES = 2 * 2**20
 COMMIT_DEADLINE_S = 2.0
 END_WAIT_S = 5.0  # after an election the log's end may lag for a moment before it is below a checkpoint
 END_POLL_S = 0.2
+
+log = logging.getLogger(__name__)
 
 Record: TypeAlias = "ConsumerRecord[bytes, bytes]"
 
@@ -65,10 +71,24 @@ def _expression(pattern: str, one: str) -> str:
 
 @dataclass(slots=True)
 class Standing:
-    """A placed partition: per flow the offset up to which records are let through."""
+    """A placed partition: per flow the offset up to which records are let through.
+
+    `unmoved`: where the checkpoint is in the target, of a flow that starts elsewhere. `epochs`: of the last
+    event that was let through, for a batch that has none.
+    """
 
     next_offsets: dict[str, int]
     unverified: dict[str, Checkpoint] = field(default_factory=dict)
+    unmoved: dict[str, int] = field(default_factory=dict)
+    epochs: dict[str, int] = field(default_factory=dict)
+
+    def move(self, move: Move) -> None:
+        """The batch that moves the flow's checkpoint is on its way."""
+        flow = move.place.flow
+        self.next_offsets[flow] = move.next_offset
+        self.unmoved.pop(flow, None)
+        if move.last is not None:
+            self.epochs[flow] = move.last.epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +117,15 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 class Feed:
     """One membership of the group. Errors of Kafka are translated; then it is opened again."""
 
-    def __init__(self, brokers: str, security: Security | None, group: str, flows: list[Flow]) -> None:
+    def __init__(
+        self, brokers: str, security: Security | None, group: str, flows: list[Flow], resets: Resets
+    ) -> None:
         self._brokers = brokers
         self._security = security
         self.group = group
         self._flows = flows
+        self._resets = resets
+        self._replaced: dict[Checkpoint, str] = {}  # found by `verify`, until they are placed again
         self._sources = {flow.name: flow.source for flow in flows}
         self._consumer: AIOKafkaConsumer | None = None
         self.cluster_id = ""
@@ -119,6 +143,7 @@ class Feed:
         """Nothing is placed any more; `partitions` are to be."""
         self.standings.clear()
         self._parked.clear()
+        self._replaced.clear()
         self.unplaced = partitions
 
     @property
@@ -180,6 +205,13 @@ class Feed:
         with kafka_errors("reading offsets", brokers=self._brokers):
             starts = await consumer.beginning_offsets(list(partitions))
             ends = await self._ends(checkpoints, partitions)
+        unfit = {
+            checkpoint: error
+            for place, checkpoint in checkpoints.items()
+            if (error := self._unfit(checkpoint, starts[_partition(place)], ends[_partition(place)]))
+            is not None
+        }
+        again = await self._starts_again(unfit)
         self.placed_ends = ends
         refused: list[tuple[str, FatalError]] = []
         if rebalances != self.rebalances:
@@ -192,15 +224,21 @@ class Feed:
             standing = Standing({})
             first: list[int] = []
             for checkpoint in stands:
-                error = self._unfit(checkpoint, starts[partition], ends[partition])
-                if error is not None:
-                    refused.append((checkpoint.place.flow, error))
+                flow, last = checkpoint.place.flow, checkpoint.last
+                if checkpoint in unfit and checkpoint not in again:
+                    refused.append((flow, unfit[checkpoint]))
                     continue
-                standing.next_offsets[checkpoint.place.flow] = checkpoint.next_offset
+                if last is not None:
+                    standing.epochs[flow] = last.epoch
+                if checkpoint in again:
+                    standing.next_offsets[flow] = again[checkpoint]
+                    standing.unmoved[flow] = checkpoint.next_offset
+                    first.append(again[checkpoint])
+                    continue
+                standing.next_offsets[flow] = checkpoint.next_offset
                 first.append(checkpoint.next_offset)
-                last = checkpoint.last
                 if last is not None and last.offset >= starts[partition]:
-                    standing.unverified[checkpoint.place.flow] = checkpoint
+                    standing.unverified[flow] = checkpoint
                     first.append(last.offset)
             if partition not in consumer.assignment():
                 continue
@@ -236,7 +274,37 @@ class Feed:
             return retention_passed(checkpoint, start, source)
         if end < checkpoint.next_offset:
             return topic_replaced(checkpoint, source, f"its log ends at {end}")
+        if checkpoint in self._replaced:
+            return topic_replaced(checkpoint, source, self._replaced[checkpoint])
         return None
+
+    async def _starts_again(self, unfit: dict[Checkpoint, FatalError]) -> dict[Checkpoint, int]:
+        """Offsets of those whose source was reset since; of the others the error says what to do."""
+        found: dict[Checkpoint, int] = {}
+        copies: dict[str, Copy | None] = {}
+        for checkpoint, error in unfit.items():
+            source = self._sources[checkpoint.place.flow]
+            if source not in copies:
+                copies[source] = await self._resets.last_copy(source)
+            copy = copies[source]
+            if copy is None:
+                continue
+            start = await self._resets.start(checkpoint, source, copy)
+            if start.offset is None:
+                error.fix = start.fix or error.fix
+                continue
+            found[checkpoint] = start.offset
+            log.warning(
+                "flow %s starts again from the start of the log, offset %d, since source %s was reset"
+                " (epoch %d): %s, %s",
+                checkpoint.place.flow,
+                start.offset,
+                source,
+                copy.epoch,
+                error.where,
+                error.what,
+            )
+        return found
 
     # Reading
 
@@ -265,9 +333,11 @@ class Feed:
         kept = {p: batch for p, batch in records.items() if p in self.standings}
         return Fetched(kept, {p: end for p, end in ends.items() if p in self.standings}, received_us)
 
-    def verify(self, standing: Standing, records: list[Record]) -> dict[str, FatalError]:
-        """Compare the records that checkpoints name; gives the flows whose record is another one."""
-        failed: dict[str, FatalError] = {}
+    def verify(self, partition: TopicPartition, records: list[Record]) -> bool:
+        """Compare the records that checkpoints name. False: one is another, and nothing of the partition may
+        be let through: it is placed again, and that is judged there."""
+        standing = self.standings[partition]
+        replaced: dict[Checkpoint, str] = {}
         for flow, checkpoint in list(standing.unverified.items()):
             last = checkpoint.last
             assert last is not None
@@ -281,8 +351,12 @@ class Feed:
                 why = f"the record at offset {last.offset} is another one than was applied"
             else:
                 continue
-            failed[flow] = topic_replaced(checkpoint, self._sources[flow], why)
-        return failed
+            replaced[checkpoint] = why
+        if replaced:
+            self._replaced |= replaced
+            del self.standings[partition]
+            self.unplaced.add(partition)
+        return not replaced
 
     async def idle(self) -> None:
         """Keep the membership while nothing is wanted: poll, paused."""
@@ -375,6 +449,10 @@ class Feed:
         with kafka_errors("committing offsets", brokers=self._brokers):
             async with asyncio.timeout(COMMIT_DEADLINE_S):  # aiokafka's own retries have no end
                 await self.consumer.commit(wanted)
+
+
+def _partition(place: Place) -> TopicPartition:
+    return TopicPartition(place.topic, place.partition)
 
 
 def _now_us() -> int:

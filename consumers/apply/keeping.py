@@ -173,6 +173,7 @@ class Keeper:
             log.debug("findings not read: %s", error)
 
     def _show(self) -> None:
+        self._condition.prove()
         counts = self._parking.lot.counts()
         self._report.parked(counts)
         detail = self._report.detail()

@@ -21,6 +21,7 @@ from consumers.apply.keeping import Keeper
 from consumers.apply.parking import Parking
 from consumers.apply.reading import BLOCKED_S, Reader
 from consumers.apply.report import Histogram, Report
+from consumers.apply.resets import Resets
 from consumers.apply.schemas import Schemas
 from consumers.apply.session import Session
 from consumers.apply.writing import Writer
@@ -88,7 +89,8 @@ class Apply:
         self._status = status
         self._target = target
         self._stop = stop
-        self._feed = Feed(kafka.brokers, kafka.security, group, flows)
+        resets = Resets(kafka.brokers, kafka.security, config.name)
+        self._feed = Feed(kafka.brokers, kafka.security, group, flows, resets)
         self._schemas = Schemas(kafka.brokers, kafka.security, config.name)
         self._clocks = Clocks(kafka.brokers, kafka.security, config.name, sources, status.record)
         self._letters = DeadLetters(kafka, target_name)

@@ -111,8 +111,7 @@ class Parking:
             f"the target refuses a row of a table without a key, which cannot be parked: {row.message}",
             flow=row.place.flow,
             where=_where(row),
-            fix="make the target's table take it (type, constraint), then start apply again; the other flows"
-            " go on",
+            fix="make the target's table take it (type, constraint); the other flows go on",
         )
 
     def _letter(self, row: Refused, records: Mapping[str, SchemaRecord]) -> DeadLetter:

@@ -96,6 +96,8 @@ class Reader:
 
     async def _once(self) -> None:
         feed = self._feed
+        if flows := self._condition.due():
+            await self._try_again(flows)
         if feed.unplaced:
             await self._place()
             return
@@ -105,7 +107,7 @@ class Reader:
         self._began_s = time.monotonic()
         rows = max(1, min(self._limits.rows, int(self._limits.bytes / self._row_bytes)))
         fetched = await feed.poll(rows, POLL_MS)
-        self._fail_unverified(fetched)
+        self._verify(fetched)
         if not fetched.records and self._began_s - self._handed_s < IDLE_MOVE_S:
             return  # transaction markers alone: with the next records, or soon
         prepared = await self._assemble(fetched)
@@ -122,12 +124,21 @@ class Reader:
                 await self._session.target.prepare(prepared.batch)
         await self._hand_over(prepared)
 
-    def _fail_unverified(self, fetched: Fetched) -> None:
-        for partition, records in fetched.records.items():
-            standing = self._feed.standings[partition]
-            if standing.unverified:
-                for flow, error in self._feed.verify(standing, records).items():
-                    self._condition.stop_flow(flow, error)
+    async def _try_again(self, flows: list[str]) -> None:
+        """Stopped flows read on from their checkpoints, once nothing is on its way that leaves them out."""
+        if not await self._settled():
+            return
+        for flow in flows:
+            self._condition.try_again(flow)
+        for topic in {partition.topic for partition in self._feed.consumer.assignment()}:
+            if any(flow.name in flows for flow in self._feed.flows_of(topic)):
+                self._feed.place_again(topic)
+
+    def _verify(self, fetched: Fetched) -> None:
+        """What does not follow on its checkpoint is taken out."""
+        for partition, records in list(fetched.records.items()):
+            if self._feed.standings[partition].unverified and not self._feed.verify(partition, records):
+                del fetched.records[partition], fetched.ends[partition]
 
     async def _assemble(self, fetched: Fetched) -> Prepared:
         feed = self._feed
@@ -145,7 +156,7 @@ class Reader:
                 self._condition.stop_flow(error.flow, error.cause)
         for move in prepared.batch.moves:
             partition = TopicPartition(move.place.topic, move.place.partition)
-            standings[partition].next_offsets[move.place.flow] = move.next_offset
+            standings[partition].move(move)
         return prepared
 
     async def _hand_over(self, prepared: Prepared) -> None:
@@ -211,9 +222,10 @@ class Reader:
         free = {place: c for place, c in checkpoints.items() if place not in held}
         for flow, error in await feed.place(free, partitions):
             self._condition.stop_flow(flow, error)
-        for (flow_name, partition), report in self._report.partitions.items():  # placed before, held since
+        for (flow_name, partition), report in self._report.partitions.items():  # placed before, and waits
             place = Place(flow_name, *partition)
-            if partition in feed.consumer.assignment() and self._holds(place):
+            waits = flow_name in self._condition.stopped or self._holds(place)
+            if partition in feed.consumer.assignment() and waits:
                 held.setdefault(place, report.applied_offset)
         self._report.placed(feed.standings, feed.placed_ends, held)
 

@@ -131,7 +131,8 @@ class Report:
         for place in [place for place in self.partitions if place not in ours]:
             del self.partitions[place]
         for place, offset in ours.items():
-            if place not in self.partitions:
+            known = self.partitions.get(place)
+            if known is None or offset < known.applied_offset:  # it starts again from the log's start
                 self.partitions[place] = PartitionReport(offset, ends.get(place[1]))
 
     def ended(self, ends: dict[TopicPartition, int]) -> None:
@@ -172,7 +173,9 @@ class Report:
             end = report.applied_offset if report.end is None else max(report.end, report.applied_offset)
             lag = end - report.applied_offset
             since_us = report.last_commit_us
-            lag_s = round(max(0, source_now_us - since_us) / 1e6, 3) if lag and since_us is not None else 0.0
+            lag_s: float | None = 0.0
+            if lag:  # what waits is older than nothing known: no figure, rather than a good one
+                lag_s = None if since_us is None else round(max(0, source_now_us - since_us) / 1e6, 3)
             partitions.append(
                 {
                     "topic": partition.topic,
@@ -183,6 +186,8 @@ class Report:
                     "lag_s": lag_s,
                 }
             )
+        waiting = [p["lag_s"] for p in partitions if p["lag_records"]]
+        known = [age for age in waiting if age is not None]
         return {
             "applied": flow.applied,
             "rate": round(sum(count for _, count in flow.recent) / RATE_WINDOW_S, 1),
@@ -196,7 +201,7 @@ class Report:
             "held_rows": sum(gate["rows"] for gate in flow.held),
             "tables": {table: {"applied": count} for table, count in flow.tables.items()},
             "lag_records": sum(p["lag_records"] for p in partitions),
-            "lag_s": max((p["lag_s"] for p in partitions), default=0.0),
+            "lag_s": max(known, default=None if waiting else 0.0),
             "latency_ms": flow.latency.snapshot(now_s),
             "clock_offset_ms": None if offset is None else round(offset.source_us / 1000, 1),
             "partitions": partitions,

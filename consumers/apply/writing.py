@@ -130,6 +130,8 @@ class Writer:
     def _note(self, prepared: Prepared, outcome: Outcome, committed_us: int) -> None:
         self._report.applied(prepared, outcome, committed_us)
         lost = set(outcome.lost)
+        written = {move.place.flow for move in prepared.batch.moves if move.place not in lost}
+        self._condition.has_written(written)
         for move in prepared.batch.moves:
             partition = TopicPartition(move.place.topic, move.place.partition)
             if move.place not in lost:

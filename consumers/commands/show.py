@@ -15,8 +15,8 @@ from consumers import screens, views
 from streamer.changes.topics import status_topic
 from streamer.cli import print_json
 from streamer.commands.brokers import brokers_of
-from streamer.config import Config, load
-from streamer.errors import EXIT_OK, RetryableError
+from streamer.config import EMBEDDED, Config, load
+from streamer.errors import EXIT_OK, KafkaUnavailable, RetryableError
 from streamer.status import StatusReader, now_us
 
 REFRESH_S = 1.0  # as often as heartbeats come
@@ -43,7 +43,7 @@ def _show(config: Config, *, draw: Draw, plain: Plain, as_json: bool, watch: boo
     """The exit code; `watch` goes on until it is interrupted."""
     brokers = brokers_of(config)
     if not watch:
-        found = uvloop.run(read_once(config, brokers))
+        found = uvloop.run(_read_here(config, brokers))
         if as_json:
             print_json(plain(found))
         else:
@@ -72,6 +72,24 @@ async def read_once(config: Config, brokers: str) -> views.Status:
         return views.build(config, topic.records(), now_us())
 
 
+async def _read_here(config: Config, brokers: str) -> views.Status:
+    try:
+        return await read_once(config, brokers)
+    except KafkaUnavailable as error:
+        raise _how_to_start(config, error) from error
+
+
+def _how_to_start(config: Config, error: RetryableError) -> RetryableError:
+    """The embedded Kafka lives with `tailrace run`: there are no brokers to look after."""
+    if config.kafka.brokers != EMBEDDED or not isinstance(error, KafkaUnavailable):
+        return error
+    return KafkaUnavailable(
+        "the embedded Kafka does not run",
+        where=str(config.path),
+        fix="start it with `tailrace run` in this folder",
+    )
+
+
 async def _watch(config: Config, brokers: str, take: Callable[[views.Status], Awaitable[None]]) -> None:
     while True:
         try:
@@ -81,6 +99,6 @@ async def _watch(config: Config, brokers: str, take: Callable[[views.Status], Aw
                     await take(views.build(config, topic.records(), now_us()))
                     await asyncio.sleep(REFRESH_S)
         except RetryableError as error:
-            finding = views.Finding(views.FINDINGS_FROM, "kafka", str(error))
+            finding = views.Finding(views.FINDINGS_FROM, "kafka", str(_how_to_start(config, error)))
             await take(views.Status(config.name, now_us(), [finding], [], [], []))
             await asyncio.sleep(RETRY_S)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,19 +93,37 @@ def conclude(
 
 
 def _advice(kept: Running | None) -> tuple[str, ...]:
+    command = started_as(sys.argv[0], Path.cwd(), shutil.which("tailrace"))
     if kept is None:
         return (
-            "Next: `tailrace demo --keep` leaves all of it running to look at;",
-            "`tailrace init` writes a config for your own databases, `tailrace doctor` checks them.",
+            "",
+            "Next, to leave all of it running to look at; a config for your own databases; a check of them:",
+            f"{command} demo --keep",
+            f"{command} init",
+            f"{command} doctor",
         )
     return (
-        f"source       {kept.urls['source']}",
-        f"target       {kept.urls['target']}",
-        f"kafka        {kept.urls['kafka']}",
-        f"look at it   tailrace status --watch -c {kept.config}",
-        f"its log      {kept.log}",
-        f"end it       kill {kept.guardian_pid}",
+        "",
+        "source, target and Kafka:",
+        str(kept.urls["source"]),
+        str(kept.urls["target"]),
+        str(kept.urls["kafka"]),
+        "",
+        "look at it, read its log, end it:",
+        f"{command} status --watch -c {shlex.quote(str(kept.config))}",
+        f"less {shlex.quote(str(kept.log))}",
+        f"kill {kept.guardian_pid}",
     )
+
+
+def started_as(argv0: str, folder: Path, on_path: str | None) -> str:
+    """What to type in `folder` for the command that runs; `on_path`: what `tailrace` alone would start."""
+    program = Path(os.path.abspath(folder / argv0))  # a link keeps its name
+    if program.name != "tailrace":
+        return "tailrace"  # as a module: there is no program to name
+    if on_path is not None and Path(on_path) == program:
+        return "tailrace"
+    return shlex.quote(str(program.relative_to(folder) if program.is_relative_to(folder) else program))
 
 
 def _json(outcome: Outcome, kept: Running | None) -> str:

@@ -74,6 +74,8 @@ class Screen:
         self._console.print(
             Panel(Group(_verdict_table(outcome), _facts(outcome)), title=title, border_style=style)
         )
+        for line in outcome.advice:  # outside the box, and never broken: each is to be copied
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(tally: Tally) -> Table:
@@ -117,4 +119,4 @@ def _facts(outcome: Outcome) -> RenderableType:
         grid.add_row(Text(line[:LABEL_CHARS].rstrip()), Text(line[LABEL_CHARS:].lstrip()))
     samples = [sample for found in outcome.verdict.tables for sample in found.samples]
     lines = ["", *samples] if samples else []
-    return Group(Text(""), grid, Text("\n".join([*lines, "", *outcome.advice])))
+    return Group(Text(""), grid, Text("\n".join(lines)))

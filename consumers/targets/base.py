@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from consumers.apply.checkpoint import Checkpoint, Move, Place
 from consumers.apply.fold import BOTTOM, PartitionFold, Version, Write
 from streamer.changes.schema import SchemaRecord
+from streamer.config import Flow
 from streamer.errors import BadRecordError
 
 
@@ -127,6 +128,15 @@ class RefusedRow(BadRecordError):
     def __init__(self, what: str, *, flow: str, where: str, fix: str) -> None:
         super().__init__(what, where=where, fix=fix)
         self.flow = flow
+
+
+def reread_cure(flow: Flow | None) -> str:
+    """How a person makes rows whole whose large value the log does not have (H7)."""
+    source = "SOURCE" if flow is None else flow.source  # the file may name the flow no more
+    return (
+        "\n  -> write that value once more in the source, which sends the row whole (an UPDATE such as"
+        f" SET big = big || ''), or read all of it again: `tailrace reset {source}`"
+    )
 
 
 class FlowError(Exception):

@@ -26,6 +26,7 @@ from consumers.targets.base import (
     Refused,
     RowsRefused,
     TableChanges,
+    reread_cure,
 )
 from consumers.targets.memory_table import MemoryTable, placed
 from streamer.changes.kinds import UNAVAILABLE, decoder_for
@@ -182,7 +183,7 @@ class MemoryTarget:
             counted[flow, schema, table] = counted.get((flow, schema, table), 0) + 1
         return [
             f"flow {flow}: {count} rows of {schema}.{table} are not whole until they are read again"
-            " from the source"
+            f" from the source{reread_cure(self._flows.get(flow))}"
             for (flow, schema, table), count in sorted(counted.items())
         ]
 

@@ -24,7 +24,7 @@ from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.targets import postgres_constraints as constraints
 from consumers.targets import postgres_parked as parked
 from consumers.targets import postgres_state as state
-from consumers.targets.base import Batch, FlowError, Gate, Outcome, Parked, RowsRefused
+from consumers.targets.base import Batch, FlowError, Gate, Outcome, Parked, RowsRefused, reread_cure
 from consumers.targets.postgres_errors import Reaction, not_let_in, reaction_to, unavailable
 from consumers.targets.postgres_memory import Memory
 from consumers.targets.postgres_plans import Plan
@@ -191,6 +191,7 @@ class PostgresTarget:
             found.append(
                 f"flow {flow}: {count} rows of {schema}.{table} are not whole until they are read again"
                 f" from the source (for one, key {key}): SELECT * FROM _tailrace.needs_reread in the target"
+                + reread_cure(self._flows.get(str(flow)))
             )
         return found
 

@@ -29,7 +29,16 @@ from consumers.apply.mapping import map_columns
 from consumers.targets import redis_parked as parked
 from consumers.targets import redis_scripts as scripts
 from consumers.targets import redis_state_scripts as state_scripts
-from consumers.targets.base import Batch, FlowError, Gate, Outcome, Parked, RowsRefused, TableChanges
+from consumers.targets.base import (
+    Batch,
+    FlowError,
+    Gate,
+    Outcome,
+    Parked,
+    RowsRefused,
+    TableChanges,
+    reread_cure,
+)
 from consumers.targets.redis_layout import Names, Plan, key_prefix, layout_of, packed, soft_mark
 from consumers.targets.redis_scripts import Script
 from consumers.targets.redis_session import RedisSession
@@ -140,6 +149,7 @@ class RedisTarget:
                 found.append(
                     f"flow {names.flow}: {count} rows of {names.schema}.{names.table} are not whole until"
                     f" they are read again from the source: HGETALL '{names.rereads}' in the target"
+                    + reread_cure(self._flows.get(names.flow))
                 )
         return found
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, select, table
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.targets import sql_parked as parked
 from consumers.targets import sql_state as state
-from consumers.targets.base import Batch, FlowError, Gate, Outcome, Parked, RowsRefused
+from consumers.targets.base import Batch, FlowError, Gate, Outcome, Parked, RowsRefused, reread_cure
 from consumers.targets.sql_dialect import Dialect
 from consumers.targets.sql_plans import Plan, plan_for
 from consumers.targets.sql_refused import find_refused
@@ -113,6 +113,7 @@ class SqlSession:
         return [
             f"flow {flow}: {count} rows of {name} are not whole until they are read again from the source"
             f" (for one, key {key}): SELECT * FROM _tailrace_needs_reread in the target"
+            + reread_cure(self._flows.get(flow))
             for flow, name, count, key in rows
         ]
 

@@ -1,8 +1,9 @@
 """What stands under the capture of a source, as its catalogue was when the capture of it began.
 
-Records of the positions topic, one a table and one a publication, written in a flush's transaction
-when they are first known and read at every start: what is done to a table while no capture runs is
-found out by comparing with them. A reset begins them anew. Judging them is not done here.
+Records of the positions topic, one a table, one a publication and one for each way in which changes of
+a table were missed, written in a flush's transaction when they are first known and read at every start:
+what is done to a table while no capture runs is found out by comparing with them. A reset begins them
+anew. Judging them is not done here.
 """
 
 from __future__ import annotations
@@ -45,7 +46,21 @@ class PublicationFacts:
         return orjson.dumps({"source": source, "publication": self.name})
 
 
-Facts: TypeAlias = TableFacts | PublicationFacts
+@dataclass(frozen=True, slots=True, order=True)
+class MissedFacts:
+    """Changes of a table (schema.table) that are not in its topic.
+
+    `instead`: the other name that it had meanwhile; "" when the config left the table out.
+    """
+
+    name: str
+    instead: str = ""
+
+    def key_of(self, source: str) -> bytes:
+        return orjson.dumps({"source": source, "missed": self.name, "instead": self.instead})
+
+
+Facts: TypeAlias = TableFacts | PublicationFacts | MissedFacts
 
 
 @dataclass(slots=True)
@@ -54,10 +69,13 @@ class Ground:
 
     tables: dict[int, TableFacts] = field(default_factory=dict)
     publications: dict[str, PublicationFacts] = field(default_factory=dict)
+    missed: set[MissedFacts] = field(default_factory=set)
 
     def add(self, facts: Facts) -> None:
         if isinstance(facts, TableFacts):
             self.tables[facts.oid] = facts
+        elif isinstance(facts, MissedFacts):
+            self.missed.add(facts)
         else:
             self.publications[facts.name] = facts
 
@@ -70,6 +88,8 @@ def load(value: bytes) -> tuple[int, Facts]:
     """(epoch, facts). Raises FatalError for a format of a newer program."""
     raw: dict[str, Any] = checked(value)
     epoch: int = raw.pop("epoch")
+    if "instead" in raw:
+        return epoch, MissedFacts(raw["name"], raw["instead"])
     if "publishes" in raw:
         return epoch, PublicationFacts(raw["oid"], raw["name"], tuple(raw["publishes"]))
     lists = {name: tuple(raw[name]) for name in ("key", "places", "partitions")}

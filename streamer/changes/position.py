@@ -5,8 +5,8 @@ Kinds of record that share one partition a source (the topic is compacted):
 * key `{"source":"shop"}`: the position itself, written last in every Kafka transaction.
 * key `{"source":"shop","topic":"shop.public.orders"}`: what has been written to one data topic:
   its partition count (H26) and the last offset of every partition touched so far (H17).
-* key `{"source":"shop","table":16384}` and `{"source":"shop","publication":"tailrace"}`: what stands
-  under the capture; see ground.
+* key `{"source":"shop","table":16384}`, `{"source":"shop","publication":"tailrace"}` and
+  `{"source":"shop","missed":"public.orders","instead":""}`: what stands under the capture; see ground.
 
 `Position.lsn` is the place up to which everything is in Kafka: the end LSN of the last whole
 transaction, or of an idle advance; of a Redis source the microseconds of its server's clock. Inside a

@@ -90,6 +90,7 @@ class Config(Model):
     @model_validator(mode="after")
     def _whole(self) -> Config:
         _check_sources(self)
+        _check_names(self)
         _check_topics(self)
         for flow in self.flows.values():
             _check_from(self, flow.source_pattern, ("flows", flow.name, "from"))
@@ -152,6 +153,15 @@ def _check_sources(config: Config) -> None:
                     key4 = ("sources", name, "entities", entity_name, "for_each")
                     what = f"there is no entity {entity.for_each!r}"
                     raise fail(what, key=key4, fix=nearest(entity.for_each, source.entities))
+
+
+def _check_names(config: Config) -> None:
+    """What a source could not take and what a target could not would go to one topic."""
+    for name in config.targets:
+        if name in config.sources:
+            topic = dead_letters_topic(name)
+            what = f"a source has the name {name!r} too: both would share the topic {topic}"
+            raise fail(what, key=("targets", name), fix="rename the target, or the source")
 
 
 def _check_topics(config: Config) -> None:

@@ -17,7 +17,7 @@ from streamer.config.patterns import fits_parts
 from streamer.doctor.check import Findings
 from streamer.doctor.postgres import CONNECT_DEADLINE_S, Server, connected, listed, name_of, one, rows
 from streamer.errors import ConfigError, TailraceError
-from streamer.postgres.catalog import Publications, Table, list_tables, publication_tables
+from streamer.postgres.catalog import Publications, Table, harmed_tables, list_tables, publication_tables
 from streamer.postgres.connection import Connection, connect
 from streamer.postgres.slot import identify_system, read_slot
 
@@ -263,8 +263,11 @@ async def _publication(
     names = [wanted.name, *([wanted.inserts_name] if wanted.insert_only or source.publication.manage else [])]
     shown = " and ".join(names)
     await _published(findings, connection, wanted, tables)
+    for harmed in await harmed_tables(connection, wanted.name, wanted.inserts_name):
+        findings.fail("publication", harmed.what, "as their owner run", [harmed.statement])
     if not statements:
-        findings.ok("publication", f"{shown} carries {len(tables)} table{'s' if len(tables) != 1 else ''}")
+        carry = "carry" if len(names) > 1 else "carries"
+        findings.ok("publication", f"{shown} {carry} {len(tables)} table{'s' if len(tables) != 1 else ''}")
         return
     sql = [s.as_string(connection) + ";" for s in statements]
     may_create, owns_all, owns_publications = await one(
@@ -276,16 +279,20 @@ async def _publication(
                               AND NOT pg_has_role(pubowner, 'USAGE'))""",
         ([t.oid for t in tables], names),
     )
-    missing = "is not there" if wanted.name not in present else "does not carry every table"
+    absent = [name for name in names if name not in present]
+    if absent:
+        missing = f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} not there"
+    else:
+        missing = f"{shown} {'do' if len(names) > 1 else 'does'} not carry every table"
     if not source.publication.manage:
         fix = f"sources.{source.name}.publication.manage is false: as the tables' owner run"
-        findings.fail("publication", f"{shown} {missing}", fix, sql)
+        findings.fail("publication", missing, fix, sql)
     elif owns_all and owns_publications and (may_create or all(n in present for n in names)):
-        findings.ok("publication", f"{shown} {missing}; capture will see to it")
+        findings.ok("publication", f"{missing}; capture will see to it")
     else:
-        what = f"{shown} {missing}, and {server.role} may not change that (it owns not all of the tables)"
+        what = f"{missing}, and {server.role} may not change that (it owns not all of the tables)"
         if owns_all and owns_publications:
-            what = f"{shown} {missing}, and {server.role} may not make one in this database"
+            what = f"{missing}, and {server.role} may not make one in this database"
         fix = (
             "as the tables' owner run; tables made later need the same by hand, "
             f"so set sources.{source.name}.publication.manage: false"
@@ -314,6 +321,7 @@ async def _published(
     version = (await one(connection, "SELECT current_setting('server_version_num')::int"))[0]
     if version < FILTERS_SINCE:
         return
+    alone = {(t.schema, t.name): t.alone.as_string(None) for t in tables}
     for name, schema, table in await rows(
         connection,
         """SELECT p.pubname::text, n.nspname::text, c.relname::text
@@ -323,7 +331,7 @@ async def _published(
              AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)""",
         ([wanted.name, wanted.inserts_name], [t.oid for t in tables]),
     ):
-        place, publication = name_of(schema, table), name_of(name)
+        place, publication = alone[schema, table], name_of(name)
         what = f"the publication {name} filters rows or columns of {schema}.{table}: changes would be lost"
         drop, add = (f"ALTER PUBLICATION {publication} {verb} TABLE {place};" for verb in ("DROP", "ADD"))
         fix = "stop capture, and as the publication's owner run"

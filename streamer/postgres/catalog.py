@@ -46,6 +46,11 @@ class Table:
         return sql.Identifier(self.schema, self.name)
 
     @property
+    def alone(self) -> sql.Composed:
+        """The table without those that inherit from it; a partitioned root is its partitions."""
+        return sql.SQL("{}" if self.partitioned else "ONLY {}").format(self.identifier)
+
+    @property
     def insert_only(self) -> bool:
         """UPDATE and DELETE would fail in the application if a publication carried them (H27)."""
         if self.identity == "d":
@@ -250,7 +255,7 @@ class Publications:
             plan.append((self.inserts_name, self.insert_only, "insert, truncate"))
         for name, tables, publish in plan:
             has = present.get(name)
-            missing = [t.identifier for t in tables if has is None or t.qualified not in has]
+            missing = [t.alone for t in tables if has is None or t.qualified not in has]
             names = sql.SQL(", ").join(missing)
             if has is None:
                 of = sql.SQL(" FOR TABLE ") + names if missing else sql.SQL("")
@@ -279,8 +284,57 @@ async def publication_tables(connection: Connection, *names: str) -> dict[str, s
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Harmed:
+    """A table whose UPDATE and DELETE fail in the application, because `publication` carries them."""
+
+    publication: str
+    schema: str
+    name: str
+    by_name: bool  # not by FOR ALL TABLES or TABLES IN SCHEMA, which let none of them go
+
+    @property
+    def what(self) -> str:
+        return (
+            f"UPDATE and DELETE of {self.schema}.{self.name} fail in the application: publication "
+            f"{self.publication} publishes them, and the table has no replica identity"
+        )
+
+    @property
+    def statement(self) -> str:
+        table = sql.Identifier(self.schema, self.name)
+        if not self.by_name:
+            return sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL;").format(table).as_string(None)
+        taken_out = sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {};")
+        return taken_out.format(sql.Identifier(self.publication), table).as_string(None)
+
+    @property
+    def fix(self) -> str:
+        return f"as their owner run {self.statement}"
+
+
+async def harmed_tables(connection: Connection, *publications: str) -> list[Harmed]:
+    """Of these publications, whether the config wants the tables or not: FOR TABLE takes along children."""
+    cursor = await connection.execute(
+        """SELECT p.pubname::text, t.schemaname::text, t.tablename::text,
+                  EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid)
+           FROM pg_publication p JOIN pg_publication_tables t USING (pubname)
+           JOIN pg_namespace n ON n.nspname = t.schemaname
+           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+           WHERE p.pubname = ANY (%s) AND (p.pubupdate OR p.pubdelete) AND c.relreplident <> 'f'
+             AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+                             AND CASE c.relreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate
+                                                     WHEN 'i' THEN i.indisreplident END)
+           ORDER BY 1, 2, 3""",
+        (list(publications),),
+    )
+    return [Harmed(*row) for row in await cursor.fetchall()]
+
+
 async def make_publications(connection: Connection, publications: Publications, *, manage: bool) -> None:
     """Before the slot exists: make the publications, or say which SQL its owner must run."""
+    for harmed in await harmed_tables(connection, publications.name, publications.inserts_name):
+        raise ConfigError(harmed.what, fix=harmed.fix)
     present = await publication_tables(connection, publications.name, publications.inserts_name)
     statements = publications.statements(present, both=manage)
     if not statements:
@@ -312,11 +366,11 @@ async def add_if_empty(connection: Connection, publication: str, table: Table) -
         await connection.execute(
             sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table.identifier)
         )
-        cursor = await connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.identifier))
+        cursor = await connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.alone))
         row: Any = await cursor.fetchone()
         if row[0]:
             return False
         await connection.execute(
-            sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(publication), table.identifier)
+            sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(publication), table.alone)
         )
     return True

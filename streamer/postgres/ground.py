@@ -1,6 +1,6 @@
 """What stands under the captured tables: names, keys, types, places in the publications, partitions.
 
-The stream says nothing of a table that is renamed, dropped and made again, rewritten, taken out of a
+The stream says little of a table that is renamed, dropped and made again, rewritten, taken out of a
 publication and put back, or given another partition; rows would be missing in silence. Facts are
 compared with those of the epoch's first look, which are durable (changes.ground), so that it makes no
 difference whether a capture ran meanwhile. Each difference is a finding that stays until a reset.
@@ -9,10 +9,17 @@ difference whether a capture ran meanwhile. Each difference is a finding that st
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from streamer.changes.ground import Columns, Facts, Ground, PublicationFacts, TableFacts
+from streamer.changes.ground import (
+    Columns,
+    Facts,
+    Ground,
+    MissedFacts,
+    PublicationFacts,
+    TableFacts,
+)
 from streamer.errors import FatalError
 from streamer.postgres.connection import Connection
 from streamer.postgres.history import reset_fix
@@ -29,13 +36,22 @@ class Seen:
     members: dict[str, set[str]]
 
 
-class Drift:
-    """What has become different since `before`, which grows by what is seen for the first time."""
+def _every(_: str) -> bool:
+    return True
 
-    def __init__(self, source: str, before: Ground) -> None:
+
+class Drift:
+    """What has become different since `before`, which grows by what is seen for the first time.
+
+    `wanted`: whether the config captures a table (schema.table).
+    """
+
+    def __init__(self, source: str, before: Ground, wanted: Callable[[str], bool] = _every) -> None:
         self._source = source
         self._fix = reset_fix(source)
         self._before = before
+        self._wanted = wanted
+        self._met: dict[int, str] = {}  # tables that the stream showed before a look did: oid -> name
         self._fresh: list[Facts] = []
         self._findings: dict[str, None] = {}
 
@@ -63,8 +79,39 @@ class Drift:
                 fix=self._fix,
             )
 
+    def leave_out(self, captured: Iterable[str]) -> None:
+        """At a start: what the config wants no longer misses changes from here on, seen or not."""
+        for name in (*captured, *(facts.name for facts in self._before.tables.values())):
+            self._miss_unwanted(name)
+
+    def meet(self, oid: int, name: str) -> None:
+        """The name that a table had where the stream is; a later look may find its first one again."""
+        facts = self._before.tables.get(oid)
+        known = facts.name if facts is not None else self._met.setdefault(oid, name)
+        if known != name:
+            self._miss(MissedFacts(known, name))
+
+    def _miss_unwanted(self, name: str) -> None:
+        if not self._wanted(name):
+            self._miss(MissedFacts(name))
+
+    def _miss(self, facts: MissedFacts) -> None:
+        if facts not in self._before.missed:
+            self._know(facts)
+
     def compare(self, now: Ground) -> list[str]:
         """Findings so far, each a sentence with what to do."""
+        names_now = {facts.name for facts in now.tables.values()}
+        for name in names_now:
+            self._miss_unwanted(name)
+        for missed in sorted(self._before.missed):
+            if missed.instead:
+                if self._wanted(missed.name) or self._wanted(missed.instead):
+                    self._find(_renamed(missed.name, missed.instead))
+            elif missed.name in names_now and self._wanted(missed.name):
+                self._find(
+                    f"{missed.name} was left out by `tables:` for a while: changes meanwhile were not sent"
+                )
         names = {facts.name: oid for oid, facts in self._before.tables.items()}
         for oid, facts in now.tables.items():
             before = self._before.tables.get(oid)
@@ -97,7 +144,7 @@ class Drift:
 def _differences(before: TableFacts, now: TableFacts) -> Iterator[str]:
     name = now.name
     if before.name != name:
-        yield f"{before.name} was renamed to {name}: rows from before keep the old name"
+        yield _renamed(before.name, name)
     if before.identity != now.identity or before.key != now.key:
         yield f"the key or the replica identity of {name} changed"
     if not set(before.places) <= set(now.places):
@@ -105,6 +152,10 @@ def _differences(before: TableFacts, now: TableFacts) -> Iterator[str]:
     if before.partitions != now.partitions:
         yield f"partitions of {name} were attached, detached or dropped, which sends no rows"
     yield from _column_differences(name, before.columns, now.columns)
+
+
+def _renamed(before: str, after: str) -> str:
+    return f"{before} was renamed to {after}: what came under one name is not under the other"
 
 
 def _column_differences(table: str, before: Columns, now: Columns) -> Iterator[str]:

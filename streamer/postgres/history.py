@@ -57,7 +57,9 @@ def decide(
             fix=f"if the slot is Tailrace's, {fix}; if not, name another in `slot: {{name: ...}}`",
         )
     if position.stage is Stage.INTENT:
-        return Copy(position.epoch, "the first start (or a reset) was interrupted before the slot was made")
+        if position.epoch == FIRST_EPOCH:
+            return Copy(position.epoch, "the first start was interrupted before the slot was made")
+        return Copy(position.epoch, "the copy that a reset begins")
     if position.stage is Stage.SNAPSHOT:
         return Copy(position.epoch + 1, "the first copy was interrupted; it starts again as a reset")
     where = f"source {source}"

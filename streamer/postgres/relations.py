@@ -16,6 +16,7 @@ from streamer.config.built import unbuilt_table
 from streamer.errors import FatalError
 from streamer.postgres import catalog
 from streamer.postgres.connection import Connection
+from streamer.postgres.ground import Drift
 from streamer.postgres.history import reset_fix
 from streamer.postgres.pgoutput import Relation, RelationColumn
 from streamer.postgres.rows import RowEncoder
@@ -30,10 +31,18 @@ class Relations:
     """The tables of one source in one epoch."""
 
     def __init__(
-        self, source: PostgresSource, publisher: Publisher, *, database: str, epoch: int, frozen: FrozenKeys
+        self,
+        source: PostgresSource,
+        publisher: Publisher,
+        drift: Drift,
+        *,
+        database: str,
+        epoch: int,
+        frozen: FrozenKeys,
     ) -> None:
         self._source = source
         self._publisher = publisher
+        self._drift = drift
         self._database = database
         self._epoch = epoch
         self.frozen = dict(frozen)  # (schema, table) -> key columns
@@ -42,6 +51,8 @@ class Relations:
     async def captured(self, connection: Connection, relation: Relation) -> CapturedTable | None:
         """The table of a Relation message; None when the config leaves it out."""
         schema, name = relation.schema, relation.name
+        self._drift.meet(relation.oid, f"{schema}.{name}")
+        self._publisher.add_ground(self._drift.take_fresh())  # with the flush that passes its first change
         if self._source.rule_for(schema, name) is None or unbuilt_table(self._source, schema, name):
             return None
         topic = data_topic(self._source.name, schema, name)

@@ -101,8 +101,9 @@ class Session:
                     log.info("snapshot mode is `only` and the copy is complete: nothing to do")
                     return
                 position, stream = start.plan.position, start.stream
-                await self.watch.stand_on(start.loaded.ground)
                 frozen: FrozenKeys = start.loaded.frozen_keys
+                await self.watch.stand_on(start.loaded.ground, frozen)
+                self.publisher.add_ground(self.watch.drift.take_fresh())
             else:
                 if start.stream is not None:  # a slot of an interrupted start: it is made again
                     await replication.close()
@@ -298,7 +299,10 @@ class Session:
     # ---- the stream ----------------------------------------------------------------------------
 
     def _relations(self, database: str, epoch: int, frozen: FrozenKeys) -> Relations:
-        return Relations(self.source, self.publisher, database=database, epoch=epoch, frozen=frozen)
+        assert self.watch is not None
+        return Relations(
+            self.source, self.publisher, self.watch.drift, database=database, epoch=epoch, frozen=frozen
+        )
 
     async def _run_stream(
         self, control: Connection, copy: CopyStream, position: Position, relations: Relations

@@ -24,6 +24,7 @@ from streamer.postgres.catalog import (
     Publications,
     Table,
     add_if_empty,
+    harmed_tables,
     left_out,
     list_tables,
     publication_tables,
@@ -70,9 +71,15 @@ class Watch:
         self._where = place(source.url.get_secret_value())
         self.uncaptured: dict[str, int] = {}  # see Position
         self._clock = ServerClock()
-        self.drift = Drift(source.name, Ground())
+        self.drift = Drift(source.name, Ground(), self._wants)
         self.captured: Mapping[tuple[str, str], object] = {}  # (schema, table) of this epoch's tables
         self.observed = Observed()
+
+    def _wants(self, name: str) -> bool:
+        schema, _, table = name.partition(".")
+        return self._source.rule_for(schema, table) is not None and not unbuilt_table(
+            self._source, schema, table
+        )
 
     async def look(self, now_us: int) -> None:
         """Every second: WAL end, slot, clock. Raises when the lock's connection is gone."""
@@ -141,6 +148,8 @@ class Watch:
         findings = [*left_out(source, wanted), *self.drift.compare(seen.ground), *membership.findings]
         for table in membership.addable:
             findings += await self._publish(table, publications.home(table))
+        for harmed in await harmed_tables(self._connection, publications.name, publications.inserts_name):
+            findings.append(f"{harmed.what}: {harmed.fix}")
         findings += await self._uncaptured_changes(publications.insert_only)
         return findings
 
@@ -152,14 +161,18 @@ class Watch:
         except errors.InsufficientPrivilege:
             return [
                 f"{table.qualified} fits `tables:` but role {self._connection.info.user} may not publish it: "
-                f"as its owner run ALTER PUBLICATION {publication} ADD TABLE {table.qualified}; while it is "
-                "empty"
+                f"as its owner run ALTER PUBLICATION {publication} ADD TABLE "
+                f"{table.alone.as_string(None)}; while it is empty"
             ]
         return [has_rows(self._source, table)]
 
-    async def stand_on(self, ground: Ground) -> None:
-        """At a restart, before the stream: the publications must be those of the epoch's first look."""
-        self.drift = Drift(self._source.name, ground)
+    async def stand_on(self, ground: Ground, captured: Iterable[tuple[str, str]]) -> None:
+        """At a restart, before the stream: the publications must be those of the epoch's first look.
+
+        `captured`: (schema, table) with events of this epoch, some of which the config may leave out by now.
+        """
+        self.drift = Drift(self._source.name, ground, self._wants)
+        self.drift.leave_out(f"{schema}.{table}" for schema, table in captured)
         publications = Publications(self._source.publication.name, ())
         seen = await read_ground(self._connection, publications.name, publications.inserts_name)
         self.drift.check_publications(seen.ground)

@@ -49,7 +49,8 @@ class OversizeError(BadRecordError):
             f"a row of {size:,} bytes is above the message limit of {limit:,}; its key is {shown}",
             where=f"topic {topic}",
             fix="raise kafka.topics.max_message (and the topic's max.message.bytes: kafka-configs --alter), "
-            "or leave its table out with `exclude` in `tables:` of its source",
+            "or leave its table out with `exclude` in `tables:` of its source "
+            "(what it has missed when it is put back, only `tailrace reset` copies)",
         )
         self.topic = topic
         self.key = key

@@ -333,7 +333,7 @@ class Publisher:
             if landed.first_offset <= before:
                 raise PositionError(
                     f"{landed.topic}[{landed.partition}] was written up to offset {before} and took the "
-                    f"next event at {landed.first_offset} (H17): it was made again, or lost its end",
+                    f"next event at {landed.first_offset}: it was made again, or lost its end",
                     where=f"source {self._source}",
                     fix=f"`tailrace reset {self._source}` publishes its tables anew",
                 )

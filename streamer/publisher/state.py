@@ -100,7 +100,7 @@ async def read_positions(
             continue
         if "topic" in names:
             found.topics[names["topic"]] = TopicState.load(value)
-        elif "table" in names or "publication" in names:
+        elif names.keys() & {"table", "publication", "missed"}:
             known.append(ground.load(value))
         else:
             found.position = Position.load(value)
@@ -176,7 +176,7 @@ def check_chain(
         shown = "; ".join(lost[:NAMED_LIMIT])
         more = f"; and {len(lost) - NAMED_LIMIT} more" if len(lost) > NAMED_LIMIT else ""
         raise PositionError(
-            f"Kafka no longer has what was published (H17): {shown}{more}",
+            f"Kafka no longer has what was published: {shown}{more}",
             where=f"source {source}",
             fix=f"`tailrace reset {source}` publishes its tables anew (new epoch, new snapshot)",
         )
@@ -198,7 +198,7 @@ async def check_beyond(
         state = states[record.topic]
         raise PositionError(
             f"{record.topic}[{record.partition}] holds an event at offset {record.offset}, the last one "
-            f"recorded is {state.last_offsets[record.partition]} (H17): the positions topic lost its end, "
+            f"recorded is {state.last_offsets[record.partition]}: the positions topic lost its end, "
             "or another program writes to this topic",
             where=f"source {state.source}",
             fix=f"see that nobody else writes to it, then `tailrace reset {state.source}`",

@@ -162,7 +162,7 @@ def check_partitions(name: str, *, actual: int, wanted: int, recorded: int | Non
     """H26: more partitions would send a key elsewhere, past its own earlier events."""
     if recorded is not None and recorded != actual:
         raise ConfigError(
-            f"the topic has {actual} partitions, its events were written to {recorded} (H26): "
+            f"the topic has {actual} partitions, its events were written to {recorded}: "
             "keys would change their partition and lose their order",
             where=f"topic {name}",
             fix=f"delete the topic, set kafka.topics.partitions to the number you want (it was {recorded}), "
@@ -170,7 +170,7 @@ def check_partitions(name: str, *, actual: int, wanted: int, recorded: int | Non
         )
     if wanted != actual:
         raise ConfigError(
-            f"the topic has {actual} partitions, kafka.topics.partitions says {wanted} (H26)",
+            f"the topic has {actual} partitions, kafka.topics.partitions says {wanted}",
             where=f"topic {name}",
             fix=f"set kafka.topics.partitions to {actual}; or delete the topic, if its events may go, "
             "and run `tailrace reset` for its source",

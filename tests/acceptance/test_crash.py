@@ -13,6 +13,7 @@ ROUNDS = 3
 SEED = 20
 
 
+@pytest.mark.thorough
 async def test_kill_9_of_every_part_under_load(tmp_path: Path, servers: Sandbox) -> None:
     score = await CrashRun(tmp_path, servers, seed=SEED).run(ROUNDS)
     assert score.ok, "\n".join([str(score), *score.notes])

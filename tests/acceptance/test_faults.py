@@ -20,7 +20,10 @@ from tests.harness.pipeline import TARGET_SCHEMA, Child, Pipeline, execute
 
 OUTAGE_S = 3.0
 LONG_OUTAGE_S = 60.0
-OUTAGES = [OUTAGE_S, pytest.param(LONG_OUTAGE_S, marks=pytest.mark.slow)]
+OUTAGES = [
+    pytest.param(OUTAGE_S, marks=pytest.mark.thorough),
+    pytest.param(LONG_OUTAGE_S, marks=pytest.mark.slow),
+]
 TOPIC_GONE_S = 10.0
 DROP_TRIES = 100
 
@@ -115,6 +118,7 @@ async def mended(pipeline: Pipeline) -> None:
     assert record.detail["epoch"] >= 2
 
 
+@pytest.mark.thorough
 async def test_h22_a_changed_key_and_the_two_steps_that_mend_it(pipeline: Pipeline) -> None:
     capture, _ = await few_rows(pipeline)
     await execute(
@@ -142,6 +146,7 @@ async def test_h04_dropped_slot(pipeline: Pipeline) -> None:
     await mended(pipeline)
 
 
+@pytest.mark.thorough
 async def test_h04_recreated_slot(pipeline: Pipeline) -> None:
     capture, _ = await few_rows(pipeline)
     assert await capture.stop() == 0
@@ -163,6 +168,7 @@ async def test_h04_slot_moved_by_hand(pipeline: Pipeline) -> None:
     await mended(pipeline)
 
 
+@pytest.mark.thorough
 async def test_slot_dropped_while_capture_is_connected(pipeline: Pipeline) -> None:
     capture, _ = await few_rows(pipeline)
     await asyncio.to_thread(_drop_in_use, pipeline.source_url, pipeline.slot)
@@ -216,6 +222,7 @@ async def test_h17_data_topic_made_again(pipeline: Pipeline) -> None:
     again.kill()
 
 
+@pytest.mark.thorough
 async def test_h04_cold_copy_restored(tmp_path: Path, servers: Sandbox) -> None:
     """The copy keeps the system id and the timeline; its WAL goes another way from there on."""
     source, target = servers.postgres

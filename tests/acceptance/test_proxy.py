@@ -111,6 +111,7 @@ TROUBLES: tuple[Callable[[Proxy], Any], ...] = (
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", ["source", "target", "kafka"])
 async def test_every_trouble_on_one_line(proxied: tuple[Pipeline, Parts], shop_on: ShopOn, part: str) -> None:
     pipeline, parts = proxied

@@ -26,6 +26,7 @@ def report(score: Score) -> str:
     return "\n".join([str(score), *score.notes])
 
 
+@pytest.mark.thorough
 async def test_h21_faults_under_load_lose_nothing(
     tmp_path: Path, redis_server: ValkeyServer, kafka: str, kafka_name: str
 ) -> None:
@@ -69,6 +70,7 @@ async def test_many_faults_of_one_kind(tmp_path: Path, crash_servers: Sandbox, f
     assert score.ok, report(score)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
 async def test_a_flush_deletes_nothing_before_it_is_approved(
     tmp_path: Path, redis_server: ValkeyServer, target_database: str, kafka: str, kafka_name: str, rows: int

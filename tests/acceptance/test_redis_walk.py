@@ -140,6 +140,7 @@ async def test_a_copy_of_redis_in_postgres(game: Pipeline, client: aioredis.Redi
     assert await run.stop() == 0
 
 
+@pytest.mark.thorough
 async def test_h20_a_killed_capture_finds_what_was_deleted_meanwhile(
     game: Pipeline, client: aioredis.Redis
 ) -> None:
@@ -156,6 +157,7 @@ async def test_h20_a_killed_capture_finds_what_was_deleted_meanwhile(
         await equal(game, client)
 
 
+@pytest.mark.thorough
 async def test_a_reset_removes_what_only_the_target_has(game: Pipeline, client: aioredis.Redis) -> None:
     apply = game.start("apply")
     capture = game.start("capture")
@@ -175,6 +177,7 @@ async def test_a_reset_removes_what_only_the_target_has(game: Pipeline, client: 
     assert await apply.stop() == 0
 
 
+@pytest.mark.thorough
 async def test_a_flushed_cache_empties_nothing_before_it_is_approved(
     game: Pipeline, client: aioredis.Redis
 ) -> None:

@@ -27,6 +27,7 @@ async def test_a_shop_arrives(shop: Shop) -> None:
     assert report.records > BIG_ROWS
 
 
+@pytest.mark.thorough
 async def test_a_table_that_is_made_later_is_there_soon_after_its_first_row(pipeline: Pipeline) -> None:
     await execute(pipeline.source_url, "CREATE TABLE first (id int PRIMARY KEY)")
     await pipeline.start_both()
@@ -52,6 +53,7 @@ async def test_a_table_that_is_made_later_is_there_soon_after_its_first_row(pipe
     assert time.monotonic() - began_s < LATER_TABLE_S
 
 
+@pytest.mark.thorough
 async def test_sigterm_finishes_confirms_and_exits_0(pipeline: Pipeline, shop: Shop) -> None:
     await shop.open()
     capture, apply = pipeline.children
@@ -66,6 +68,7 @@ async def test_sigterm_finishes_confirms_and_exits_0(pipeline: Pipeline, shop: S
     await shop.judge()
 
 
+@pytest.mark.thorough
 async def test_standby_takes_over_when_the_first_dies(pipeline: Pipeline, shop: Shop) -> None:
     await shop.open()
     first = pipeline.children[0]
@@ -78,6 +81,7 @@ async def test_standby_takes_over_when_the_first_dies(pipeline: Pipeline, shop: 
     await shop.judge()
 
 
+@pytest.mark.thorough
 async def test_h30_zombie_is_fenced(pipeline: Pipeline, shop: Shop) -> None:
     """The first stands still, loses its sessions, and wakes when the second has taken its place."""
     await shop.open()
@@ -109,6 +113,7 @@ async def test_h30_zombie_is_fenced(pipeline: Pipeline, shop: Shop) -> None:
     assert not first.running or states[first.pid] in ("standby", "waiting")
 
 
+@pytest.mark.thorough
 async def test_three_applies_share_and_rebalance_under_load(pipeline: Pipeline, shop: Shop) -> None:
     await shop.open()
     first = pipeline.children[1]
@@ -131,6 +136,7 @@ async def _has_partitions(pipeline: Pipeline, pid: int) -> bool:
     )
 
 
+@pytest.mark.thorough
 async def test_odd_names_partitions_generated(pipeline: Pipeline, log_checker: LogChecker) -> None:
     await execute(pipeline.source_url, *ODD_TABLES, *(s.format(1) for s in ODD_ROWS))
     await pipeline.start_both()
@@ -165,11 +171,13 @@ async def test_every_type_by_snapshot_and_by_stream(pipeline: Pipeline, log_chec
     assert await log_checker.fold_differences(pipeline.source_url) == []
 
 
+@pytest.mark.thorough
 async def test_an_empty_table_is_made_too(pipeline: Pipeline) -> None:
     await execute(pipeline.source_url, "CREATE TABLE empty (id int PRIMARY KEY)")
     await pipeline.start_both()
 
 
+@pytest.mark.thorough
 async def test_columns_added_and_dropped_while_streaming(pipeline: Pipeline) -> None:
     url = pipeline.source_url
     first = "INSERT INTO t VALUES (1, 'a', 1)"
@@ -188,6 +196,7 @@ async def test_columns_added_and_dropped_while_streaming(pipeline: Pipeline) -> 
     await pipeline.equal()
 
 
+@pytest.mark.thorough
 async def test_truncate_of_several_tables_and_rows_after_it(pipeline: Pipeline) -> None:
     url = pipeline.source_url
     fill = "INSERT INTO {0} SELECT n, 'v' FROM generate_series(1, 500) n"
@@ -199,6 +208,7 @@ async def test_truncate_of_several_tables_and_rows_after_it(pipeline: Pipeline) 
     assert verdict.rows == 1
 
 
+@pytest.mark.thorough
 async def test_a_flow_to_one_named_table(pipeline: Pipeline) -> None:
     pipeline.config["flows"] = {
         "one": {"from": f"{pipeline.source}.public.t", "to": "copy.elsewhere.renamed"},

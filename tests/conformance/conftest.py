@@ -8,6 +8,10 @@ import pytest
 
 from tests.conformance.adapters import ADAPTERS
 from tests.conformance.adapters.base import Adapter
+from tests.harness.tiers import corners
+
+# Its rows are written as those of postgres; the fast suite has the machine of test_vectors_chunks.py for it.
+THOROUGH = {"pgvector"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,7 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = metafunc.definition.iter_markers("needs")
     needed = {ability for mark in marks for ability in mark.args}
     kinds = [kind for kind, adapter in ADAPTERS.items() if needed <= adapter.abilities]
-    metafunc.parametrize("adapter", kinds, indirect=True)
+    fast = [kind for kind in kinds if kind not in THOROUGH]
+    metafunc.parametrize("adapter", corners(kinds, *fast), indirect=True)
 
 
 @pytest.fixture

@@ -35,8 +35,9 @@ from tests.conformance.adapters.base import Adapter, Row, fresh_name
 from tests.conformance.sessions import people, person
 
 KEYS = st.integers(1, 4)
-EXAMPLES, STEPS = 25, 12  # in the fast suite
-THOROUGH_EXAMPLES, THOROUGH_STEPS = 300, 30
+EXAMPLES, STEPS = 6, 12  # in the fast suite
+THOROUGH_EXAMPLES, THOROUGH_STEPS = 30, 15
+SLOW_EXAMPLES, SLOW_STEPS = 300, 30
 
 
 class Machine(RuleBasedStateMachine):
@@ -259,6 +260,11 @@ def test_any_run_leaves_what_the_source_has(adapter: Adapter) -> None:
     run(adapter, EXAMPLES, STEPS)
 
 
+@pytest.mark.thorough
+def test_any_of_many_runs_leaves_what_the_source_has(adapter: Adapter) -> None:
+    run(adapter, THOROUGH_EXAMPLES, THOROUGH_STEPS)
+
+
 @pytest.mark.slow
 def test_any_long_run_leaves_what_the_source_has(adapter: Adapter) -> None:
-    run(adapter, THOROUGH_EXAMPLES, THOROUGH_STEPS)
+    run(adapter, SLOW_EXAMPLES, SLOW_STEPS)

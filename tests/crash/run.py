@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -57,6 +57,19 @@ class Score:
         )
 
 
+def victims_of_round(
+    random: Random, victims: Sequence[str], killed: Collection[str], rounds_left: int
+) -> list[str]:
+    """Whom a round kills, in this order; `rounds_left` with this one. Whoever was spared so far gets his turn
+    while the rounds allow it."""
+    spared = [victim for victim in victims if victim not in killed]
+    due = min(KILLS_A_ROUND, max(0, len(spared) - (rounds_left - 1) * KILLS_A_ROUND))
+    kills = max(due, random.randint(1, KILLS_A_ROUND))
+    chosen = random.sample(spared, due) + [random.choice(victims) for _ in range(kills - due)]
+    random.shuffle(chosen)
+    return chosen
+
+
 class CrashRun:
     """`await run(rounds)`; the sandbox has two Postgres (source, target) and a Kafka, and is the caller's."""
 
@@ -100,7 +113,7 @@ class CrashRun:
             self._referee.open()
             for number in range(1, rounds + 1):
                 began = time.monotonic()
-                killed = await self._round(number)
+                killed = await self._round(number, rounds - number + 1)
                 await self._judge(fold=number % FOLD_EVERY == 0 or number == rounds)
                 self.score.rounds = number
                 self._say(f"round {number}: killed {', '.join(killed)}; {time.monotonic() - began:.1f} s")
@@ -109,17 +122,13 @@ class CrashRun:
             await asyncio.to_thread(self._referee.close)
         return self.score
 
-    async def _round(self, number: int) -> list[str]:
+    async def _round(self, number: int, rounds_left: int) -> list[str]:
         """Load, and kills at moments of their own; everybody is back at the end."""
         random = self._random
-        kills = random.randint(1, KILLS_A_ROUND)
+        killed = [victim for victim, count in self.score.kills.items() if count]
+        chosen = victims_of_round(random, self._victims, killed, rounds_left)
         plan = sorted(
-            (
-                random.uniform(0.1, 0.95) * self._load_s,
-                random.choice(self._victims),
-                random.uniform(0, DOWN_S),
-            )
-            for _ in range(kills)
+            (random.uniform(0.1, 0.95) * self._load_s, victim, random.uniform(0, DOWN_S)) for victim in chosen
         )
         workload = Workload(
             self._pipeline.source_url,

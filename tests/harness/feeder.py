@@ -153,11 +153,14 @@ class Feeder:
     async def delete_topic(self, topic: str) -> None:
         await self._admin.delete_topics([topic])
 
-    async def make_topic_again(self, topic: str, partitions: int) -> None:
+    async def make_topic_again(
+        self, topic: str, partitions: int, config: dict[str, str] | None = None
+    ) -> None:
         """As soon as the deleted one is gone."""
         deadline = time.monotonic() + WAIT_S
         while True:
-            [(_, code, *_)] = (await self._admin.create_topics([NewTopic(topic, partitions, 1)])).topic_errors
+            made = NewTopic(topic, partitions, 1, topic_configs=config or {})
+            [(_, code, *_)] = (await self._admin.create_topics([made])).topic_errors
             if code == 0:
                 return
             assert time.monotonic() < deadline

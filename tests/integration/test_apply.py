@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 import psycopg
 import pytest
 
+from consumers import views
+from consumers.apply import condition
 from streamer.changes.kinds import UNAVAILABLE
 from streamer.sandbox import PostgresServer
 from tests.harness.feeder import Feeder, applying, config_of
@@ -186,6 +188,10 @@ async def test_h07_a_patch_without_its_row_is_noted_and_no_bad_row(
         await run.rows(target_database, "SELECT id, name, note FROM mirror.docs", [(1, "uno", "big")])
         await run.rows(target_database, "SELECT key FROM _tailrace.needs_reread", [('{"id":7}',)])
         await run.until(lambda: run.flow().get("rereads") == 1, "the finding")
+        await run.until(lambda: bool(run.status.record.detail.get("findings")), "its text")
+        [finding] = run.status.record.detail["findings"]
+        assert "SET big = big || ''" in finding
+        assert f"`tailrace reset {feeder.source}`" in finding
 
 
 async def test_placeholders_merge_with_what_went_before_in_the_batch(
@@ -335,6 +341,45 @@ async def test_a_bad_row_of_a_table_without_a_key_stops_its_flow_and_no_other(
         await run.rows(target_database, "SELECT count(*) FROM mirror.good", [(2,)])
         await run.rows(target_database, "SELECT count(*) FROM mirror.bad", [(0,)])
         assert run.status.record.state == "error"
+
+
+async def test_a_flow_stopped_by_its_table_goes_on_by_itself_once_that_is_mended(
+    feeder: Feeder, target_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(condition, "RETRY_STOPPED_S", 2.0)
+    good = await feeder.table("good", COLUMNS)
+    bad = await feeder.table("bad", COLUMNS)
+    good.create({"id": 1, "name": "a", "note": None}, 100)
+    for n in range(30):
+        bad.create({"id": n, "name": f"n{n}", "note": None}, 100, n)
+    await feeder.flush()
+    flows = {"fine": "public.good", "broken": "public.bad"}
+    async with await psycopg.AsyncConnection.connect(target_database, autocommit=True) as target:
+        await target.execute("CREATE SCHEMA mirror")
+        await target.execute("CREATE TABLE mirror.bad (id integer PRIMARY KEY, name integer, note text)")
+        async with applying(config_of(feeder, target_database, flows=flows)) as run:
+            await run.until(lambda: run.flow("broken").get("state") == "error", "the error")
+            reason = run.flow("broken")["reason"]
+            assert "ALTER TABLE" in reason
+            assert "goes on by itself" in reason
+            await run.until(lambda: run.flow("broken")["lag_records"] > 0, "what waits")
+            assert run.flow("broken")["lag_s"] is None, "how old it is, is not known"
+            found = views.build(run.config, [run.status.record], run.status.record.at_us)
+            states = {flow["name"]: flow["reason"] for flow in found.flows}
+            assert "ALTER TABLE" not in states["fine"]
+            bad.update({"id": 3, "name": "three", "note": "x"}, 150)
+            good.create({"id": 2, "name": "a", "note": None}, 200)
+            await feeder.flush()
+            await run.rows(target_database, "SELECT count(*) FROM mirror.good", [(2,)])
+            await target.execute("ALTER TABLE mirror.bad ALTER COLUMN name TYPE text USING name::text")
+            query = "SELECT count(*), max(name) FILTER (WHERE id = 3) FROM mirror.bad"
+            await run.rows(target_database, query, [(30, "three")])
+            await run.until(lambda: run.flow("broken")["state"] == "streaming", "the flow well")
+            await run.until(lambda: run.status.record.state == "streaming", "apply well")
+            assert run.flow("broken")["reason"] == ""
+            await run.settled(feeder)
+            assert run.flow("broken")["applied"] == 31
+            assert run.flow("fine")["applied"] == 2
 
 
 async def test_columns_are_added_and_dropped(feeder: Feeder, target_database: str) -> None:

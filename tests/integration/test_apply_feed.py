@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from consumers.apply.feed import Feed
+from consumers.apply.resets import Resets
 from tests.harness.feeder import WAIT_S, Feeder, config_of
 
 COLUMNS = [("id", "integer", "number")]
@@ -27,7 +28,7 @@ async def test_h30_a_busy_target_keeps_its_membership_when_a_table_comes(
     table.create({"id": 1}, 100)
     await feeder.flush()
     flows = list(config_of(feeder, target_database).flows.values())
-    feed = Feed(feeder.brokers, None, f"{feeder.name}.copy", flows)
+    feed = Feed(feeder.brokers, None, f"{feeder.name}.copy", flows, Resets(feeder.brokers, None, feeder.name))
     await feed.open()
     try:
         fetched = feed.consumer._fetcher._records  # where aiokafka keeps the error for the next caller

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
 
 from streamer.config import Config
+from streamer.postgres import source
 from streamer.postgres.slot import lock_key
 from streamer.runner import make_publisher
 from tests.harness.capture import Capture, capturing, confirmed_lsn, events, run, until, values
@@ -205,17 +207,29 @@ async def test_a_table_made_later_is_captured_from_its_first_row(
 
 
 async def test_h30_the_second_capture_is_a_standby_and_takes_over(
-    database: str, make_config: Callable[..., Config]
+    database: str,
+    make_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    tries, try_lock = [], source.try_lock
+
+    async def tried(*given: Any) -> bool:
+        tries.append(given)
+        return await try_lock(*given)
+
     await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
     config = make_config(database)
     first, second = Capture(config), Capture(config)
     first.start()
     await first.state("streaming")
+    monkeypatch.setattr(source, "try_lock", tried)
     second.start()
     await second.state("standby")
     await run(database, "INSERT INTO t VALUES (1)")
     await first.caught_up()
+    await second.until(lambda: len(tries) > 2)
+    assert sum("holds its lock" in record.message for record in caplog.records) == 1
     await first.kill()
     await second.state("streaming")
     await run(database, "INSERT INTO t VALUES (2)")

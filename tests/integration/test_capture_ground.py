@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psycopg
 import pytest
 
 from streamer.config import Config
 from streamer.errors import FatalError
 from streamer.runner import reset_source
 from tests.harness.capture import Capture, capturing, current_lsn, events, fails, run, values
+from tests.harness.tiers import corners
 
 Make = Callable[..., Config]
 
@@ -49,7 +51,7 @@ UNDER_A_CAPTURE = {
 }
 
 
-@pytest.mark.parametrize("name", UNDER_A_CAPTURE)
+@pytest.mark.parametrize("name", corners(UNDER_A_CAPTURE, "made again", "partition attached"))
 async def test_h22_h27_what_the_stream_does_not_tell_is_a_finding(
     name: str, database: str, make_config: Make
 ) -> None:
@@ -129,7 +131,11 @@ async def test_h22_what_is_done_while_no_capture_runs_is_found_at_every_later_st
     ("statements", "what"),
     [
         (("DROP PUBLICATION {name}", "CREATE PUBLICATION {name} FOR TABLE t"), "was dropped or made again"),
-        (("ALTER PUBLICATION {name} SET (publish = 'insert')",), "was told to publish other operations"),
+        pytest.param(
+            ("ALTER PUBLICATION {name} SET (publish = 'insert')",),
+            "was told to publish other operations",
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 async def test_h04_a_publication_changed_while_no_capture_ran_stops_the_source(
@@ -191,6 +197,67 @@ async def test_h04_an_idle_source_is_resumed_where_its_heartbeat_ended(
     async with capturing(config) as capture:
         await run(database, "INSERT INTO t VALUES (1)")
         await capture.caught_up()
+
+
+async def finds(capture: Capture, finding: str) -> None:
+    await capture.until(lambda: any(finding in found for found in capture.findings))
+    assert [found for found in capture.findings if "`tailrace reset shop`" not in found] == []
+    assert len(capture.findings) == 1
+
+
+@pytest.mark.parametrize("written", [True, False])
+async def test_h22_a_table_left_out_for_a_while_is_a_finding_when_it_is_wanted_again(
+    written: bool, database: str, make_config: Make
+) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)", "CREATE TABLE u (id int PRIMARY KEY)")
+    async with capturing(make_config(database)):
+        pass
+    async with capturing(make_config(database, tables={"public.t": "exclude", "public.*": {}})) as capture:
+        if written:
+            await run(database, "INSERT INTO t VALUES (1)")
+        await run(database, "INSERT INTO u VALUES (1)")
+        await capture.caught_up()
+        await capture.until(lambda: bool(capture.looks))
+        assert capture.findings == []  # nothing is missing yet that anybody wants
+    config = make_config(database)
+    for _ in range(2):
+        async with capturing(config) as capture:
+            await finds(capture, "public.t was left out by `tables:` for a while")
+    await reset_source(config, "shop", brokers=config.kafka.brokers)
+    async with capturing(config) as capture:
+        await capture.until(lambda: bool(capture.looks))
+        assert capture.findings == []
+
+
+RENAMED_AND_BACK = (
+    "ALTER TABLE t RENAME TO other",
+    "INSERT INTO other VALUES (1)",
+    "ALTER TABLE other RENAME TO t",
+    "INSERT INTO t VALUES (2)",
+)
+
+
+@pytest.mark.parametrize("tables", [{"public.*": {}}, {"public.t": {}}])
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_h22_a_table_renamed_there_and_back_is_a_finding(
+    stopped: bool, tables: dict[str, object], database: str, make_config: Make
+) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY)")
+    config = make_config(database, tables=tables)
+    finding = "public.t was renamed to public.other"
+    async with capturing(config) as capture:
+        await capture.until(lambda: bool(capture.looks))
+        if not stopped:
+            async with await psycopg.AsyncConnection.connect(database) as connection:
+                for statement in RENAMED_AND_BACK:  # one transaction: no look at the catalogue sees it
+                    await connection.execute(statement)
+            await finds(capture, finding)
+    if stopped:
+        await run(database, *RENAMED_AND_BACK)
+    for _ in range(2):
+        async with capturing(config) as capture:
+            await finds(capture, finding)
+    assert [v["after"]["id"] for v in values(await events(config, "t"))] == [2]
 
 
 async def test_rows_of_a_child_table_are_copied_once(database: str, make_config: Make) -> None:

@@ -257,6 +257,72 @@ def test_h27_which_tables_are_published_with_inserts_only(
     assert catalog.Table("public", "t", 1, identity, key, has_index).insert_only is insert_only
 
 
+INHERITING = (
+    "CREATE TABLE parent (id int PRIMARY KEY, v text)",
+    "CREATE TABLE child (extra int) INHERITS (parent)",
+    "INSERT INTO child VALUES (1, 'a', 1)",
+)
+
+
+@pytest.mark.parametrize("tables", [{"public.*": {}}, {"public.child": "exclude", "public.*": {}}])
+async def test_h27_an_inherited_child_without_a_key_keeps_the_application_working(
+    tables: dict[str, Any], database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(
+        database,
+        *INHERITING,
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY LIST (id)",
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1, 2)",
+    )
+    config = make_config(database, tables=tables)
+    async with capturing(config) as capture:
+        await run(
+            database,
+            "CREATE TABLE later (id int PRIMARY KEY)",
+            "CREATE TABLE later_child (extra int) INHERITS (later)",
+        )
+        looks = capture.looks
+        await capture.until(lambda: capture.looks >= looks + 3)
+        await run(
+            database,
+            "UPDATE child SET v = 'b'",
+            "DELETE FROM child",
+            "INSERT INTO later_child VALUES (1, 1)",
+            "UPDATE later_child SET extra = 2",
+            "INSERT INTO parent VALUES (2, 'c')",
+            "INSERT INTO later VALUES (2)",
+            "INSERT INTO p VALUES (1)",
+            "UPDATE p SET id = 2",
+        )
+        await capture.caught_up()
+    assert [v["after"]["id"] for v in values(await events(config, "parent"))] == [2]
+    assert [v["after"]["id"] for v in values(await events(config, "later"))] == [2]
+    assert [v["op"] for v in values(await events(config, "p"))] == ["c", "d", "c"]
+
+
+@pytest.mark.parametrize("manage", [True, False])
+async def test_h27_a_publication_that_makes_updates_of_the_application_fail(
+    manage: bool, database: str, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(database, tables={"public.parent": {}}, publication={"name": "p", "manage": manage})
+    await run(
+        database,
+        *INHERITING,
+        "CREATE PUBLICATION p FOR TABLE parent WITH (publish_via_partition_root = true)",
+    )
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        await run(database, "UPDATE child SET v = 'b'")
+    error = await fails(config)
+    what = "UPDATE and DELETE of public.child fail in the application: publication p publishes them"
+    mended = 'ALTER PUBLICATION "p" DROP TABLE ONLY "public"."child";'
+    assert what in str(error)
+    assert mended in str(error)
+    await run(database, mended, "UPDATE child SET v = 'b'")
+    async with capturing(config) as capture:
+        await run(database, "ALTER PUBLICATION p ADD TABLE child")
+        await capture.until(lambda: any(what in finding for finding in capture.findings))
+
+
 async def test_h30_lock_then_slot_then_ids_then_position(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

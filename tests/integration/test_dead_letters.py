@@ -536,6 +536,31 @@ async def test_h24_a_kill_between_the_letter_and_the_commit_loses_nothing(
     assert [letter["key"] for letter in await letters(feeder)] == ['{"id":2}'] * 2
 
 
+async def test_commands_list_and_retry(feeder: Feeder, target_database: str, tmp_path: Path) -> None:
+    await execute(target_database, *MADE)
+    table = await feeder.table("people", COLUMNS, partitions=1)
+    table.create(row(1, "bad"), 100)
+    await feeder.flush()
+    file = tmp_path / "tailrace.yaml"
+    file.write_text(config_text(feeder, target_database))
+    async with applying(config_of(feeder, target_database)) as run:
+        await run.rows(target_database, QUEUES, [('{"id":1}', 1, 100, "23514")])
+        (parked,) = await command(file, "list")
+        assert (parked["table"], parked["key"]) == ("public.people", '{"id":1}')
+        await execute(target_database, MEND)
+        assert (await command(file, "retry"))["done"] == 1
+        await run.rows(target_database, NAMES, [(1, "bad")])
+
+
+async def command(file: Path, name: str, *arguments: str, code: int = 0) -> Any:
+    """`tailrace dead-letters NAME copy --json`"""
+    process = await tailrace("dead-letters", name, "copy", *arguments, "-c", str(file), "--json")
+    out, err = await process.communicate()
+    assert process.returncode == code, (out, err)
+    return orjson.loads(out or err)
+
+
+@pytest.mark.thorough
 async def test_commands_list_show_retry_and_discard(
     feeder: Feeder, target_database: str, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -550,46 +575,38 @@ async def test_commands_list_show_retry_and_discard(
     flows = {"people": "public.people", "dates": "public.dates"}
     file.write_text(config_text(feeder, target_database, flows=flows))
 
-    async def command(*arguments: str, code: int = 0) -> Any:
-        process = await tailrace(
-            "dead-letters", arguments[0], "copy", *arguments[1:], "-c", str(file), "--json"
-        )
-        out, err = await process.communicate()
-        assert process.returncode == code, (out, err)
-        return orjson.loads(out or err)
-
     async with applying(config_of(feeder, target_database, flows=flows)) as run:
         await run.rows(target_database, "SELECT count(*) FROM _tailrace.parked", [(4,)])
-        assert {(e["table"], e["key"]) for e in await command("list")} == {
+        assert {(e["table"], e["key"]) for e in await command(file, "list")} == {
             ("public.dates", '{"id":1}'),
             *(("public.people", f'{{"id":{n}}}') for n in (1, 2, 3)),
         }
-        assert len(await command("list", "--flow", "people")) == 3
-        assert len(await command("list", "--table", "public.da*")) == 1
-        assert len(await command("list", "--table", "people", "--key", "2")) == 1
-        assert len(await command("list", "--key", '{"id":1}')) == 2
-        assert [e["reason"]["code"] for e in await command("list", "--reason", "22008")] == ["22008"]
-        assert len(await command("list", "--reason", "constraint")) == 3
-        assert await command("list", "--reason", "no such words") == []
-        (shown,) = await command("show", "--table", "people", "--key", "3")
+        assert len(await command(file, "list", "--flow", "people")) == 3
+        assert len(await command(file, "list", "--table", "public.da*")) == 1
+        assert len(await command(file, "list", "--table", "people", "--key", "2")) == 1
+        assert len(await command(file, "list", "--key", '{"id":1}')) == 2
+        assert [e["reason"]["code"] for e in await command(file, "list", "--reason", "22008")] == ["22008"]
+        assert len(await command(file, "list", "--reason", "constraint")) == 3
+        assert await command(file, "list", "--reason", "no such words") == []
+        (shown,) = await command(file, "show", "--table", "people", "--key", "3")
         assert shown["queue"][0]["payload"]["after"] == row(3, "bad")
 
-        assert len((await command("retry", "--flow", "people", "--dry-run"))["keys"]) == 3
-        assert (await command("retry", "--table", "people", code=1))["refused"][0]["attempts"] == 2
+        assert len((await command(file, "retry", "--flow", "people", "--dry-run"))["keys"]) == 3
+        assert (await command(file, "retry", "--table", "people", code=1))["refused"][0]["attempts"] == 2
         await execute(target_database, MEND)
-        done = await command("retry", "--key", '{"id":2}')
+        done = await command(file, "retry", "--key", '{"id":2}')
         assert (done["done"], done["refused"], done["unanswered"]) == (1, [], 0)
         await run.rows(target_database, NAMES, [(2, "bad")])
-        assert "--yes" in (await command("discard", code=64))["error"]["fix"]
-        assert (await command("discard", "--table", "dates"))["done"] == 1
-        assert (await command("retry"))["done"] == 2
+        assert "--yes" in (await command(file, "discard", code=64))["error"]["fix"]
+        assert (await command(file, "discard", "--table", "dates"))["done"] == 1
+        assert (await command(file, "retry"))["done"] == 2
         await run.rows(target_database, NAMES, [(1, "bad"), (2, "bad"), (3, "bad")])
-        assert await command("list") == []
+        assert await command(file, "list") == []
         dates.create({"id": 2, "day": "2026-02-30"}, 200)
         await feeder.flush()
         await run.rows(target_database, "SELECT count(*) FROM _tailrace.parked", [(1,)])
-    assert (await command("retry", "--wait", "1", code=3))["unanswered"] == 1
-    (marked,) = await command("list")
+    assert (await command(file, "retry", "--wait", "1", code=3))["unanswered"] == 1
+    (marked,) = await command(file, "list")
     assert marked["asked"] == "retry"
     assert "@" in marked["asked_by"]
     async with applying(config_of(feeder, target_database, flows=flows)) as run:

@@ -332,11 +332,48 @@ async def test_a_publication_that_would_lose_changes(config_of: Make, source: Pl
     assert (await mended(config, source)).ok
 
 
+async def test_h27_a_publication_that_takes_children_along(config_of: Make, source: Place) -> None:
+    """And a partitioned root: its owner's statements name each table alone."""
+    source.run(
+        "CREATE TABLE child (extra int) INHERITS (customers)",
+        "CREATE TABLE bag (id int) PARTITION BY LIST (id)",
+        "CREATE TABLE bag1 PARTITION OF bag FOR VALUES IN (1)",
+        "INSERT INTO bag VALUES (1)",
+        "INSERT INTO child VALUES (1, 'a', 1)",
+        "CREATE PUBLICATION p FOR TABLE customers, orders, bag WITH (publish_via_partition_root = true)",
+    )
+    config = config_of(
+        tables='{public.child: exclude, "public.*": {}}', more=", publication: {name: p, manage: false}"
+    )
+    for update in ("UPDATE child SET extra = 2", "UPDATE bag SET id = 1"):
+        with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+            source.run(update)
+    report = await examine(config)
+    whats = [c.what for c in failed(report)]
+    for table in ("child", "bag"):
+        assert any(f"UPDATE and DELETE of public.{table} fail in the application" in w for w in whats)
+    assert "p_inserts is not there" in whats
+    assert (await mended(config, source)).ok
+    source.run("UPDATE child SET extra = 2", "UPDATE bag SET id = 1")
+
+
+async def test_h27_a_publication_of_all_tables_lets_none_go(config_of: Make, source: Place) -> None:
+    source.run(
+        "CREATE TABLE bag (id int)",
+        "INSERT INTO bag VALUES (1)",
+        "CREATE PUBLICATION p FOR ALL TABLES WITH (publish_via_partition_root = true)",
+    )
+    config = config_of(more=", publication: {name: p, manage: false}")
+    assert any("of public.bag fail in the application" in c.what for c in failed(await examine(config)))
+    assert (await mended(config, source)).ok
+    source.run("UPDATE bag SET id = 2")
+
+
 async def test_a_publication_that_somebody_else_manages(config_of: Make, source: Place) -> None:
     config = config_of(more=", publication: {name: p, manage: false}")
     finding = told(await examine(config), "publication")
     assert "as the tables' owner run" in finding.fix
-    assert finding.sql[0].startswith('CREATE PUBLICATION "p" FOR TABLE')
+    assert finding.sql[0].startswith('CREATE PUBLICATION "p" FOR TABLE ONLY "public"."customers", ONLY')
     assert (await mended(config, source)).ok
 
 

@@ -353,6 +353,7 @@ async def test_the_commands(scene: Scene) -> None:
         assert "a truncate: 1 of 1 rows of public.people would be deleted; it passes" in out
 
 
+@pytest.mark.thorough
 async def test_kill_9_while_held_with_a_real_source(
     database: str, target_database: str, kafka: str, kafka_name: str, tmp_path: Path
 ) -> None:

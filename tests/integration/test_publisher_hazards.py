@@ -22,6 +22,7 @@ from streamer.publisher.state import read_positions
 from streamer.sandbox import KafkaServer
 from tests.harness.proxy import Proxy
 from tests.harness.publisher import CLOSE_LIMIT_S, ORDERS, ZERO, Bench, Settings, at, key, until
+from tests.harness.tiers import corners
 
 
 async def test_h01_a_refused_batch_is_not_committed(bench: Bench) -> None:
@@ -273,7 +274,7 @@ async def test_h29_a_schema_record_is_written_before_its_event_in_the_same_trans
     assert SchemaRecord.load(record.value or b"") == ORDERS
 
 
-@pytest.mark.parametrize("flushes", [1, 2])
+@pytest.mark.parametrize("flushes", corners([1, 2], 1))
 async def test_h30_a_zombie_is_fenced(bench: Bench, flushes: int) -> None:
     """Whichever of its two ids would be next."""
     zombie = await bench.open()

@@ -50,7 +50,7 @@ async def test_every_change_of_a_string_becomes_its_event(
             {key: {"sid": "a", "value": "3"}, b'{"sid":"c"}': {"sid": "c", "value": "4"}},
         )
     assert found.ops(key) == "rudc"
-    first = found.events[0]["source"]
+    (first,) = (event["source"] for event in found.events if event["op"] == "r")
     assert first["connector"] == "redis"
     assert first["db"] == "0"
     assert first["txId"] is None

@@ -50,6 +50,7 @@ async def test_h21_a_large_zset_is_read_in_steps_and_its_gone_members_are_found(
         await until_count(config, "scores", 0)
 
 
+@pytest.mark.thorough
 async def test_large_keys_of_the_other_types(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
 ) -> None:
@@ -134,6 +135,7 @@ async def test_several_databases_are_told_apart(
     await third.aclose()
 
 
+@pytest.mark.thorough
 async def test_keys_of_any_bytes(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
 ) -> None:

@@ -17,6 +17,7 @@ from streamer.redis.notifications import SETTING
 from streamer.redis.signs import Look, changed, read_look
 from streamer.sandbox import Sandbox, ValkeyServer
 from tests.harness.proxy import Proxy
+from tests.harness.tiers import corners
 from tests.harness.watching import EVERY_TYPE, WAIT_S, execute, watching, with_login
 
 
@@ -38,7 +39,10 @@ def add_server(sandbox: Sandbox, redis_program: Path | None) -> Iterator[Callabl
 
 
 @pytest.mark.parametrize(
-    "line", ["FLUSHALL", "FLUSHDB", "FLUSHALL ASYNC", "FLUSHDB SYNC", "EVAL redis.call('FLUSHDB') 0"]
+    "line",
+    corners(
+        ["FLUSHALL", "FLUSHDB", "FLUSHALL ASYNC", "FLUSHDB SYNC", "EVAL redis.call('FLUSHDB') 0"], "FLUSHALL"
+    ),
 )
 async def test_a_flush_is_a_gap_at_once(valkey: str, line: str) -> None:
     async with watching(valkey) as here:
@@ -68,7 +72,9 @@ async def test_a_flush_of_a_database_that_is_not_watched_is_a_gap_too(valkey: st
         assert await here.reasons() == {Reason.FLUSH}
 
 
-@pytest.mark.parametrize("line", ["SWAPDB 0 1", "SWAPDB 3 0", "EVAL redis.call('SWAPDB',0,1) 0"])
+@pytest.mark.parametrize(
+    "line", corners(["SWAPDB 0 1", "SWAPDB 3 0", "EVAL redis.call('SWAPDB',0,1) 0"], "SWAPDB 0 1")
+)
 async def test_a_swap_is_a_gap_at_the_next_look(valkey: str, line: str) -> None:
     async with watching(valkey) as here:
         await here.run("SET a 1")

@@ -29,6 +29,7 @@ from streamer.errors import ConfigError, TailraceError, TargetUnavailable
 from streamer.sandbox import ValkeyServer
 from tests.harness.feeder import Feeder, Table, applying
 from tests.harness.redis_target import Flows, redis_config_of, redis_config_text
+from tests.harness.tiers import corners
 
 WAIT_S = 30.0
 COLUMNS = [("id", "bigint", "number"), ("name", "text", "text"), ("points", "integer", "number")]
@@ -138,6 +139,7 @@ async def test_every_layout_ends_equal(kafka: str, kafka_name: str, store: str) 
         await until(lambda: source.is_in(client), "equal")
 
 
+@pytest.mark.thorough
 async def test_kill_9_of_apply_in_rounds(kafka: str, kafka_name: str, store: str, tmp_path: Path) -> None:
     """Wherever it dies, the next one goes on from what the target holds."""
     async with source_of(kafka, kafka_name, 2) as (feeder, source), redis_at(store) as client:
@@ -169,7 +171,7 @@ async def passed(client: Redis) -> int:
     return sum(int(stand.split(" ", 1)[0]) for stand in await client.hvals("_tailrace:checkpoints"))
 
 
-@pytest.mark.parametrize("loses", ["nothing", "everything"])
+@pytest.mark.parametrize("loses", corners(["nothing", "everything"], "nothing"))
 async def test_the_server_is_killed_and_started_again(
     kafka: str, kafka_name: str, tmp_path: Path, redis_program: Path | None, loses: str
 ) -> None:

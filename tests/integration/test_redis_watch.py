@@ -16,6 +16,7 @@ from streamer.redis.notifications import (
     needed_classes,
     read_setting,
 )
+from tests.harness.tiers import corners
 from tests.harness.watching import EVERY_TYPE, execute, watching
 
 BEFORE = (
@@ -74,9 +75,10 @@ CHANGES = {
     "set over a hash": ("SET hash x", {"hash"}),
     "lua": ("EVAL redis.call('SET',KEYS[1],1) 1 text", {"text"}),
 }
+STAND_FOR_ALL = ("set", "del", "expire", "rename over", "hset", "zadd", "smove", "lmove", "xadd", "lua")
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", corners(CHANGES, *STAND_FOR_ALL))
 async def test_each_kind_of_change_is_notified(valkey: str, change: str) -> None:
     line, keys = CHANGES[change]
     async with watching(valkey) as here:

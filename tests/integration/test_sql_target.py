@@ -23,6 +23,7 @@ from streamer.doctor.sql import check_sql
 from streamer.errors import EXIT_USAGE
 from tests.harness.capture import until
 from tests.harness.feeder import Feeder, Table, applying
+from tests.harness.tiers import corners
 
 COLUMNS = [
     ("id", "integer", "number"),
@@ -215,6 +216,7 @@ def change_some(table: Table, model: dict[int, tuple[Any, ...]], lsn: int, chanc
             table.update(row(n, f"{lsn}.{ordinal}"), lsn, ordinal)
 
 
+@pytest.mark.thorough
 async def test_kill_9_at_any_moment_and_two_processes_end_equal(feeder: Feeder, file: Path) -> None:
     path = file.with_name("tailrace.yaml")
     path.write_text(text_of(feeder), encoding="utf-8")
@@ -259,12 +261,15 @@ async def test_kill_9_at_any_moment_and_two_processes_end_equal(feeder: Feeder, 
 
 @pytest.mark.parametrize(
     ("url", "words"),
-    [
-        ("sqlite:///none/copy.db", ["there is no folder", "mkdir -p"]),
-        ("sqlite:///:memory:", ["targets.lite.url", "in memory", "kind: memory"]),
-        ("mysql://u:hunter2@h/d", ["a sql target in mysql is not built yet", "sqlite:///FILE"]),
-        ("oracle://u:hunter2@h/d", ["there is no sql target for 'oracle'"]),
-    ],
+    corners(
+        [
+            ("sqlite:///none/copy.db", ["there is no folder", "mkdir -p"]),
+            ("sqlite:///:memory:", ["targets.lite.url", "in memory", "kind: memory"]),
+            ("mysql://u:hunter2@h/d", ["a sql target in mysql is not built yet", "sqlite:///FILE"]),
+            ("oracle://u:hunter2@h/d", ["there is no sql target for 'oracle'"]),
+        ],
+        "mysql://u:hunter2@h/d",
+    ),
 )
 async def test_what_a_wrong_url_is_told(feeder: Feeder, tmp_path: Path, url: str, words: list[str]) -> None:
     path = tmp_path / "tailrace.yaml"

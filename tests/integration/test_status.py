@@ -152,6 +152,7 @@ async def test_a_deleted_topic_is_made_again(
         assert len(await read_status(kafka, None, kafka_name)) == 1
 
 
+@pytest.mark.thorough
 async def test_kafka_away_at_start_and_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kafka comes late, dies and comes back: records are dropped, then arrive; nothing is raised."""
     monkeypatch.setattr(heartbeat, "SEND_DEADLINE_S", 1.0)

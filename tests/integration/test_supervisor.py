@@ -16,7 +16,9 @@ import psycopg
 import pytest
 import yaml
 
+from consumers import supervisor
 from streamer.errors import EXIT_OK, EXIT_RUNTIME
+from tests.harness.capture import until
 
 START_S = 30.0  # a child starts in 2 s; the machine may have other work
 STOP_S = 10.0  # what is promised
@@ -166,6 +168,31 @@ async def test_an_error_for_a_person_stops_that_part_only(config: Config, start:
     assert all(line.get("restarts", 0) == 0 for line in run.lines)
 
 
+async def test_a_part_that_runs_again_keeps_why_it_fell_and_not_what_to_do(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tailrace.yaml"
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(supervisor, "SLOW_RETRY_S", 0.1)
+    states: list[supervisor.PartState] = []
+    stop = asyncio.Event()
+
+    def changed(state: supervisor.PartState) -> None:
+        states.append(state)
+        if state.state == "running" and state.restarts:
+            stop.set()
+
+    arguments = ["apply", "nowhere", "-c", str(path), "--json"]
+    child = supervisor.Child("apply:nowhere", arguments, changed=changed, line=lambda _part, _text: None)
+    async with asyncio.timeout(START_S):
+        await child.keep(stop)
+    [fallen] = [state for state in states if state.state == "error"]
+    [again] = [state for state in states if state.state == "running" and state.restarts]
+    what, _, fix = fallen.reason.partition("\n")
+    assert "->" in fix, fallen.reason
+    assert again.reason == what
+
+
 async def test_children_end_with_a_killed_supervisor(config: Config, start: Start) -> None:
     run = await start(config)
     parts = (f"capture:{config['name']}", "apply:warehouse")
@@ -175,6 +202,7 @@ async def test_children_end_with_a_killed_supervisor(config: Config, start: Star
     await gone(*pids)
 
 
+@pytest.mark.thorough
 async def test_a_second_run_is_refused(config: Config, start: Start) -> None:
     first = await start(config)
     await first.part("apply:warehouse", "running")
@@ -186,11 +214,30 @@ async def test_a_second_run_is_refused(config: Config, start: Start) -> None:
     assert await first.end() == EXIT_OK
 
 
+async def copied(url: str, ids: list[int]) -> None:
+    """Until the target has these orders."""
+
+    async def there() -> bool:
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            try:
+                found = await connection.execute("SELECT id FROM mirror.orders ORDER BY id")
+            except psycopg.errors.UndefinedTable:
+                return False
+            return [row[0] for row in await found.fetchall()] == ids
+
+    await until(there)
+
+
+@pytest.mark.thorough
 async def test_the_embedded_kafka_is_kept(config: Config, start: Start, tmp_path: Path) -> None:
     config["kafka"] = {"brokers": "embedded"}
     run = await start(config)
     kafka = await run.part("kafka:embedded", "running")
-    await run.until(lambda line: line.get("flow") == "mirror" and line["state"] in ("OK", "IDLE"))
+    target_url = config["targets"]["warehouse"]["url"]
+    await copied(target_url, [1])
+    with psycopg.connect(config["sources"][config["name"]]["url"], autocommit=True) as connection:
+        connection.execute("INSERT INTO orders VALUES (2, 'two')")
+    await copied(target_url, [1, 2])  # by the stream: a first copy that is killed would raise the epoch
     os.kill(kafka["pid"], signal.SIGKILL)
     again = await run.part("kafka:embedded", "running", restarts=1)
     assert (tmp_path / ".tailrace" / "kafka").is_dir()

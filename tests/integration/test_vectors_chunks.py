@@ -8,7 +8,15 @@ from typing import ClassVar
 import pytest
 
 from tests.conformance.adapters.pgvector import PgvectorAdapter
-from tests.conformance.test_machine import EXAMPLES, STEPS, THOROUGH_EXAMPLES, THOROUGH_STEPS, run
+from tests.conformance.test_machine import (
+    EXAMPLES,
+    SLOW_EXAMPLES,
+    SLOW_STEPS,
+    STEPS,
+    THOROUGH_EXAMPLES,
+    THOROUGH_STEPS,
+    run,
+)
 
 
 class ChunkedAdapter(PgvectorAdapter):
@@ -22,6 +30,11 @@ def test_any_run_leaves_the_chunks_of_what_the_source_has(target_database: str) 
     run(ChunkedAdapter(target_database), EXAMPLES, STEPS)
 
 
+@pytest.mark.thorough
+def test_any_of_many_runs_leaves_the_chunks_of_what_the_source_has(target_database: str) -> None:
+    run(ChunkedAdapter(target_database), THOROUGH_EXAMPLES, THOROUGH_STEPS)
+
+
 @pytest.mark.slow
 def test_any_long_run_leaves_the_chunks_of_what_the_source_has(target_database: str) -> None:
-    run(ChunkedAdapter(target_database), THOROUGH_EXAMPLES, THOROUGH_STEPS)
+    run(ChunkedAdapter(target_database), SLOW_EXAMPLES, SLOW_STEPS)

@@ -14,6 +14,7 @@ import pytest
 from consumers.cli import app
 from streamer import __version__
 from streamer.cli import run_command
+from streamer.sandbox.kafka import STATE_FILE
 
 CLOSED = "127.0.0.1:1"  # no Kafka listens there
 
@@ -45,6 +46,22 @@ def restore_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.mark.parametrize("command", ["status", "lag"])
+def test_an_embedded_kafka_that_does_not_run_is_to_be_started(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tailrace.yaml"
+    path.write_text(CONFIG.replace(f'"{CLOSED}"', "embedded"))
+    folder = tmp_path / ".tailrace" / "kafka"
+    folder.mkdir(parents=True)
+    (folder / STATE_FILE).write_bytes(orjson.dumps({"bootstrap": CLOSED}))  # it ran once
+    assert run_command(app, [command, "-c", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert "the embedded Kafka does not run" in told
+    assert "start it with `tailrace run`" in told
+    assert "brokers run" not in told
 
 
 @pytest.fixture

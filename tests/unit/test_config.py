@@ -353,6 +353,13 @@ def test_two_sources_on_one_slot_are_refused() -> None:
     assert "use the slot 'tailrace_shop'" in mistake(SMALL.replace("targets:", same + "\ntargets:"))
 
 
+def test_a_target_with_a_sources_name_is_refused() -> None:
+    text = changed("  copy: {kind", "  shop: {kind").replace("to: copy", "to: shop")
+    found = mistake(text)
+    assert "a source has the name 'shop' too: both would share the topic shop.dead_letters" in found
+    assert "rename the target" in found
+
+
 def test_tables_whose_topics_collide_are_refused() -> None:
     check_topics([("shop", "public", "a_b"), ("shop", "public", "a-b"), ("shop", "public", "a_b")])
     with pytest.raises(ConfigError, match=r'"public"."a b" and "public"."a/b" of .shop. would share'):

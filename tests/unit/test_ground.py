@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from streamer.changes.ground import Facts, Ground, PublicationFacts, TableFacts, dump, load
+from streamer.changes.ground import Facts, Ground, MissedFacts, PublicationFacts, TableFacts, dump, load
 from streamer.errors import FatalError
 from streamer.postgres.ground import Drift, prints_alike
 
@@ -24,7 +24,9 @@ def ground(*facts: Facts) -> Ground:
     return found
 
 
-@pytest.mark.parametrize("facts", [TABLE, PUBLICATION])
+@pytest.mark.parametrize(
+    "facts", [TABLE, PUBLICATION, MissedFacts("public.t"), MissedFacts("public.t", "public.u")]
+)
 def test_a_record_comes_back_as_it_was(facts: Facts) -> None:
     assert load(dump(facts, 3)) == (3, facts)
 

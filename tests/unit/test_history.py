@@ -53,8 +53,9 @@ def test_h04_each_misfit_of_the_slot_is_named() -> None:
 def test_h03_each_copy_has_the_epoch_that_it_must_have() -> None:
     assert decided(position=None, slot=None) == Copy(1, "first start")
     intent = decided(position=replace(POSITION, stage=Stage.INTENT))
-    assert isinstance(intent, Copy)
-    assert intent.epoch == 3, "nothing of it is published yet"
+    assert intent == Copy(3, "the copy that a reset begins"), "nothing of it is published yet"
+    first = decided(position=replace(POSITION, stage=Stage.INTENT, epoch=1))
+    assert first == Copy(1, "the first start was interrupted before the slot was made")
     begun = decided(position=replace(POSITION, stage=Stage.SNAPSHOT))
     assert isinstance(begun, Copy)
     assert begun.epoch == 4, "rows of epoch 3 are published"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import tomllib
@@ -198,3 +199,19 @@ def test_no_file_names_the_machine_it_was_written_on() -> None:
         if path != "tests/unit/test_repository.py":
             found = FOREIGN.search(text)
             assert found is None, f"{path}: {found[0]}"
+
+
+def test_no_message_names_a_hazard_by_its_number() -> None:
+    """The numbers are of docs/architecture.md; a user who reads a message has no use for them."""
+    found = []
+    for folder in ("streamer", "consumers"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            found += [
+                f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said
+                if re.search(r"\bH\d{1,2}\b", node.value)
+            ]
+    assert found == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from consumers import screens, views
@@ -272,6 +273,110 @@ def test_what_run_cannot_keep_up(config: Config) -> None:
     assert status.exit_code == 1
     assert status.verdict == "capture:shop: wrong password (and 1 more)"
     assert "apply:warehouse was started again once" in text(status)
+
+
+def test_what_is_mended_is_past_and_comes_after_what_is(config: Config) -> None:
+    """A reason of the past names no cure: followed once more, it would copy everything again."""
+    reason = "slot is gone\n  -> run tailrace reset shop"
+    part = {"state": "running", "restarts": 4, "started_us": NOW_US, "reason": reason}
+    running = record("run:acme", state="running", detail={"parts": {"capture:shop": part}})
+    status = build(config, capture(), apply(), running)
+    assert status.exit_code == 0
+    assert status.verdict == "the flow runs, at most 0.5 s behind"
+    shown = text(status)
+    assert shown.lstrip().startswith("✓ acme: the flow runs")
+    assert "capture:shop was started again 4 times, last because: slot is gone" in shown
+    assert "tailrace reset" not in str(status.plain())
+
+
+def test_a_stopped_flow_is_an_error_of_its_own_and_of_no_other(config: Config) -> None:
+    """The process is in error because of it, and the target's other flows go on."""
+    other = {"flows": {"other": {"from": "shop.other.*", "to": "warehouse.other"}}}
+    both = config.model_copy(update={"flows": {**config.flows, **_flows_of(other)}})
+    reason = "column 'a' is text\n  -> ALTER TABLE a"
+    stopped = {"state": "error", "reason": reason, "lag_records": 2798, "lag_s": None, "rate": 0.0}
+    broken = apply(stopped, state="error", reason=reason)
+    broken.detail["flows"]["other"] = apply().detail["flows"]["mirror"]
+    status = build(both, capture(), broken)
+    assert {flow["name"]: flow["state"] for flow in status.flows} == {"mirror": "ERROR", "other": "OK"}
+    assert status.verdict == "flow mirror is ERROR: column 'a' is text"
+    assert len(status.findings) == 1
+    assert status.flows[0]["lag_s"] is None
+    paused = replace(broken, reason="too much is refused")
+    assert {flow["state"] for flow in build(both, capture(), paused).flows} == {"ERROR"}, "the process's own"
+
+
+def _flows_of(changes: dict[str, Any]) -> dict[str, Any]:
+    return dict(
+        parse(yaml.safe_dump({**yaml.safe_load(CONFIG), **changes}), Path("t.yaml"), environ={}).flows
+    )
+
+
+def test_a_standby_that_was_stopped_does_not_hide_what_has_fallen(config: Config) -> None:
+    fallen = capture(state="error", reason="slot gone", ended=True)
+    standby = capture(
+        instance="other-2",
+        pid=2,
+        started_us=NOW_US - 60 * S,
+        at_us=NOW_US - 19 * S,
+        ended=True,
+        state="stopped",
+    )
+    for records in ([fallen, standby], [standby, fallen]):
+        status = build(config, *records, apply())
+        assert status.verdict == "capture:shop: slot gone"
+        assert status.sources[0]["state"] == "error"
+    after = replace(standby, started_us=NOW_US + S, at_us=NOW_US + 2 * S)
+    assert "was stopped" in build(config, fallen, after, apply()).verdict, "begun since: its word counts"
+    lives = replace(standby, ended=False, state="streaming", at_us=NOW_US)
+    assert build(config, fallen, lives, apply()).exit_code == 0
+
+
+def _places(count: int, behind: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "topic": f"shop.public.{'very_' * 6}long_name_of_a_table_{n // 2}_of_many",
+            "partition": n % 2,
+            "offset": 10,
+            "end": 10 + (n if n < behind else 0),
+            "lag_records": n if n < behind else 0,
+            "lag_s": float(n) if n < behind else 0.0,
+        }
+        for n in range(count)
+    ]
+
+
+def test_the_lag_is_one_screen_with_the_worst_first(config: Config) -> None:
+    status = build(config, capture(), apply({"partitions": _places(160, 21)}))
+    console = Console(width=140, record=True, file=io.StringIO(), color_system=None)
+    console.print(screens.lag_screen(status, views.lag(status)))
+    lines = console.export_text().splitlines()
+    assert len(lines) < 24
+    rows = [line.split() for line in lines if line.startswith("mirror") and "shop.public" in line]
+    assert len(rows) == screens.PARTITIONS_LIMIT
+    assert [int(row[5]) for row in rows] == list(range(20, 10, -1))
+    assert any(
+        "... and 10 more behind and 140 partitions at their end; --json has all" in line for line in lines
+    )
+    assert len(views.lag(status)["flows"][0]["partitions"]) == 160
+    well = build(config, capture(), apply({"partitions": _places(3, 0)}))
+    assert "3 partitions at their end; --json has all" in text(well)
+
+
+def test_long_names_are_cut_where_they_stay_apart() -> None:
+    names = [f"{'a' * 20}{n}{'b' * 20}" for n in (1, 2)] + [
+        "short",
+        f"{'x' * 30}_orders",
+        f"{'x' * 30}_people",
+    ]
+    found = screens.short_names(names, 24)
+    assert len(set(found.values())) == len(names)
+    assert found["short"] == "short"
+    orders = found[names[3]]
+    assert len(orders) == 24
+    assert orders.startswith("xx")
+    assert orders.endswith("_orders")
+    assert "…" in orders
 
 
 def test_a_part_that_the_file_no_longer_names(config: Config) -> None:

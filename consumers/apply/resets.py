@@ -1,0 +1,101 @@
+"""Whether a source was published anew since a checkpoint was written, and where that begins (H14).
+
+A checkpoint that fits the log no more is worth nothing once the source was reset: the log's start then
+leads to a whole copy of it, whose versions are above everything that the target has, and whose floors end
+what is gone. This only reads: the source's position, and the first event of a partition.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from aiokafka import TopicPartition
+
+from consumers.apply.checkpoint import Checkpoint
+from streamer.changes.envelope import decode_value
+from streamer.changes.position import FIRST_EPOCH, Stage, TopicState
+from streamer.changes.topics import positions_topic
+from streamer.errors import DecodeError
+from streamer.kafka import Security, admin, offset_ranges, read_batches
+from streamer.publisher.state import find_number, read_positions
+from streamer.publisher.topics import describe
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """The source's last copy of everything. `begun`: events of it may be in Kafka."""
+
+    epoch: int
+    begun: bool
+    topics: dict[str, TopicState]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """`offset` None: there is none, and `fix` says what makes one; empty when the source was not reset."""
+
+    offset: int | None = None
+    fix: str = ""
+
+
+class Resets:
+    def __init__(self, brokers: str, security: Security | None, name: str) -> None:
+        self._brokers = brokers
+        self._security = security
+        self._topic = positions_topic(name)
+
+    async def last_copy(self, source: str) -> Copy | None:
+        """None: nothing is known of the source. Raises KafkaUnavailable, ConfigError, FatalError."""
+        async with admin(self._brokers, self._security) as client:
+            if self._topic not in await describe(client):
+                return None
+        number = await find_number(self._brokers, self._security, source, self._topic)
+        place = TopicPartition(self._topic, number)
+        found = await read_positions(self._brokers, self._security, source, place)
+        position = found.position
+        if position is None:
+            return None
+        # Gaps in what is known of a source without a log raise the epoch, too, and copy nothing.
+        epoch = position.since_epoch or position.epoch
+        return Copy(epoch, position.stage is not Stage.INTENT, found.topics)
+
+    async def start(self, checkpoint: Checkpoint, source: str, copy: Copy) -> Start:
+        """Where a partition leads to all of the copy, when the checkpoint is older than it."""
+        last = checkpoint.last
+        applied = max(FIRST_EPOCH, last.epoch if last is not None else 0)  # 0: no event was applied yet
+        if copy.epoch < applied:
+            return Start(
+                fix=f"the epoch of {source} is {copy.epoch}, the target has rows of epoch {applied}:"
+                f" `tailrace reset {source}` until its epoch is above that, then start apply"
+            )
+        if copy.epoch == applied:
+            return Start()
+        place = TopicPartition(checkpoint.place.topic, checkpoint.place.partition)
+        log_start, end = (await offset_ranges(self._brokers, self._security, [place]))[place]
+        if not copy.begun:
+            return Start(log_start)
+        state = copy.topics.get(place.topic)
+        written = -1 if state is None else state.last_offsets.get(place.partition, -1)
+        if written < end and (log_start == 0 or await self._is_older(place, log_start, end, copy.epoch)):
+            return Start(log_start)
+        return Start(
+            fix=f"{source} was reset (epoch {copy.epoch}), and Kafka may have removed a part of that copy,"
+            f" too: `tailrace reset {source}` once more, then start apply"
+        )
+
+    async def _is_older(self, place: TopicPartition, start: int, end: int, epoch: int) -> bool:
+        """An event of before the copy is still there: then retention has taken nothing of the copy."""
+        ranges = {place: (start, end)}
+        batches = read_batches(self._brokers, self._security, ranges, committed=True)
+        async with aclosing(batches):
+            async for records in batches:
+                for record in records:
+                    if record.value is None:
+                        continue
+                    try:
+                        change = decode_value(record.value, where="")
+                    except DecodeError:
+                        continue
+                    return change.epoch < epoch
+        return False
