@@ -67,7 +67,7 @@ demo: install ## two Postgres, a Kafka, a shop at work, two kills, a verdict; KE
 test: install ## the fast suite on real servers, under 5 minutes
 	$(PYTHON) -m pytest $(WORKERS)
 
-thorough: install ## the whole matrix on real servers, beside what `make test` has; CI runs it
+thorough: install ## the whole matrix on real servers, beside what `make test` has; before a release
 	$(PYTHON) -m pytest $(WORKERS) -m 'thorough and not slow'
 
 slow: install ## the long tests: outages of a minute, 5 million rows, cut lines

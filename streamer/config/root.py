@@ -90,8 +90,8 @@ class Config(Model):
     @model_validator(mode="after")
     def _whole(self) -> Config:
         _check_sources(self)
-        _check_names(self)
         _check_topics(self)
+        _check_names(self)
         for flow in self.flows.values():
             _check_from(self, flow.source_pattern, ("flows", flow.name, "from"))
             _check_target(self, flow.target, ("flows", flow.name, "to"))

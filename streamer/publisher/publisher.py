@@ -21,7 +21,7 @@ from streamer.changes import ground
 from streamer.changes.position import Position, Stage, TopicState
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import clean, positions_topic, schemas_topic
-from streamer.errors import KafkaUnavailable, PositionError
+from streamer.errors import KafkaUnavailable, PositionError, TailraceError
 from streamer.kafka import READ_DEADLINE_S, Security, admin, offset_ranges, translate
 from streamer.publisher.batches import BATCH_BYTES, Batch, Topic, Waiting
 from streamer.publisher.state import (
@@ -276,7 +276,7 @@ class Publisher:
         return self._flush(taken)
 
     async def _flush(self, taken: _Taken) -> Position:
-        async with self._or_end(f"publishing flush {taken.position.flush}"):
+        async with self._or_end(f"publishing flush {taken.position.flush}", flushes=True):
             async with asyncio.timeout(self._flush_deadline_s):
                 states = await self._transaction(taken)
         position = taken.position
@@ -356,10 +356,10 @@ class Publisher:
             self._over = KafkaUnavailable("the publisher was closed")
         await self._turns.end(abort=True)
 
-    def _or_end(self, doing: str) -> _OrEnd:
+    def _or_end(self, doing: str, *, flushes: bool = False) -> _OrEnd:
         if self._over is not None:
             raise self._finished()
-        return _OrEnd(self, doing)
+        return _OrEnd(self, doing, flushes=flushes)
 
     def _finished(self) -> KafkaUnavailable:
         return KafkaUnavailable(
@@ -375,9 +375,10 @@ class Publisher:
 class _OrEnd:
     """Any exception in the body ends the publisher (H13) and leaves translated."""
 
-    def __init__(self, publisher: Publisher, doing: str) -> None:
+    def __init__(self, publisher: Publisher, doing: str, *, flushes: bool) -> None:
         self._publisher = publisher
         self._doing = doing
+        self._flushes = flushes
 
     async def __aenter__(self) -> None:
         return None
@@ -385,6 +386,11 @@ class _OrEnd:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             return
-        await self._publisher._end(error)
+        publisher = self._publisher
+        if publisher._over is not None and not isinstance(error, (TailraceError, asyncio.CancelledError)):
+            raise publisher._finished() from error  # another task has ended the producers under this one
+        if isinstance(error, asyncio.CancelledError) and publisher._flushing and not self._flushes:
+            return  # a stop while topics are made: the flush in flight is whole
+        await publisher._end(error)
         if isinstance(error, (kafka.KafkaError, OSError, TimeoutError)):
             raise translate(error, self._doing, brokers=self._publisher._brokers) from error
