@@ -257,6 +257,7 @@ async def test_h22_a_table_renamed_there_and_back_is_a_finding(
     for _ in range(2):
         async with capturing(config) as capture:
             await finds(capture, finding)
+            await capture.caught_up()
     assert [v["after"]["id"] for v in values(await events(config, "t"))] == [2]
 
 
