@@ -8,6 +8,8 @@ INSTALLED := $(VENV)/.installed
 
 # PostgreSQL 15, the oldest that is tested; other versions: make compat POSTGRES_BIN=/usr/lib/postgresql/16/bin
 POSTGRES_BIN ?= /usr/lib/postgresql/15/bin
+# Which tests `make compat` takes: the fast ones; TIERS='not slow' for every matrix and outage.
+TIERS ?= not slow and not thorough
 # The Redis that is tested beside the wheel's Valkey: apt install redis-server, or REDIS_SERVER=FILE.
 REDIS_SERVER ?= /usr/bin/redis-server
 ROUNDS ?= 200
@@ -95,10 +97,10 @@ format: install ## ruff's formatting and its safe corrections
 compat: install ## an older PostgreSQL as source and as target (15; POSTGRES_BIN=DIR for another), Redis 7 as a source
 	@test -x $(POSTGRES_BIN)/initdb || { \
 		echo "error: no initdb in $(POSTGRES_BIN); apt install postgresql-15, or set POSTGRES_BIN" >&2; exit 1; }
-	$(PYTHON) -m pytest $(WORKERS) -m 'not slow' $(COMPAT_TESTS) $(addprefix --deselect ,$(COMPAT_NOT)) --postgres-bin $(POSTGRES_BIN)
+	$(PYTHON) -m pytest $(WORKERS) -m '$(TIERS)' $(COMPAT_TESTS) $(addprefix --deselect ,$(COMPAT_NOT)) --postgres-bin $(POSTGRES_BIN)
 	@test -x $(REDIS_SERVER) || { \
 		echo "error: no $(REDIS_SERVER); apt install redis-server, or set REDIS_SERVER" >&2; exit 1; }
-	$(PYTHON) -m pytest $(WORKERS) -m 'not slow' $(COMPAT_REDIS_TESTS) --redis-server $(REDIS_SERVER)
+	$(PYTHON) -m pytest $(WORKERS) -m '$(TIERS)' $(COMPAT_REDIS_TESTS) --redis-server $(REDIS_SERVER)
 
 # Two files from pyproject.toml: everything, and what a process of Tailrace needs to run (the Dockerfile's).
 # Both name versions and hashes, and no index.

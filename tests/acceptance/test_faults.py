@@ -112,9 +112,10 @@ async def mended(pipeline: Pipeline) -> None:
     code, said = await pipeline.run("reset", pipeline.source, "--yes")
     assert code == 0, said
     capture = pipeline.start("capture")
-    record = await pipeline.state("capture", "streaming", child=capture)
+    await pipeline.state("capture", "streaming", child=capture)
     await execute(pipeline.source_url, "INSERT INTO t VALUES (5000, 'after the reset')")
     await pipeline.equal()
+    record = await pipeline.state("capture", "streaming", child=capture)
     assert record.detail["epoch"] >= 2
 
 
