@@ -19,7 +19,7 @@ CODE := streamer consumers tests
 
 # What a server older than the wheel's can run: of the integration tests those about Postgres, and the whole walk.
 COMPAT_TESTS := tests/integration/test_capture.py tests/integration/test_capture_stops.py \
-	tests/integration/test_apply.py tests/integration/test_target_postgres.py tests/integration/test_doctor.py \
+	$(addprefix tests/integration/test_,apply.py apply_hazards.py apply_places.py target_postgres.py doctor.py) \
 	tests/integration/test_operations.py tests/integration/test_rows_postgres.py \
 	tests/acceptance/test_walk.py tests/acceptance/test_faults.py
 # These ask the server for what came later: pg_logical_emit_message's flush (17), idle_replication_slot_timeout (18).
@@ -27,7 +27,7 @@ COMPAT_NOT := tests/integration/test_rows_postgres.py::test_every_other_message_
 	tests/integration/test_doctor.py::test_wal_level_free_slots_and_senders
 
 COMPAT_REDIS_TESTS := $(addprefix tests/integration/test_redis_,watch.py signs.py connection.py reread.py gaps.py \
-	capture.py)
+	capture.py rights.py target_rights.py cluster.py) tests/integration/test_doctor_redis.py
 
 .DELETE_ON_ERROR:
 .PHONY: help install demo test thorough slow crash crash-redis bench lint format compat lock clean

@@ -1,8 +1,8 @@
 """The capture side of the command line, and what every command shares.
 
-Owns the options that all commands take, and how errors become messages and exit codes. Nothing of what
-the commands do is here: each imports its work when it runs, so that `--help` and a mistyped option
-answer at once.
+Owns how errors become messages and exit codes; the options are in streamer.options. Nothing of what the
+commands do is here: each imports its work when it runs, so that `--help` and a mistyped option answer at
+once.
 """
 
 from __future__ import annotations
@@ -12,16 +12,26 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
 import typer
 
 from streamer import DEFAULT_PATH, logs
+from streamer.changes.position import EPOCH_LIMIT
 from streamer.commands.doctor import doctor
 from streamer.commands.init import init
 from streamer.errors import EXIT_OK, EXIT_RUNTIME, EXIT_USAGE, ConfigError, TailraceError
+from streamer.options import (
+    ConfigOption,
+    JsonOption,
+    LogFormatOption,
+    LogLevelOption,
+    MetricsOption,
+    ParentOption,
+    RestartsOption,
+    SourceArgument,
+)
 from streamer.sandbox.cli import app as sandbox
 
 log = logs.Log(__name__)
@@ -31,26 +41,6 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 
 # typer does not export the parent of its usage errors.
 UsageError: type[typer.TyperException] = typer.BadParameter.__mro__[1]
-
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="The config file.", metavar="FILE")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-LogFormatOption = Annotated[
-    str, typer.Option("--log-format", help="human or json, on stderr.", metavar="FORMAT")
-]
-LogLevelOption = Annotated[
-    str, typer.Option("--log-level", help="debug, info, warning or error.", metavar="LEVEL")
-]
-MetricsOption = Annotated[
-    int,
-    typer.Option(
-        min=-1,
-        max=65535,
-        metavar="PORT",
-        help="Port on 127.0.0.1 for /metrics: 0 any free one (see `status`), -1 off.",
-    ),
-]
-ParentOption = Annotated[int, typer.Option(hidden=True, help="End when this process ends.")]
-RestartsOption = Annotated[int, typer.Option(hidden=True, help="How often it has been started again.")]
 
 app = typer.Typer()
 
@@ -81,7 +71,7 @@ def die_with(parent: int) -> None:
 
 @app.command(short_help="Copy the changes of one source into Kafka, until stopped.")
 def capture(
-    source: Annotated[str, typer.Argument(help="A name below `sources:`.")],
+    source: SourceArgument,
     config: ConfigOption = DEFAULT_PATH,
     as_json: JsonOption = False,
     metrics_port: MetricsOption = 0,
@@ -100,9 +90,18 @@ def capture(
 
 @app.command(short_help="Begin a source again: new epoch, slot and snapshot.")
 def reset(
-    source: Annotated[str, typer.Argument(help="A name below `sources:`.")],
+    source: SourceArgument,
     config: ConfigOption = DEFAULT_PATH,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    above: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=EPOCH_LIMIT - 1,
+            help="Begin with an epoch above this one, which a target has already.",
+            metavar="EPOCH",
+        ),
+    ] = 0,
     as_json: JsonOption = False,
     log_format: LogFormatOption = "human",
     log_level: LogLevelOption = "warning",
@@ -111,7 +110,7 @@ def reset(
     set_up_log(log_format, log_level)
     from streamer.commands import capture as work  # noqa: PLC0415
 
-    epoch = work.reset(config, source, sure=yes)
+    epoch = work.reset(config, source, sure=yes, above=above)
     if as_json:
         print_json({"source": source, "epoch": epoch})
     else:

@@ -216,16 +216,19 @@ async def admin(brokers: str, security: Security | None) -> AsyncIterator[AIOKaf
 
 @asynccontextmanager
 async def reader(
-    brokers: str, security: Security | None, *, committed: bool
+    brokers: str, security: Security | None, *, committed: bool, wait_ms: int = POLL_MS
 ) -> AsyncIterator[AIOKafkaConsumer]:
-    """A consumer without a group, to read state. `committed`: skip aborted and open transactions."""
+    """A consumer without a group, to read state. `committed`: skip aborted and open transactions.
+
+    `wait_ms`: how long a broker may keep a fetch that finds nothing.
+    """
     client = AIOKafkaConsumer(
         **client_options(brokers, security),
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",
         isolation_level="read_committed" if committed else "read_uncommitted",
-        fetch_max_wait_ms=POLL_MS,
+        fetch_max_wait_ms=wait_ms,
         retry_backoff_ms=READER_BACKOFF_MS,
         max_partition_fetch_bytes=4 * 2**20,
     )
@@ -327,5 +330,6 @@ def _held_up(
     return KafkaUnavailable(
         f"not readable within {deadline_s:.0f} s: {'; '.join(places)}",
         where=f"kafka {brokers}",
-        fix="wait until the transaction times out, or end it (kafka-transactions.sh find-hanging, abort)",
+        fix="wait until the transaction times out; one that outlives it is ended by hand "
+        "(kafka-transactions.sh find-hanging shows its producer, abort ends it)",
     )

@@ -22,6 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from streamer import __version__
+from streamer.changes.backfill import State as Backfill
 from streamer.errors import ConfigError
 from streamer.status import State, StatusRecord
 
@@ -152,6 +153,7 @@ def _capture(source: str, detail: dict[str, Any]) -> Iterator[Metric]:
     yield from _known(_gauge, _CAPTURE_GAUGES, labels, detail)
     if "bad" in detail:
         yield from _redis(labels, detail)
+    yield from _backfills(source, detail.get("backfills") or ())
     wal_bytes = (detail.get("slot") or {}).get("wal_bytes")
     if wal_bytes is not None:
         yield _gauge("tailrace_slot_wal_bytes", "WAL that the slot keeps at the source.", labels, wal_bytes)
@@ -169,6 +171,33 @@ def _capture(source: str, detail: dict[str, Any]) -> Iterator[Metric]:
         labels,
         len(detail.get("findings") or ()),
     )
+
+
+_BACKFILL_ROWS = {
+    "rows": ("tailrace_backfill_rows", "Rows that the table's last backfill has published."),
+    "estimated_rows": (
+        "tailrace_backfill_rows_expected",
+        "Rows that it reads, as the source estimates them.",
+    ),
+    "left_s": ("tailrace_backfill_left_seconds", "How long it takes yet, at its present rate."),
+}
+
+
+def _backfills(source: str, backfills: Sequence[dict[str, Any]]) -> Iterator[Metric]:
+    """By table, as runs have names without end; those of the last hour."""
+    states = GaugeMetricFamily(
+        "tailrace_backfills", "Backfills of the last hour, by their state.", labels=["source", "state"]
+    )
+    for state in Backfill:
+        states.add_metric([source, state], float(sum(each["state"] == state for each in backfills)))
+    yield states
+    by_table = {each["table"]: each for each in backfills}
+    for key, (name, text) in _BACKFILL_ROWS.items():
+        family = GaugeMetricFamily(name, text, labels=["source", "table"])
+        for table, each in by_table.items():
+            if each.get(key) is not None:
+                family.add_metric([source, table], each[key])
+        yield family
 
 
 def _redis(labels: dict[str, str], detail: dict[str, Any]) -> Iterator[Metric]:

@@ -12,10 +12,12 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Protocol
 
-from streamer.changes.position import FIRST_EPOCH, Position, Stage, epoch_without_position
-from streamer.changes.topics import bad_topic, shadow_topic
+from streamer.backfills import follow
+from streamer.changes.position import EPOCH_LIMIT, Position, Stage, epoch_without_position
+from streamer.changes.topics import backfills_topic, bad_topic, shadow_topic
 from streamer.config import Config, PostgresSource, RedisSource
 from streamer.config.base import no_such
 from streamer.config.built import notes, unbuilt_defaults, unbuilt_source
@@ -23,10 +25,10 @@ from streamer.errors import BadRecordError, ConfigError, FatalError, RetryableEr
 from streamer.logs import Log
 from streamer.postgres.connection import connect, place
 from streamer.postgres.detail import capture_detail
-from streamer.postgres.slot import drop_slot, identify_system, read_slot, try_lock
+from streamer.postgres.slot import drop_slot, identify_system, try_lock
 from streamer.postgres.source import LOCK_POLL_S
 from streamer.postgres.source import Session as PostgresSession
-from streamer.publisher import SHADOW, Publisher
+from streamer.publisher import COMPACTED, SHADOW, Publisher
 from streamer.publisher.topics import BAD
 from streamer.redis.detail import redis_detail
 from streamer.redis.election import Election
@@ -78,6 +80,8 @@ def make_publisher(config: Config, brokers: str, source: str) -> Publisher:
         source=source,
         topics=config.kafka.topics,
         beside=beside,
+        shared={backfills_topic(config.name): COMPACTED},
+        seat=list(config.sources).index(source),
     )
 
 
@@ -101,9 +105,9 @@ async def run_capture(
     while not stop.is_set():
         started = time.monotonic()
 
-        def report(state: str, reason: str) -> None:
+        def report(state: str, reason: str, detail: dict[str, Any]) -> None:
             nonlocal said
-            status.update(state=state, reason=reason)
+            status.update(state=state, reason=reason, detail=detail)
             if reason and (state, reason) != said:  # a wait is reported at each of its looks
                 log.warning(reason, state=state)
             said = (state, reason)
@@ -135,20 +139,41 @@ async def _session(
     journal: Journal,
     stop: asyncio.Event,
     status: StatusWriter,
-    report: Callable[[str, str], None],
+    report: Callable[[str, str, dict[str, Any]], None],
     clock_us: Callable[[], int],
 ) -> None:
     publisher = make_publisher(config, brokers, source.name)
     session: Session
     detail: Callable[[], dict[str, Any]]
+
+    def say(state: str, reason: str) -> None:
+        report(state, reason, detail())  # together: who reads `streaming` finds the epoch of it
+
+    following = partial(follow, brokers, config.kafka.security, config.name, source=source.name)
     if isinstance(source, RedisSource):
         election = make_election(config, brokers, source.name, clock_us)
         redis = RedisSession(
-            config, source, publisher, election, journal, now_us=clock_us, report=report, stop=stop
+            config,
+            source,
+            publisher,
+            election,
+            journal,
+            follow=following,
+            now_us=clock_us,
+            report=say,
+            stop=stop,
         )
         session, detail = redis, lambda: redis_detail(redis, publisher, clock_us())
     else:
-        postgres = PostgresSession(source, publisher, now_us=clock_us, report=report, stop=stop)
+        postgres = PostgresSession(
+            source,
+            publisher,
+            follow=following,
+            records=backfills_topic(config.name),
+            now_us=clock_us,
+            report=say,
+            stop=stop,
+        )
         session, detail = postgres, lambda: capture_detail(postgres, publisher, clock_us())
 
     async def show() -> None:
@@ -192,19 +217,30 @@ def gravest(group: BaseExceptionGroup[TailraceError]) -> TailraceError:
     )
 
 
-async def reset_source(config: Config, name: str, *, brokers: str) -> int:
+async def reset_source(config: Config, name: str, *, brokers: str, above: int = 0) -> int:
     """Begin a new epoch: record the intent to copy again. Returns the epoch.
 
-    The capture of the source must not run: its place is taken meanwhile. The copy itself is made by
+    `above`: an epoch that a target has already, which the recorded one may be below when positions were
+    lost. The capture of the source must not run: its place is taken meanwhile. The copy itself is made by
     the next start of the capture; a reset that was cut short is finished by it too.
     """
     source = captured_source(config, name)
     if isinstance(source, RedisSource):
-        return await _reset_redis(config, source, brokers)
-    return await _reset_postgres(config, source, brokers)
+        return await _reset_redis(config, source, brokers, above)
+    return await _reset_postgres(config, source, brokers, above)
 
 
-async def _reset_redis(config: Config, source: RedisSource, brokers: str) -> int:
+def _next_epoch(before: Position | None, above: int) -> int:
+    epoch = before.epoch + 1 if before is not None else epoch_without_position(time.time())
+    epoch = max(epoch, above + 1)
+    if epoch > EPOCH_LIMIT:
+        raise ConfigError(
+            f"epoch {epoch} is beyond what a target's column holds ({EPOCH_LIMIT})", fix="name a lower one"
+        )
+    return epoch
+
+
+async def _reset_redis(config: Config, source: RedisSource, brokers: str, above: int) -> int:
     """What was published is forgotten: the next start reads every key and publishes it, then a floor."""
     stop = asyncio.Event()
     async with AsyncExitStack() as stack:
@@ -218,11 +254,12 @@ async def _reset_redis(config: Config, source: RedisSource, brokers: str) -> int
         stack.push_async_callback(publisher.close)
         await publisher.start()
         before = (await publisher.load(reset=True)).position
-        epoch = before.epoch + 1 if before is not None else epoch_without_position(time.time())
+        epoch = _next_epoch(before, above)
         position = Position(
             source=source.name,
             number=publisher.number,
             epoch=epoch,
+            since_epoch=epoch,
             stage=Stage.INTENT,
             system_id=before.system_id if before is not None else "",
             timeline=0,
@@ -240,7 +277,7 @@ def _still_captured(name: str, where: str) -> FatalError:
     )
 
 
-async def _reset_postgres(config: Config, source: PostgresSource, brokers: str) -> int:
+async def _reset_postgres(config: Config, source: PostgresSource, brokers: str, above: int) -> int:
     """The slot is dropped; the next start makes another and copies the tables."""
     name = source.name
     url = source.url.get_secret_value()
@@ -259,18 +296,12 @@ async def _reset_postgres(config: Config, source: PostgresSource, brokers: str) 
         publisher = make_publisher(config, brokers, name)
         stack.push_async_callback(publisher.close)
         await publisher.start()
-        loaded = await publisher.load(reset=True)
-        before = loaded.position
-        if before is not None:
-            epoch = before.epoch + 1
-        elif await read_slot(control, source.slot.name) is None:
-            epoch = FIRST_EPOCH
-        else:
-            epoch = epoch_without_position(time.time())
+        epoch = _next_epoch((await publisher.load(reset=True)).position, above)
         position = Position(
             source=name,
             number=publisher.number,
             epoch=epoch,
+            since_epoch=epoch,
             stage=Stage.INTENT,
             system_id=system.system_id,
             timeline=system.timeline,

@@ -7,5 +7,7 @@ pytest_plugins = [
     "tests.harness.capture",
     "tests.harness.publisher",
     "tests.harness.redis_capture",
+    "tests.harness.redis_cluster",
+    "tests.harness.recorder",
     "tests.harness.plugin",
 ]

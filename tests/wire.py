@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import pack
+from typing import Any
 
 from streamer.postgres.pgoutput import POSTGRES_EPOCH_US
 
-Values = Sequence[str | None]
+Values = Sequence[Any]  # str, None for NULL, ... for an unchanged value that is not in the WAL
 
 
 def xlog(lsn: int, payload: bytes) -> bytes:
@@ -35,6 +36,8 @@ def row(values: Values) -> bytes:
     for value in values:
         if value is None:
             text += b"n"
+        elif value is ...:
+            text += b"u"
         else:
             raw = value.encode()
             text += b"t" + pack(">I", len(raw)) + raw

@@ -39,6 +39,7 @@ SNAPSHOT_FIRST = "first"
 SNAPSHOT_ROW = "true"
 SNAPSHOT_LAST_OF_TABLE = "last_in_data_collection"
 SNAPSHOT_LAST = "last"
+SNAPSHOT_INCREMENTAL = "incremental"  # of a backfill's rows
 
 # %% are the places of a row; the others are those of a transaction. The order is Debezium's.
 _SOURCE_FORMAT = (

@@ -25,10 +25,11 @@ import orjson
 from streamer.errors import FatalError
 
 FORMAT = 1
-FIRST_EPOCH = 1
-# A reset whose position is lost cannot know the last epoch; minutes since 2020 are above any epoch
-# that was counted up, and fit the target's 32-bit column for 4,000 years.
+# Without a position nobody knows whether targets have rows of an epoch before: Kafka may have been lost, or
+# replaced. Seconds since 2020 are above every epoch that was begun so, and counted up by one at each reset or
+# gap; they fit the targets' 32-bit columns until 2088.
 EPOCH_ORIGIN_S = 1_577_836_800
+EPOCH_LIMIT = 2**31 - 1
 
 
 class Stage(StrEnum):
@@ -76,11 +77,12 @@ class Position:
     # Tables of which only INSERT and TRUNCATE are captured -> UPDATEs and DELETEs that the server had
     # counted before the first copy: what it counts beyond them is missing in the log (H27).
     uncaptured: dict[str, int] = field(default_factory=dict)
-    # The epoch that the last reset began, of a source with a shadow: what older ones recorded there is void.
+    # The epoch of the last copy that ends with floors; 0: there was none, a first copy has nothing to end.
+    # What older epochs recorded in a shadow is void.
     since_epoch: int = 0
 
     def key(self) -> bytes:
-        return orjson.dumps({"source": self.source})
+        return position_key(self.source)
 
     def dump(self) -> bytes:
         return orjson.dumps({"format": FORMAT, **_plain(self)})
@@ -129,8 +131,12 @@ class TopicState:
         return cls(**raw)
 
 
+def position_key(source: str) -> bytes:
+    return orjson.dumps({"source": source})
+
+
 def epoch_without_position(now_s: float) -> int:
-    return int(now_s - EPOCH_ORIGIN_S) // 60
+    return int(now_s) - EPOCH_ORIGIN_S
 
 
 def _plain(position: Position) -> dict[str, Any]:

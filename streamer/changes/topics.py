@@ -48,6 +48,11 @@ def status_topic(name: str) -> str:
     return f"{clean(name)}.__status"
 
 
+def backfills_topic(name: str) -> str:
+    """Requests for backfills and how far they are (see changes.backfill)."""
+    return f"{clean(name)}.__backfills"
+
+
 def shadow_topic(name: str, source: str) -> str:
     """What was last published of each row of a source that has no log of its own (H20)."""
     return f"{clean(name)}.__shadow.{clean(source)}"

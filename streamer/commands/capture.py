@@ -29,8 +29,8 @@ def capture(path: Path, source: str, *, metrics_port: int, restarts: int) -> Non
     run_part(config, "capture", source, body, metrics_port=metrics_port, restarts=restarts)
 
 
-def reset(path: Path, source: str, *, sure: bool) -> int:
-    """The epoch that begins. Asks first unless `sure`."""
+def reset(path: Path, source: str, *, sure: bool, above: int) -> int:
+    """The epoch that begins, higher than `above`. Asks first unless `sure`."""
     config = load(path)
     kind = captured_source(config, source).kind
     if not sure:
@@ -47,4 +47,4 @@ def reset(path: Path, source: str, *, sure: bool) -> int:
             err=True,
         )
     with embedded_kafka(config):
-        return uvloop.run(reset_source(config, source, brokers=brokers_of(config)))
+        return uvloop.run(reset_source(config, source, brokers=brokers_of(config), above=above))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
 
 from streamer import DEFAULT_PATH
 from streamer.errors import ConfigError
+from streamer.options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +29,8 @@ _MARKS = {  # by streamer.doctor.Level
 
 
 def doctor(
-    config: Annotated[Path, typer.Option("-c", "--config", help="The config file.")] = DEFAULT_PATH,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
 ) -> None:
     """Try every connection and privilege; print a tick for each, or the SQL or setting that mends it.
 
@@ -46,13 +46,13 @@ def doctor(
     try:
         loaded = load(config)
     except ConfigError as error:
-        if not json:
+        if not as_json:
             raise
         checks = [Check("config", "file", Level.FAIL, f"{p.where}: {p.what}", p.fix) for p in error.problems]
         _print_json(Report(tuple(checks)).plain())
         raise typer.Exit(error.exit_code) from None
     report = asyncio.run(examine(loaded))
-    if json:
+    if as_json:
         _print_json(report.plain())
     else:
         show(report, Console(highlight=False))
@@ -66,7 +66,8 @@ def _print_json(plain: dict[str, Any]) -> None:
 def show(report: Report, console: Console) -> None:
     """For people: grouped by subject, mends below what they mend, statements ready to copy.
 
-    A terminal gets lines broken between words; elsewhere a line stays whole, for grep.
+    Sentences are broken between words. A statement is only where its line's end means nothing, as in SQL, and
+    only for a terminal; elsewhere it stays whole, for a script.
     """
     from rich.text import Text  # noqa: PLC0415
 
@@ -80,7 +81,8 @@ def show(report: Report, console: Console) -> None:
         if check.fix:
             _line(console, Text("      ->"), Text(f"{check.fix}{':' if check.sql else ''}"))
         for statement in check.sql:
-            whole = _QUOTED_SPACE.search(statement) is not None
+            in_words = statement.endswith(";") and _QUOTED_SPACE.search(statement) is None
+            whole = not (in_words and console.is_terminal)
             _line(console, Text("        "), Text(statement, style="cyan"), whole=whole)
     failed = sum(not c.ok for c in report.checks)
     if failed:
@@ -91,11 +93,12 @@ def show(report: Report, console: Console) -> None:
 
 def _line(console: Console, head: Text, text: Text, *, whole: bool = False) -> None:
     """`whole`: must not be broken, since a line's end would be part of it when it is copied."""
-    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    if whole or not console.is_terminal:
-        console.print(head.append(" ").append_text(text), soft_wrap=True)
-        return
-    grid = Table.grid(padding=(0, 1, 0, 0))
-    grid.add_row(head, text)
-    console.print(grid)
+    room = console.width - head.cell_len - 1
+    # A word that is longer than the line is broken, and loses nothing.
+    lines = [text] if whole else text.wrap(console, room, overflow="fold")
+    for line in lines:
+        line.rstrip()
+        console.print(Text.assemble(head, " ", line), soft_wrap=True)
+        head = Text(" " * head.cell_len)

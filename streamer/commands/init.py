@@ -12,6 +12,7 @@ import typer
 
 from streamer import DEFAULT_PATH
 from streamer.errors import ConfigError
+from streamer.options import JsonOption
 
 TEMPLATE = "init.yaml"
 NEXT = (
@@ -26,7 +27,7 @@ def init(
     directory: Annotated[Path | None, typer.Argument(help="Where to write tailrace.yaml.")] = None,
     config: Annotated[Path | None, typer.Option("-c", "--config", help="The file to write.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a commented config: Postgres to Postgres, with a Kafka that `tailrace run` keeps beside itself.
 
@@ -39,7 +40,7 @@ def init(
     commands = [
         f"{line} -c {path}" if line.startswith("tailrace") and path != DEFAULT_PATH else line for line in NEXT
     ]
-    if json:
+    if as_json:
         typer.echo(orjson.dumps({"path": str(path), "next": commands}).decode())
         return
     typer.echo(f"wrote {path}\n\nNext:")

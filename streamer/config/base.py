@@ -60,11 +60,11 @@ class Model(BaseModel):
         try:
             handler({key: value for key, value in data.items() if key in known})
         except ValidationError as error:
-            errors += [_again(each) for each in error.errors(include_url=False)]
+            errors += [again(each) for each in error.errors(include_url=False)]
         raise ValidationError.from_exception_data(cls.__name__, errors, hide_input=True)
 
 
-def _again(error: ErrorDetails) -> InitErrorDetails:
+def again(error: ErrorDetails) -> InitErrorDetails:
     """An error that pydantic has printed, to be raised with others."""
     kind: Any = error["type"]
     context = error.get("ctx", {})

@@ -226,21 +226,37 @@ def unbuilt_flow(config: Config, flow: Flow) -> list[Unbuilt]:
     return found
 
 
+def unbuilt_job(config: Config, name: str) -> list[Unbuilt]:
+    """What stops this entry of `reconcile`."""
+    job, path = config.reconcile[name], f"reconcile.{name}"
+    found = []
+    if not isinstance(job.flow, str):
+        feature, fix = "a flow of its own", "name one of `flows`"
+        found.append(_unbuilt(f"{path}.flow", feature, fix))
+    if job.repair.mode != "never":
+        feature, fix = f"repair mode: {job.repair.mode}", "write mode: never, or remove `repair`"
+        found.append(_unbuilt(f"{path}.repair.mode", feature, fix))
+    for key in ("group_by", "windows"):
+        if getattr(job, key):
+            found.append(_unbuilt(f"{path}.{key}", f"counts by {key}", f"remove `{key}`"))
+    return found
+
+
 def unbuilt_sections(config: Config) -> list[Unbuilt]:
     """Whole parts of the file that nothing runs yet; they stop nothing else."""
     found = [
         _unbuilt(f"processors.{name}", "a processor", f"remove processors.{name}")
         for name in config.processors
     ]
-    found += [_unbuilt(f"reconcile.{n}", "reconciling", f"remove reconcile.{n}") for n in config.reconcile]
+    found += [unbuilt for name in config.reconcile for unbuilt in unbuilt_job(config, name)]
     found += [
         _unbuilt(f"schedules.jobs.{n}", "a schedule", f"remove schedules.jobs.{n}")
         for n in config.schedules.jobs
     ]
     if config.alerts.rules or config.alerts.dead_man:
         found.append(_unbuilt("alerts", "sending alerts", "remove alerts"))
-    if "control" in config.model_fields_set:
-        found.append(_unbuilt("control", "the dashboard and its API", "remove control"))
+    if config.control.model_fields_set - {"url"}:
+        found.append(_unbuilt("control", "the dashboard and its API", "keep `url` alone, or remove control"))
     return found
 
 

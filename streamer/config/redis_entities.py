@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from streamer.changes.topics import clean
 from streamer.config.base import NAME_KEY, Model, Url, checked_name, fail, nearest
@@ -39,6 +39,8 @@ _CAST_KEYS = ("member", "field")
 Cast = Literal[
     "text", "int", "float", "numeric", "bool", "json", "epoch_ms", "epoch_s", "timestamptz", "bytes"
 ]
+
+ValueWord = Literal["raw", Cast]  # of a string as a whole: `raw` is its text, as it is
 
 
 def _zone(value: str) -> str:
@@ -110,7 +112,7 @@ class Exists(Model):
     all: tuple[str, ...] = ()
 
 
-def _value_word(value: Any) -> Any:
+def _as_cast(value: ValueWord | None) -> Cast | None:
     return "text" if value == "raw" else value
 
 
@@ -128,7 +130,7 @@ class RedisEntity(Model):
         ],
     ] = Field(default_factory=dict)
     rows: dict[str, ColumnName] = Field(default_factory=dict)
-    value: Annotated[Cast | None, BeforeValidator(_value_word)] = None
+    value: Annotated[ValueWord | None, AfterValidator(_as_cast)] = None
     pivot: ColumnName | None = None
     exists: Exists = Exists()
     expires_at: ColumnName | None = None

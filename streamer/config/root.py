@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from streamer.changes.topics import (
     bad_topic,
@@ -21,7 +22,7 @@ from streamer.changes.topics import (
     shadow_topic,
     status_topic,
 )
-from streamer.config.base import NAME_KEY, Model, checked_name, fail, nearest
+from streamer.config.base import NAME_KEY, Model, again, checked_name, fail, nearest
 from streamer.config.flows import (
     Flow,
     MemoryTarget,
@@ -35,6 +36,7 @@ from streamer.config.key_template import parse_template
 from streamer.config.operations import Alerts, InlineFlow, Processor, Reconcile, Schedules
 from streamer.config.patterns import is_pattern, may_meet
 from streamer.config.redis_entities import RedisSource
+from streamer.config.references import Names, flow_faults, source_faults, target_faults
 from streamer.config.settings import Control, Defaults, Kafka
 from streamer.config.sources import (
     IDENTIFIER_BYTES,
@@ -46,9 +48,6 @@ from streamer.config.sources import (
 from streamer.errors import ConfigError
 
 Name = Annotated[str, AfterValidator(checked_name)]
-
-_PARTS = {"postgres": 3, "redis": 2, "pull": 2, "query": 1}
-_FORMS = {3: "{0}.schema.table", 2: "{0}.entity", 1: "{0}"}
 
 
 class Config(Model):
@@ -89,17 +88,38 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
-        _check_sources(self)
-        _check_topics(self)
-        _check_names(self)
-        for flow in self.flows.values():
-            _check_from(self, flow.source_pattern, ("flows", flow.name, "from"))
-            _check_target(self, flow.target, ("flows", flow.name, "to"))
-        _check_writers(self)
-        _check_texts(self)
-        _check_keys(self)
-        _check_operations(self)
+        checks = [_check_sources, _check_topics, _check_names, _check_operations]
+        if all(flow.target in self.targets for flow in self.flows.values()):
+            checks += [_check_writers, _check_texts, _check_keys]
+        faults = []
+        for check in checks:
+            try:
+                check(self)
+            except PydanticCustomError as fault:
+                faults.append(_error(fault))
+        if faults:
+            raise ValidationError.from_exception_data(type(self).__name__, faults, hide_input=True)
         return self
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """What flows name is judged beside all else, also where the rest is no config.
+
+        The last validator: pydantic runs those above it inside of `handler`.
+        """
+        faults = [_error(fault) for fault in flow_faults(data)] if isinstance(data, dict) else []
+        try:
+            config = handler(data)
+        except ValidationError as error:
+            faults += [again(each) for each in error.errors(include_url=False)]
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults, hide_input=True)
+        return config
+
+
+def _error(fault: PydanticCustomError) -> InitErrorDetails:
+    return InitErrorDetails(type=fault, input=None)
 
 
 def _with_slot(name: str, entry: Any) -> Any:
@@ -199,31 +219,6 @@ def _topics(config: Config) -> Iterator[tuple[str, str, tuple[str | int, ...]]]:
         yield processor.out, f"processor {name!r}", ("processors", name, "out")
 
 
-def _check_from(config: Config, pattern: str, key: tuple[str | int, ...]) -> None:
-    head = pattern.split(".", 1)[0]
-    outs = [p.out for p in config.processors.values()]
-    if pattern in outs:
-        return
-    source = config.sources.get(head)
-    if source is None:
-        raise fail(f"there is no source {head!r}", key=key, fix=nearest(head, [*config.sources, *outs]))
-    wanted = _PARTS[source.kind]
-    parts = pattern.split(".", wanted - 1)
-    if len(parts) != wanted or not all(parts) or (wanted < 3 and "." in parts[-1]):
-        form = _FORMS[wanted].format(head)
-        example = f" (for all of a schema: {head}.public.*)" if wanted == 3 else ""
-        raise fail(f"{pattern!r} does not name what to take", key=key, fix=f"write {form}{example}")
-    if isinstance(source, (RedisSource, PullSource)) and not any(
-        may_meet(parts[1], e) for e in source.entities
-    ):
-        raise fail(f"{head!r} has no entity {parts[1]!r}", key=key, fix=nearest(parts[1], source.entities))
-
-
-def _check_target(config: Config, name: str, key: tuple[str | int, ...]) -> None:
-    if name not in config.targets:
-        raise fail(f"there is no target {name!r}", key=key, fix=nearest(name, config.targets))
-
-
 def _check_texts(config: Config) -> None:
     """What goes to vectors has a text."""
     for flow in config.flows.values():
@@ -266,8 +261,18 @@ def _check_writers(config: Config) -> None:
             if flow.source != other.source or definite or may_meet(flow.source_pattern, other.source_pattern):
                 table = ".".join(place)
                 what = f"the flows {other.name!r} and {flow.name!r} both write {flow.target}.{table}"
-                fix = "one table has one writer: send one of them to another schema or table"
-                raise fail(what, key=("flows", flow.name, "to"), fix=fix)
+                raise fail(what, key=("flows", flow.name, "to"), fix=_another_place(config, flow))
+
+
+def _another_place(config: Config, flow: Flow) -> str:
+    """Where a second writer's rows can go instead."""
+    if not isinstance(config.targets[flow.target], SqlTarget):
+        return "one table has one writer: send one of them to another schema or table"
+    apart = "give one of them a target of its own, with another file"
+    if is_pattern(flow.source_pattern):
+        return f"SQLite has no schemas, so tables of one name meet: {apart}"
+    table = _place(config, flow)[1]
+    return f"SQLite has no schemas: write `to: {flow.target}.main.{flow.name}_{table}`, or {apart}"
 
 
 def _place(config: Config, flow: Flow) -> tuple[str, str]:
@@ -279,14 +284,30 @@ def _place(config: Config, flow: Flow) -> tuple[str, str]:
     return place
 
 
+def _names(config: Config) -> Names:
+    sources = {
+        name: (source.kind, tuple(source.entities) if isinstance(source, RedisSource | PullSource) else ())
+        for name, source in config.sources.items()
+    }
+    outs = tuple(processor.out for processor in config.processors.values())
+    return Names(sources, outs, tuple(config.targets))
+
+
+def _raise_first(faults: Iterator[PydanticCustomError]) -> None:
+    for fault in faults:
+        raise fault
+
+
 def _check_operations(config: Config) -> None:
+    names = _names(config)
     for name, processor in config.processors.items():
         for index, pattern in enumerate(processor.inputs):
-            _check_from(config, pattern, ("processors", name, "in", index))
+            _raise_first(source_faults(names, pattern, ("processors", name, "in", index)))
     for name, rule in config.reconcile.items():
         if isinstance(rule.flow, InlineFlow):
-            _check_from(config, rule.flow.source_pattern, ("reconcile", name, "flow", "from"))
-            _check_target(config, rule.flow.to.split(".", 1)[0], ("reconcile", name, "flow", "to"))
+            place = ("reconcile", name, "flow")
+            _raise_first(source_faults(names, rule.flow.source_pattern, (*place, "from")))
+            _raise_first(target_faults(names, rule.flow.to.split(".", 1)[0], (*place, "to")))
         elif rule.flow not in config.flows:
             key = ("reconcile", name, "flow")
             raise fail(f"there is no flow {rule.flow!r}", key=key, fix=nearest(rule.flow, config.flows))

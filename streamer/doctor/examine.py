@@ -59,7 +59,7 @@ async def examine(config: Config) -> Report:
     topics += [entity_topic(name, entity) for name, source in caches.items() for entity in source.entities]
     await asyncio.gather(
         *(
-            _guarded(of_sources[name], check_redis(of_sources[name], source))
+            _guarded(of_sources[name], check_redis(of_sources[name], config, source))
             for name, source in caches.items()
         ),
         _guarded(of_kafka, check_kafka(of_kafka, config, topics)),
@@ -72,7 +72,7 @@ async def examine(config: Config) -> Report:
             for name, file in files.items()
         ),
         *(
-            _guarded(of_targets[name], check_redis_target(of_targets[name], config, store))
+            _guarded(of_targets[name], check_redis_target(of_targets[name], config, store, facts))
             for name, store in stores.items()
         ),
     )

@@ -2,52 +2,107 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from hiredis import ReplyError
 
-from streamer.config import RedisSource
+from streamer.config import Config, RedisSource
 from streamer.doctor.check import Findings
 from streamer.errors import ConfigError, TailraceError
 from streamer.redis.address import place
 from streamer.redis.connection import RedisConnection, connect
-from streamer.redis.entities import Entities
-from streamer.redis.gaps import Gaps
-from streamer.redis.notifications import SETTING, Watch, missing_classes, needed_classes, read_setting
-from streamer.redis.replies import Command
+from streamer.redis.entities import Entities, types_of
+from streamer.redis.notifications import (
+    SETTING,
+    canary_channel,
+    channel_pattern,
+    missing_classes,
+    needed_classes,
+    read_setting,
+)
+from streamer.redis.patterns import KeyPattern
+from streamer.redis.replies import READ, Arg, Command, Denied, code, told
 from streamer.redis.reread import Reread
+from streamer.redis.rights import capture_rights
 from streamer.redis.signs import TRACKED_PREFIX, read_look
-from streamer.redis.source import types_of
 
-CANARY = b"__tailrace__:doctor"  # within the channels that capture's own messages use
 PROBE = b"tailrace-doctor"  # stands for every part of a key's name: no such key is there
+_KEY = "key"
 
-# What is asked of a key of each type, beside the re-read script.
-_READS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "string": (("GET",),),
-    "hash": (("HGETALL",), ("HSCAN", "0"), ("HMGET", "f")),
-    "set": (("SMEMBERS",), ("SSCAN", "0"), ("SMISMEMBER", "m")),
-    "zset": (("ZRANGE", "0", "0"), ("ZSCAN", "0"), ("ZMSCORE", "m"), ("ZSCORE", "m")),
-    "list": (("LRANGE", "0", "0"),),
-    "stream": (("XLEN",), ("XRANGE", "-", "+", "COUNT", "1")),
+# How a command is asked whether it may be run, unless with a key alone: `key` is one of the first pattern,
+# and is not there; CONFIG SET gets a setting that no server has.
+_PROBES: Mapping[str, tuple[Arg, ...]] = {
+    "client|tracking": ("ON", "BCAST", "PREFIX", TRACKED_PREFIX),
+    "config|get": (SETTING,),
+    "config|set": ("tailrace-doctor", ""),
+    "info": ("server",),
+    "time": (),
+    "scan": ("0", "COUNT", "1"),
+    "eval": ("return 0", "0"),
+    "eval_ro": ("return 0", "0"),
+    "hscan": (_KEY, "0"),
+    "hmget": (_KEY, "f"),
+    "hget": (_KEY, "f"),
+    "sscan": (_KEY, "0"),
+    "smismember": (_KEY, "m"),
+    "zrange": (_KEY, "0", "0"),
+    "zmscore": (_KEY, "m"),
+    "zscan": (_KEY, "0"),
+    "zscore": (_KEY, "m"),
+    "lrange": (_KEY, "0", "0"),
+    "xrange": (_KEY, "-", "+", "COUNT", "1"),
 }
+# The session itself, the re-read and the channels ask these.
+_ELSEWHERE = frozenset(
+    (
+        "hello",
+        "select",
+        "multi",
+        "exec",
+        "ping",
+        "publish",
+        "subscribe",
+        "psubscribe",
+        "evalsha",
+        "evalsha_ro",
+    )
+)
+_OPTIONAL = "client|setname"  # a name in CLIENT LIST is all that is lost
+_REFUSES = ("config|set", "xinfo|stream")  # what is asked of these is an error for who may, too
 _INFO = ("server", "replication", "stats", "keyspace")
 
 
-async def check_redis(findings: Findings, source: RedisSource) -> None:
+class _Lacking:
+    """What was refused, each thing once."""
+
+    def __init__(self) -> None:
+        self.rights: dict[tuple[str, str], None] = {}
+        self.others: dict[str, TailraceError] = {}
+
+    def add(self, error: TailraceError) -> None:
+        if isinstance(error, Denied):
+            self.rights.update(dict.fromkeys(error.lacking))
+        else:
+            self.others.setdefault(error.what, error)
+
+
+async def check_redis(findings: Findings, config: Config, source: RedisSource) -> None:
     """Changes nothing on the server."""
     url = source.url.get_secret_value()
-    entities = Entities(source)
+    entities, rights = Entities(source), capture_rights(config.name, source)
+    lacking = _Lacking()
     try:
-        async with connect(url, application="tailrace-doctor") as line:
+        async with connect(url, application="tailrace-doctor", rights=rights) as line:
             name = line.server.get("server", "redis").capitalize()
             findings.ok("reachable", f"{place(url)}, {name} {line.server.get('version', '')}")
             await _server(findings, line, entities)
             await _notifications(findings, line, source, needed_classes(types_of(source)))
-            await _rights(findings, line, source, entities)
-        async with connect(url, application="tailrace-doctor") as line:
-            await _subscription(findings, line, entities)
+            await _commands(lacking, line, source)
+            async with connect(url, application="tailrace-doctor", rights=rights) as other:
+                await _channels(lacking, other, entities, canary_channel(config.name, source.name))
+            _rights(findings, lacking, line)
+    except Denied as error:
+        findings.fail("rights", error.what, "as an administrator run", [error.rule])
     except ConfigError as error:
         findings.error("login", error)
     except TailraceError as error:
@@ -56,10 +111,8 @@ async def check_redis(findings: Findings, source: RedisSource) -> None:
 
 async def _server(findings: Findings, line: RedisConnection, entities: Entities) -> None:
     replies = await line.pipeline([("INFO", section) for section in _INFO], errors=True)
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            findings.error("rights", _said(line, reply, ("INFO",)))
-            return
+    if any(isinstance(reply, ReplyError) for reply in replies):
+        return  # among the rights
     look = read_look("\n".join(reply.decode("utf-8", "replace") for reply in replies), None, 0)
     if look.role == "slave":
         what = "a replica: what it has not received yet is not seen, and its failover is a gap"
@@ -81,11 +134,12 @@ async def _notifications(findings: Findings, line: RedisConnection, source: Redi
     if setting is None:
         what = f"{SETTING} cannot be read by this user"
         if source.notifications == "manage":
-            fix = f"let the user: ACL SETUSER {line.user} +config|get +config|set"
-            findings.fail("notifications", what, f"{fix}; or write notifications: check")
+            by_hand = f"set it on the server to {needed} and write notifications: check"
+            fix = f"give the user the rights below, or {by_hand}"
+            findings.fail("notifications", what, fix)
         else:
-            fix = f"let the user read it: ACL SETUSER {line.user} +config|get"
-            findings.warn("notifications", f"{what}: nobody notices when events are switched off", fix)
+            what = f"{what}: nobody notices when events are switched off"
+            findings.warn("notifications", what, "let the user read it", [line.rule])
         return
     missing = missing_classes(setting, needed)
     if not missing:
@@ -102,49 +156,86 @@ async def _notifications(findings: Findings, line: RedisConnection, source: Redi
         )
 
 
-async def _rights(findings: Findings, line: RedisConnection, source: RedisSource, entities: Entities) -> None:
+async def _commands(lacking: _Lacking, line: RedisConnection, source: RedisSource) -> None:
     """Each command once, on keys that are not there: nothing is read and nothing written."""
-    commands: list[Command] = [
-        ("SCAN", "0", "COUNT", "1"),
-        ("TIME",),
-        ("PUBLISH", CANARY, ""),
-        ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", TRACKED_PREFIX),
+    patterns = [KeyPattern(text) for text in _patterns(source)]
+    keys = [pattern.format([PROBE] * len(pattern.names)) for pattern in patterns]
+    assert line.rights is not None
+    asked = [
+        (name, _probe(name, keys[0])) for name in line.rights.names(line.major) if _is_asked(name, source)
     ]
-    for name, config in source.entities.items():
-        entity = entities.by_name[name]
-        reads = {config.pattern: config.redis_type} if config.pattern is not None else {}
-        for column in config.columns:
-            reads.update({pattern: kind for kind, pattern in config.column(column).keys.items()})
-        for kind in reads.values():
-            glob = entity.pattern.glob if hasattr(entity, "pattern") else b"*"
-            key = glob.replace(b"*", PROBE)
-            commands += [(read[0], key, *read[1:]) for read in _READS["string" if kind == "json" else kind]]
-    replies = await line.pipeline(commands, errors=True)
-    refused: dict[str, TailraceError] = {}
-    for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, ReplyError) and not str(reply).startswith("WRONGTYPE"):
-            refused.setdefault(str(command[0]), _said(line, reply, command))
+    for (name, command), reply in zip(
+        asked, await line.pipeline([command for _, command in asked], errors=True), strict=True
+    ):
+        if isinstance(reply, ReplyError) and code(reply) != "WRONGTYPE":
+            error = line.translate(reply, command)
+            if isinstance(error, Denied) or name not in _REFUSES:
+                lacking.add(error)
     try:
-        await Reread(line).read([(line.db, PROBE)])
+        await Reread(line).read([(line.db, keys[0])])
+        await line.pipeline([("MULTI",), ("EXEC",)])
     except TailraceError as error:
-        refused.setdefault("EVALSHA", error)
-    for found in refused.values():
-        findings.error("rights", found)
-    if not refused:
-        findings.ok("rights", "every command that capture needs")
+        lacking.add(error)
+    await _keys(lacking, line, patterns, keys)
 
 
-async def _subscription(findings: Findings, line: RedisConnection, entities: Entities) -> None:
-    watch = Watch(line, entities.globs(), Gaps(), canary=CANARY, clock_s=time.monotonic)
+def _is_asked(name: str, source: RedisSource) -> bool:
+    if name == "config|get":
+        return source.notifications == "manage"
+    return name not in _ELSEWHERE and name != _OPTIONAL
+
+
+def _probe(name: str, key: bytes) -> Command:
+    args = _PROBES.get(name, (_KEY,))
+    return [*name.upper().split("|"), *(key if arg == _KEY else arg for arg in args)]
+
+
+async def _keys(
+    lacking: _Lacking, line: RedisConnection, patterns: Sequence[KeyPattern], keys: Sequence[bytes]
+) -> None:
+    """By name the patterns whose keys may not be read; without a right to TYPE that is not known yet."""
+    commands = [("TYPE", key) for key in keys]
+    denied = []
+    for pattern, command, reply in zip(
+        patterns, commands, await line.pipeline(commands, errors=True), strict=True
+    ):
+        error = line.translate(reply, command) if isinstance(reply, ReplyError) else None
+        if isinstance(error, Denied) and error.lacking[0][0] == READ:
+            denied.append(pattern.text)
+    if denied:
+        for right in [right for right in lacking.rights if right[0] == READ]:
+            del lacking.rights[right]
+        lacking.rights.update({(READ, f"keys of {text}"): None for text in denied})
+
+
+def _patterns(source: RedisSource) -> Iterator[str]:
+    for entity in source.entities.values():
+        if entity.pattern is not None:
+            yield entity.pattern
+        for column in entity.columns:
+            yield from entity.column(column).keys.values()
+
+
+async def _channels(lacking: _Lacking, line: RedisConnection, entities: Entities, canary: bytes) -> None:
+    """Each subscription, in a transaction that is never carried out: rights are checked as it is filled."""
     try:
-        await watch.start()
+        await line.command("MULTI")
     except TailraceError as error:
-        findings.error("subscription", error)
+        lacking.add(error)
         return
-    findings.ok("subscription", "the keys' channels may be subscribed to")
+    commands: list[Command] = [("SUBSCRIBE", canary), ("PUBLISH", canary, ""), ("PING",)]
+    for db, globs in entities.globs().items():
+        commands += [("PSUBSCRIBE", channel_pattern(db, glob)) for glob in globs]
+    for command, reply in zip(commands, await line.pipeline(commands, errors=True), strict=True):
+        if isinstance(reply, ReplyError):
+            lacking.add(line.translate(reply, command))
 
 
-def _said(line: RedisConnection, reply: ReplyError, command: Command) -> TailraceError:
-    error = line.translate(reply, command)
-    assert isinstance(error, TailraceError)
-    return error
+def _rights(findings: Findings, lacking: _Lacking, line: RedisConnection) -> None:
+    for error in lacking.others.values():
+        findings.error("rights", error)
+    if lacking.rights:
+        what = f"the user {line.user!r} {told(tuple(lacking.rights))}"
+        findings.fail("rights", what, "as an administrator run", [line.rule])
+    elif not lacking.others:
+        findings.ok("rights", "every command, key and channel that capture needs")

@@ -51,6 +51,11 @@ class Table:
         return sql.SQL("{}" if self.partitioned else "ONLY {}").format(self.identifier)
 
     @property
+    def has_key(self) -> bool:
+        """Whether its events tell rows apart, so that a row can be published again."""
+        return bool(self.primary_key) if self.identity == "f" else not self.insert_only
+
+    @property
     def insert_only(self) -> bool:
         """UPDATE and DELETE would fail in the application if a publication carried them (H27)."""
         if self.identity == "d":
@@ -73,10 +78,7 @@ def check_named(rules: Iterable[str], present: Sequence[str]) -> None:
         )
 
 
-async def list_tables(connection: Connection, source: PostgresSource) -> list[Table]:
-    """The tables that the config wants, by name. Partitions are left to their root."""
-    cursor = await connection.execute(
-        """
+_TABLES = """
         SELECT n.nspname, c.relname, c.oid::bigint, c.relreplident::text,
                coalesce((SELECT array_agg(a.attname::text ORDER BY k.place)
                          FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place), pg_attribute a
@@ -86,13 +88,25 @@ async def list_tables(connection: Connection, source: PostgresSource) -> list[Ta
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
           AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
-        ORDER BY 1, 2
-        """
-    )
-    tables = [
-        Table(schema, name, oid, identity, tuple(key), has_index, partitioned)
-        for schema, name, oid, identity, key, has_index, partitioned in await cursor.fetchall()
-    ]
+    """
+
+
+async def find_table(connection: Connection, schema: str, name: str) -> Table | None:
+    """One table that may be captured, or None."""
+    query = _TABLES.replace("%", "%%") + " AND n.nspname = %s AND c.relname = %s"
+    row = await (await connection.execute(query, (schema, name))).fetchone()
+    return None if row is None else _table(row)
+
+
+def _table(row: tuple[Any, ...]) -> Table:
+    schema, name, oid, identity, key, has_index, partitioned = row
+    return Table(schema, name, oid, identity, tuple(key), has_index, partitioned)
+
+
+async def list_tables(connection: Connection, source: PostgresSource) -> list[Table]:
+    """The tables that the config wants, by name. Partitions are left to their root."""
+    cursor = await connection.execute(_TABLES + " ORDER BY 1, 2")
+    tables = [_table(row) for row in await cursor.fetchall()]
     named = (pattern for pattern, rule in source.tables.items() if rule != "exclude")
     check_named(named, [t.qualified for t in tables])
     return [t for t in tables if source.rule_for(t.schema, t.name) is not None]
@@ -355,21 +369,36 @@ async def make_publications(connection: Connection, publications: Publications, 
         ) from error
 
 
-async def add_if_empty(connection: Connection, publication: str, table: Table) -> bool:
-    """Add a table made after the first snapshot, if it is empty; False when it has rows.
+async def writers(connection: Connection, table: Table) -> set[str]:
+    """Transactions that may have written to the table and are not over, by their names in pg_locks."""
+    cursor = await connection.execute(
+        """SELECT virtualtransaction FROM pg_locks
+           WHERE locktype = 'relation' AND granted AND mode LIKE '%%Exclusive%%'
+             AND mode <> 'ShareUpdateExclusiveLock'
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+             AND (relation = %(oid)s OR relation IN (SELECT relid FROM pg_partition_tree(%(oid)s::oid)))""",
+        {"oid": table.oid},
+    )
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def add_table(connection: Connection, publication: str, table: Table, *, with_rows: bool) -> bool:
+    """Add a table made after the first snapshot; False when it has rows and is to be added only without.
 
     SHARE ROW EXCLUSIVE waits for every writer and keeps new ones out until the publication has the
-    table, so that no row can come between the look and the change.
+    table, so that no row can come between the look and the change: rows written before it show in every
+    later snapshot, those written after it come by the stream.
     """
     async with connection.transaction():
         await connection.execute(f"SET LOCAL lock_timeout = '{NEW_TABLE_LOCK_TIMEOUT}'")
         await connection.execute(
             sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table.identifier)
         )
-        cursor = await connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.alone))
-        row: Any = await cursor.fetchone()
-        if row[0]:
-            return False
+        if not with_rows:
+            cursor = await connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.alone))
+            row: Any = await cursor.fetchone()
+            if row[0]:
+                return False
         await connection.execute(
             sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(publication), table.alone)
         )

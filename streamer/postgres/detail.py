@@ -28,6 +28,7 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
         "slot": {"wal_bytes": None, "active": None},
         "findings": [],
         "snapshot": None,
+        "backfills": session.backfill.detail() if session.backfill is not None else [],
     }
     position = publisher.position
     if position is not None:

@@ -11,22 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from streamer.changes.lsn import format_lsn
-from streamer.changes.position import FIRST_EPOCH, LastCommit, Position, Stage
+from streamer.changes.position import LastCommit, Position, Stage
 from streamer.errors import PositionError
 from streamer.postgres.slot import Slot, System
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Make (or make again) the slot and copy every table, as `epoch`."""
+    """Make (or make again) the slot and copy every table, as `epoch`.
+
+    `floors`: older epochs are known to have been there, and may have rows in the targets that a floor must
+    remove. At a first start it would remove what was in a given table before.
+    """
 
     epoch: int
     why: str
-
-    @property
-    def floors(self) -> bool:
-        """Whether older epochs may have rows in the targets that a floor must remove."""
-        return self.epoch > FIRST_EPOCH
+    floors: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +44,34 @@ def reset_fix(source: str) -> str:
 
 
 def decide(
-    source: str, position: Position | None, slot: Slot | None, system: System, slot_name: str
+    source: str,
+    position: Position | None,
+    slot: Slot | None,
+    system: System,
+    slot_name: str,
+    *,
+    unknown_epoch: int,
+    published: bool,
 ) -> Copy | Resume:
-    """What to do at a start; raises PositionError where going on would be a guess."""
+    """What to do at a start; raises PositionError where going on would be a guess.
+
+    `unknown_epoch`: above whatever was before, for a start without a position. `published`: Kafka has
+    schema records of the source, so it is not its first start.
+    """
     fix = reset_fix(source)
     if position is None:
         if slot is None:
-            return Copy(FIRST_EPOCH, "first start")
+            why = "the position and the slot are lost" if published else "first start"
+            return Copy(unknown_epoch, why, floors=published)
         raise PositionError(
             f"slot {slot.name} is there, but Kafka has no position of source {source}: "
             "the positions topic was lost or another program made the slot",
             fix=f"if the slot is Tailrace's, {fix}; if not, name another in `slot: {{name: ...}}`",
         )
     if position.stage is Stage.INTENT:
-        if position.epoch == FIRST_EPOCH:
-            return Copy(position.epoch, "the first start was interrupted before the slot was made")
+        if not position.since_epoch:
+            why = "the first start was interrupted before the slot was made"
+            return Copy(position.epoch, why, floors=False)
         return Copy(position.epoch, "the copy that a reset begins")
     if position.stage is Stage.SNAPSHOT:
         return Copy(position.epoch + 1, "the first copy was interrupted; it starts again as a reset")

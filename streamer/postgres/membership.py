@@ -57,7 +57,13 @@ def judge(
 
 def has_rows(source: PostgresSource, table: Table) -> str:
     """A table that came later and cannot be taken in as it is."""
+    what = f"{table.qualified} fits `tables:` but is not captured"
+    if table.has_key:
+        publication = Publications(source.publication.name, ()).home(table)
+        return (
+            f"{what}: as its owner run ALTER PUBLICATION {publication} ADD TABLE "
+            f"{table.alone.as_string(None)}; then `tailrace backfill {source.name} {table.qualified}`"
+        )
     return (
-        f"{table.qualified} fits `tables:` but is not captured, and has rows already: "
-        f"`tailrace reset {source.name}` copies every table again, this one too"
+        f"{what}, and has rows already: `tailrace reset {source.name}` copies every table again, this one too"
     )

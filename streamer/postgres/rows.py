@@ -185,7 +185,7 @@ class RowEncoder:
         try:
             if b"\\" in line:
                 values = [
-                    NULL if f == b"\\N" else encode(_copy_unescape(f) if b"\\" in f else f)
+                    NULL if f == b"\\N" else encode(copy_unescape(f) if b"\\" in f else f)
                     for encode, f in zip(self._encoders, fields, strict=True)
                 ]
             else:
@@ -273,7 +273,7 @@ class RowEncoder:
         for name, encode, field in zip(self._names, self._encoders, fields, strict=True):
             try:
                 if field != b"\\N":
-                    encode(_copy_unescape(field))
+                    encode(copy_unescape(field))
             except _MALFORMED as error:
                 return self._column_error(f"column {name} cannot be read: {error}", at)
             at += len(field) + 1
@@ -294,5 +294,6 @@ def _template(names: Sequence[str]) -> bytes:
     return b"{%b}" % b",".join([dumps(name).replace(b"%", b"%%") + b":%b" for name in names])
 
 
-def _copy_unescape(field: bytes) -> bytes:
+def copy_unescape(field: bytes) -> bytes:
+    """A field of COPY's text format as it was."""
     return _COPY_ESCAPED.sub(lambda escape: _COPY_ESCAPES[escape[1]], field)

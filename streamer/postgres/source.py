@@ -10,16 +10,19 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
+from secrets import token_hex
 
 from psycopg import errors
 
 from streamer.changes.lsn import format_lsn, parse_lsn
-from streamer.changes.position import Position, Stage
+from streamer.changes.position import Position, Stage, epoch_without_position
 from streamer.config import PostgresSource, check_topics
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, SourceUnavailable
 from streamer.logs import Log
 from streamer.postgres import catalog, history
+from streamer.postgres.backfill import Backfill, Follow
+from streamer.postgres.backfill_run import Context
 from streamer.postgres.connection import Connection, CopyStream, connect, place
 from streamer.postgres.ground import read_ground
 from streamer.postgres.relations import FrozenKeys, Relations
@@ -41,11 +44,13 @@ from streamer.postgres.snapshot import SnapshotCopy, SnapshotTable, hold_tables,
 from streamer.postgres.stream import Stream
 from streamer.postgres.transactions import Transactions
 from streamer.postgres.watch import Watch, require_publications
+from streamer.postgres.windows import Snapshot, Windows
 from streamer.publisher import Loaded, Publisher
 from streamer.stopping import stopped_within
 
 log = Log(__name__)
 
+SESSION_BYTES = 4  # tells a session's chunks from another's
 LOCK_POLL_S = 0.5  # a standby takes over within this
 LEFTOVER_AFTER_S = 3.0  # a dead capture's walsender usually ends by itself before this
 FLUSH_BYTES = 512 * 1024  # during the first copy: big enough that a Kafka transaction's cost does not count
@@ -69,17 +74,23 @@ class Session:
         source: PostgresSource,
         publisher: Publisher,
         *,
+        follow: Follow,
+        records: str,
         now_us: Callable[[], int],
         report: Callable[[str, str], None],
         stop: asyncio.Event,
     ) -> None:
+        """`follow`: reads the source's backfills; `records`: the topic that they are in."""
         self.source = source
         self.publisher = publisher
         self.copying: CopyProgress | None = None  # while the first copy runs
         self.streaming: Stream | None = None  # once the stream runs
         self.transactions: Transactions | None = None
         self.watch: Watch | None = None
+        self.backfill: Backfill | None = None  # once the stream runs
         self.copied: dict[str, int] = {}  # schema.table -> rows of the first copy
+        self._follow = follow
+        self._records = records
         self._url = source.url.get_secret_value()
         self._where = place(self._url)
         self._now_us = now_us
@@ -115,7 +126,8 @@ class Session:
                 stream = await self._take_slot(control, replication)
             assert stream is not None
             relations = self._relations(start.system.database, position.epoch, frozen)
-            await self._run_stream(control, stream, position, relations)
+            older = await _running(control) if isinstance(start.plan, history.Copy) else frozenset()
+            await self._run_stream(control, stream, position, relations, Windows(older))
 
     # ---- before the stream ---------------------------------------------------------------------
 
@@ -166,7 +178,15 @@ class Session:
         loaded = await self.publisher.load()
         slot = await read_slot(control, name)
         system = replace(system, flush_lsn=max(system.flush_lsn, await _flush_lsn(control)))
-        plan = history.decide(self.source.name, loaded.position, slot, system, name)
+        plan = history.decide(
+            self.source.name,
+            loaded.position,
+            slot,
+            system,
+            name,
+            unknown_epoch=epoch_without_position(self._now_us() / 1e6),
+            published=bool(loaded.schemas),
+        )
         if isinstance(plan, history.Resume):
             history.check_timeline(self.source.name, plan.position, system, forks)
             plan = history.Resume(replace(plan.position, timeline=system.timeline))
@@ -238,6 +258,7 @@ class Session:
             timeline=system.timeline,
             lsn=0,
             uncaptured=await self.watch.count_uncaptured(publications.insert_only),
+            since_epoch=plan.epoch if plan.floors else 0,
         )
         await self.publisher.flush(position)
         async with hold_tables(self._url, tables):
@@ -305,7 +326,12 @@ class Session:
         )
 
     async def _run_stream(
-        self, control: Connection, copy: CopyStream, position: Position, relations: Relations
+        self,
+        control: Connection,
+        copy: CopyStream,
+        position: Position,
+        relations: Relations,
+        windows: Windows,
     ) -> None:
         assert self.watch is not None
         slot = await read_slot(control, self.source.slot.name)
@@ -313,9 +339,11 @@ class Session:
         self.watch.captured = relations.frozen
         self.watch.uncaptured = dict(position.uncaptured)
         rejoin = history.Rejoin(self.source.name, position, slot.confirmed_flush_lsn)
-        self.transactions = Transactions(position, rejoin, messages=relations.messages(), now_us=self._now_us)
+        self.transactions = Transactions(
+            position, rejoin, messages=relations.messages(), now_us=self._now_us, windows=windows
+        )
         async with connect(self._url, application="tailrace catalog") as catalog_connection:
-            self.streaming = Stream(
+            stream = self.streaming = Stream(
                 copy,
                 catalog_connection,
                 self.transactions,
@@ -327,9 +355,29 @@ class Session:
                 now_us=self._now_us,
                 where=self._where,
             )
+            context = Context(
+                self.source,
+                relations,
+                self.publisher,
+                windows,
+                self.publisher.topic(self._records),
+                session=token_hex(SESSION_BYTES),
+                now_us=self._now_us,
+                lag_bytes=lambda: stream.lag_bytes,
+                wake=stream.wake,
+            )
+            self.backfill = Backfill(context, self._follow, epoch=position.epoch)
+            self.watch.want = self.backfill.want
             log.info("streaming", source=self.source.name, lsn=format_lsn(position.lsn), epoch=position.epoch)
             self._report("streaming", "")
-            await self.streaming.run(self._stop)
+            await stream.run(self._stop, self.backfill.run)
+
+
+async def _running(control: Connection) -> frozenset[int]:
+    """Transactions that may have committed before the slot's first one, and do not show yet (32 bits)."""
+    row = await (await control.execute("SELECT pg_current_snapshot()::text")).fetchone()
+    assert row is not None
+    return frozenset(xid % 2**32 for xid in Snapshot.parse(row[0]).running)
 
 
 async def _flush_lsn(control: Connection) -> int:

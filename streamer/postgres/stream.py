@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import psycopg
 
 from streamer.changes.position import Position
-from streamer.errors import SourceUnavailable
+from streamer.errors import SourceUnavailable, TailraceError
 from streamer.postgres.connection import Connection, CopyStream, translate
 from streamer.postgres.pgoutput import Message, Relation
 from streamer.postgres.relations import Relations
@@ -82,14 +82,18 @@ class Stream:
         self._feedback_us = 0
         self.progress = Progress(recorded=recorded, read_us=now_us())
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop` (then everything in hand is flushed and confirmed) or the first error."""
+    async def run(self, stop: asyncio.Event, *beside: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Until `stop` (then everything in hand is flushed and confirmed) or the first error.
+
+        `beside`: what runs as long as the stream does.
+        """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._flush_loop(), name="flush")
             others = [
                 tasks.create_task(self._translated(self._read()), name="read the stream"),
                 tasks.create_task(self._translated(self._feedback_loop()), name="feedback"),
                 tasks.create_task(self._watch_loop(), name="watch the source"),
+                *(tasks.create_task(work(), name="beside the stream") for work in beside),
             ]
             await stop.wait()
             for task in others:
@@ -97,6 +101,15 @@ class Stream:
             self._stopping = True  # the flush in hand is finished, not cut
             self._work.set()
         await self._translated(self._finish())
+
+    def wake(self) -> None:
+        """Something was given to the publisher that no message of the stream has brought."""
+        self._work.set()
+
+    @property
+    def lag_bytes(self) -> int:
+        """WAL that the server has written and Kafka does not have, by the last look."""
+        return max(0, self._watch.observed.server_lsn - self.progress.recorded.lsn)
 
     async def _translated(self, work: Coroutine[None, None, None]) -> None:
         try:
@@ -202,8 +215,10 @@ class Stream:
             self._feedback()
 
     def _feedback(self) -> None:
+        """Confirm what is in Kafka, as far as it need not be shown again."""
         self._feedback_us = self._now_us()
-        self._copy.put(status_update(self.progress.recorded.lsn, now_us=self._feedback_us))
+        lsn = self._transactions.confirmable(self.progress.recorded.lsn)
+        self._copy.put(status_update(lsn, now_us=self._feedback_us))
 
     async def _feedback_loop(self) -> None:
         while True:
@@ -223,7 +238,7 @@ class Stream:
         next_inspect = 0.0
         events = self._transactions.events
         while True:
-            await self._watch.look(self._now_us())
+            await self._look()
             now = loop.time()
             if now >= next_heartbeat:
                 next_heartbeat = now + self._heartbeat_s
@@ -236,6 +251,14 @@ class Stream:
                 self._publisher.add_ground(self._watch.drift.take_fresh())
             await asyncio.sleep(LOOK_S)
 
+    async def _look(self) -> None:
+        windows = self._transactions.windows
+        held = windows.confirm_limit
+        await self._watch.look(self._now_us())
+        windows.look(self._watch.snapshot)
+        if held is not None and windows.confirm_limit != held:
+            self._feedback()
+
     # ---- stopping ------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
@@ -243,6 +266,9 @@ class Stream:
         try:
             async with asyncio.timeout(STOP_FLUSH_S):
                 await self._flush()
+            with suppress(TailraceError, TimeoutError):  # what no snapshot was seen to see is not confirmed
+                async with asyncio.timeout(FINISH_S / 2):
+                    await self._look()
             self._feedback()
             async with asyncio.timeout(FINISH_S):
                 await self._copy.finish()

@@ -19,6 +19,7 @@ from typing import Protocol
 import orjson
 
 from streamer.changes.envelope import RowTemplate, SourceTemplate
+from streamer.changes.kinds import UNAVAILABLE_JSON
 from streamer.changes.position import LastCommit, Partial, Position
 from streamer.changes.topics import OWN_MESSAGE_PREFIX
 from streamer.errors import DecodeError
@@ -26,6 +27,7 @@ from streamer.postgres.history import Rejoin
 from streamer.postgres.pgoutput import Begin, Commit, Message, Origin, Relation, Truncate, Type, decode
 from streamer.postgres.replication_messages import XLOG_HEADER
 from streamer.postgres.rows import RowEncoder
+from streamer.postgres.windows import CREATED, MARK_PREFIX, PATCH, WHOLE, Change, Windows
 
 _HEADER_BYTES = XLOG_HEADER.size
 _START_LSN = Struct(">Q").unpack_from
@@ -44,13 +46,17 @@ class Sink(Protocol):
 class CapturedTable:
     """What the hot path needs of one relation, at hand."""
 
-    __slots__ = ("captured", "encoder", "name", "rows", "sink", "source")
+    __slots__ = ("captured", "changed", "encoder", "name", "rows", "shape", "sink", "source")
 
-    def __init__(self, name: str, encoder: RowEncoder, source: SourceTemplate, sink: Sink) -> None:
+    def __init__(
+        self, name: str, encoder: RowEncoder, source: SourceTemplate, sink: Sink, shape: str = ""
+    ) -> None:
         self.name = name  # schema.table
         self.encoder = encoder
         self.source = source
         self.sink = sink
+        self.shape = shape  # the schema record's id
+        self.changed: list[Change] | None = None  # while a chunk of the table is between its marks
         self.rows: RowTemplate | None = None  # of the transaction at hand
         self.captured = 0  # row changes published by this process
 
@@ -69,7 +75,9 @@ class Transactions:
         *,
         messages: SourceTemplate,
         now_us: Callable[[], int],
+        windows: Windows | None = None,
     ) -> None:
+        self.windows = windows or Windows()
         self._base = position
         self._rejoin: Rejoin | None = rejoin
         self._pending = position.partial
@@ -79,6 +87,7 @@ class Transactions:
         self._tables: dict[int, CapturedTable | None] = {}
         self._touched: list[CapturedTable] = []
         self._lsn = position.lsn
+        self._shown_lsn = 0  # up to which this stream has shown everything, what is published already too
         self._last_commit = position.last_commit
         self._previous_commit_lsn: int | None = None
         self._in_transaction = False
@@ -109,6 +118,16 @@ class Transactions:
         """Commit time of the transaction at hand, or the last one."""
         return self._commit_us
 
+    def confirmable(self, recorded_lsn: int) -> int:
+        """How far the server may forget, when the position in Kafka is `recorded_lsn`; 0: nothing yet.
+
+        A commit that no snapshot has seen is to be shown again after a restart, and whether there is one
+        among those that are published already is known only when the stream has shown them (H9).
+        """
+        limit = self.windows.confirm_limit
+        lsn = min(recorded_lsn, self._shown_lsn)
+        return lsn if limit is None else min(lsn, limit)
+
     def captured(self) -> dict[str, int]:
         """Qualified table -> row changes published by this process."""
         totals: dict[str, int] = {}
@@ -134,6 +153,8 @@ class Transactions:
         for table in self._touched:
             table.rows = None
         self._touched.clear()
+        if self.windows.changes:
+            self.windows.check_size()
 
     # ---- relations ---------------------------------------------------------------------------
 
@@ -143,6 +164,9 @@ class Transactions:
         if old is not None and table is not None:
             table.captured = old.captured
         self._tables[oid] = table
+        self.windows.shaped(oid, table.shape if table is not None else None)
+        if table is not None:
+            table.changed = self.windows.changes.get(oid)
 
     # ---- messages ----------------------------------------------------------------------------
 
@@ -167,6 +191,8 @@ class Transactions:
             key, after = table.encoder.insert(payload)
             rows = table.rows or self._rows(table)
             table.sink.append(key, rows.create(after, lsn, ordinal))
+            if table.changed is not None and key is not None:
+                table.changed.append((key, self._xid, WHOLE))
             self._change_lsn = lsn
             self._ordinal = ordinal + 1
             table.captured += 1
@@ -182,7 +208,10 @@ class Transactions:
 
     def keepalive(self, wal_end: int) -> None:
         """Everything before `wal_end` has been sent; outside a transaction that moves the position."""
-        if self._in_transaction or wal_end <= self._lsn:
+        if self._in_transaction:
+            return
+        self._shown_lsn = max(self._shown_lsn, wal_end)
+        if wal_end <= self._lsn:
             return
         if self._rejoin is not None:
             self._rejoin.passing(wal_end)
@@ -252,6 +281,13 @@ class Transactions:
             sink.append(old_key, rows.delete(old_before, lsn, ordinal))
             sink.append(old_key, None)
             sink.append(key, rows.create(after, lsn, ordinal + 1))
+        if table.changed is not None and key is not None:
+            partial = UNAVAILABLE_JSON in after  # also in a text that says so: one key more is read
+            if old_key is not None:
+                table.changed.append((old_key, self._xid, WHOLE))
+                table.changed.append((key, self._xid, CREATED if partial else WHOLE))
+            else:
+                table.changed.append((key, self._xid, PATCH if partial else WHOLE))
         self._change_lsn = lsn
         self._ordinal = ordinal + changes
         table.captured += changes
@@ -270,6 +306,8 @@ class Transactions:
         table.sink.append(key, rows.delete(before, lsn, ordinal))
         if key is not None:
             table.sink.append(key, None)
+            if table.changed is not None:
+                table.changed.append((key, self._xid, WHOLE))
         self._change_lsn = lsn
         self._ordinal = ordinal + 1
         table.captured += 1
@@ -324,9 +362,15 @@ class Transactions:
             self._lsn = commit.end_lsn
             self._rejoin = self._pending = None
         self._in_transaction = False
+        self._shown_lsn = commit.end_lsn
         self._previous_commit_lsn = self._commit_lsn
         self.last_commit_us = self._commit_us
         self.new_batch()
+        marked = self.windows.committed(self._xid, self._commit_lsn, self._commit_us)
+        if marked is not None:
+            table = self._tables.get(marked)
+            if table is not None:
+                table.changed = self.windows.changes.get(marked)
 
     def _truncate(self, data: bytes, truncate: Truncate) -> None:
         (lsn,) = _START_LSN(data, 1)
@@ -341,6 +385,7 @@ class Transactions:
                 continue
             rows = table.rows or self._rows(table)
             table.sink.append(None, rows.truncate(lsn, self._ordinal))
+            self.windows.truncated(oid)
             self._change_lsn = lsn
             self._ordinal += 1
             table.captured += 1
@@ -349,6 +394,8 @@ class Transactions:
     def _message(self, data: bytes, message: Message) -> None:
         own = message.prefix.startswith(OWN_MESSAGE_PREFIX)
         if message.transactional:
+            if message.prefix == MARK_PREFIX and not self._skip_all:
+                self.windows.mark(message.content)
             if own or self._skip_all or self._ordinal < self._skip_below:
                 self._count(data, 1)
                 return

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median_low
+from typing import TypeAlias
 
 import psycopg
 from psycopg import errors
@@ -23,7 +24,7 @@ from streamer.errors import ConfigError, FatalError
 from streamer.postgres.catalog import (
     Publications,
     Table,
-    add_if_empty,
+    add_table,
     harmed_tables,
     left_out,
     list_tables,
@@ -33,6 +34,10 @@ from streamer.postgres.connection import Connection, place, translate
 from streamer.postgres.ground import Drift, read_ground
 from streamer.postgres.history import reset_fix
 from streamer.postgres.membership import has_rows, judge
+from streamer.postgres.windows import Snapshot
+
+# Asks for the backfill of a table: whether that is durable, and what is in the way of it.
+Want: TypeAlias = Callable[[Table], tuple[bool, str]]
 
 HEARTBEAT_PREFIX = "tailrace.heartbeat"
 CLOCK_LOOKS = 5  # two slow answers of five change nothing; a clock that was set is noticed after three
@@ -74,6 +79,8 @@ class Watch:
         self.drift = Drift(source.name, Ground(), self._wants)
         self.captured: Mapping[tuple[str, str], object] = {}  # (schema, table) of this epoch's tables
         self.observed = Observed()
+        self.snapshot = Snapshot(0, 0, frozenset())  # of the last look; this one sees nothing
+        self.want: Want | None = None  # set when backfills are made
 
     def _wants(self, name: str) -> bool:
         schema, _, table = name.partition(".")
@@ -82,13 +89,14 @@ class Watch:
         )
 
     async def look(self, now_us: int) -> None:
-        """Every second: WAL end, slot, clock. Raises when the lock's connection is gone."""
+        """Every second: WAL end, slot, clock, snapshot. Raises when the lock's connection is gone."""
         asked_s = time.monotonic()
         try:
             cursor = await self._connection.execute(
                 """SELECT pg_current_wal_flush_lsn()::text, s.active,
                           coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), s.restart_lsn), 0)::bigint,
-                          (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+                          (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
+                          pg_current_snapshot()::text
                    FROM (SELECT) one LEFT JOIN pg_replication_slots s ON s.slot_name = %s""",
                 (self._source.slot.name,),
             )
@@ -104,6 +112,7 @@ class Watch:
         observed.clock_us = self._clock.add(
             asked_us=now_us, round_trip_us=round_trip_us, server_us=int(row[3])
         )
+        self.snapshot = Snapshot.parse(row[4])
 
     async def heartbeat(self) -> None:
         """A message in the WAL of an idle database, so that the slot can follow the server."""
@@ -154,10 +163,15 @@ class Watch:
         return findings
 
     async def _publish(self, table: Table, publication: str) -> list[str]:
-        """Add a table that came later; else what is in the way."""
+        """Add a table that came later; with rows its backfill is durable before. Else what is in the way."""
         try:
-            if await add_if_empty(self._connection, publication, table):
+            if await add_table(self._connection, publication, table, with_rows=False):
                 return []
+            if self.want is not None and table.has_key:
+                durable, finding = self.want(table)
+                if durable:
+                    await add_table(self._connection, publication, table, with_rows=True)
+                return [finding] if finding else []
         except errors.InsufficientPrivilege:
             return [
                 f"{table.qualified} fits `tables:` but role {self._connection.info.user} may not publish it: "

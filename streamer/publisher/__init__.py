@@ -2,7 +2,8 @@
 
 batches: open and sealed record batches, the handle that rows are appended to. transactions: two
 transactional ids in turn. topics: making and checking topics. state: what Kafka holds of a source,
-read and checked at start. publisher: the flush.
+read and checked at start. hanging: transactions that Kafka has left open; describe_producers: the
+request that finds them. publisher: the flush.
 """
 
 from streamer.publisher.batches import OversizeError, Topic

@@ -215,6 +215,11 @@ class Topic:
         self._open[partition] = batch
         self._touched.add(self)
 
+    @property
+    def limit_bytes(self) -> int:
+        """The largest key and value together that `append` takes."""
+        return self._limit
+
     def take(self) -> dict[int, list[Batch]]:
         """All batches since the last call, by partition, in order."""
         batches = self._sealed

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +23,9 @@ from streamer.changes.position import Position, Stage, TopicState
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import clean, positions_topic, schemas_topic
 from streamer.errors import KafkaUnavailable, PositionError, TailraceError
-from streamer.kafka import READ_DEADLINE_S, Security, admin, offset_ranges, translate
+from streamer.kafka import READ_DEADLINE_S, Security, admin, kafka_errors, offset_ranges, translate
 from streamer.publisher.batches import BATCH_BYTES, Batch, Topic, Waiting
+from streamer.publisher.hanging import Hanging
 from streamer.publisher.state import (
     COMMIT_MARKER_OFFSETS,
     EPOCH_HEADER,
@@ -68,8 +70,10 @@ class Publisher:
     """Publishes one source. Life: `start`, `load`, `ensure_topics`, then append and `flush`; `close`.
 
     `beside`: topics of the source's own, by name with their settings: one partition each, made by
-    `start`, written like the data topics. `flush_deadline_s` bounds one flush from its first request
-    to its commit. `clock`: seconds since 1970, for record timestamps (publish times).
+    `start`, written like the data topics. `shared`: the same for topics that other programs write to, too,
+    so that nothing follows from where they end. `seat`: which place among the positions a source without one
+    tries first. `flush_deadline_s` bounds one flush from its first
+    request to its commit. `clock`: seconds since 1970, for record timestamps (publish times).
     """
 
     def __init__(
@@ -81,6 +85,8 @@ class Publisher:
         source: str,
         topics: TopicSettings,
         beside: Mapping[str, Mapping[str, str]] | None = None,
+        shared: Mapping[str, Mapping[str, str]] | None = None,
+        seat: int = 0,
         clock: Callable[[], float] = time.time,
         flush_deadline_s: float = FLUSH_DEADLINE_S,
         read_deadline_s: float = READ_DEADLINE_S,
@@ -88,14 +94,17 @@ class Publisher:
         self._brokers = brokers
         self._security = security
         self._source = source
+        self._seat = seat
         self._settings = topics
-        self._beside = dict(beside or {})
+        self._shared = dict(shared or {})
+        self._beside = {**(beside or {}), **self._shared}
         self._clock = clock
         self._flush_deadline_s = flush_deadline_s
         self._read_deadline_s = read_deadline_s
         self._positions = positions_topic(name)
         self._schemas = schemas_topic(name)
         self._turns = Turns(brokers, security, prefix=f"{clean(name)}.{clean(source)}")
+        self._hanging = Hanging(brokers, security, self._turns, source=source, deadline_s=read_deadline_s)
         self._waiting = Waiting()
         self._touched: set[Topic] = set()
         self._topics: dict[str, Topic] = {}
@@ -151,11 +160,17 @@ class Publisher:
         PositionError, ConfigError, KafkaUnavailable.
         """
         async with self._or_end("reading the position"):
-            self.number = await find_number(self._brokers, self._security, self._source, self._positions)
+            self.number = await find_number(
+                self._brokers, self._security, self._source, self._positions, seat=self._seat
+            )
             place = TopicPartition(self._positions, self.number)
+            await self._hanging.end_positions(place)
             found = await read_positions(
                 self._brokers, self._security, self._source, place, deadline_s=self._read_deadline_s
             )
+            async with admin(self._brokers, self._security) as client:
+                present = await describe(client)
+            await self._hanging.end_rows(found.topics.values(), self._places(found.topics, present))
             written = await read_schemas(
                 self._brokers, self._security, self._schemas, deadline_s=self._read_deadline_s
             )
@@ -164,7 +179,7 @@ class Publisher:
                 self._forget = frozenset(found.beside)
                 found.topics = {}
             else:
-                await self._check(position, found.topics)
+                await self._check(position, found.topics, present)
         loaded = join(self._source, found, written)
         self._position = position
         self._states = dict(found.topics)
@@ -172,11 +187,18 @@ class Publisher:
         self._sent = {(epoch, schema_id) for schema_id in loaded.schemas_sent}
         return loaded
 
-    async def _check(self, position: Position | None, states: dict[str, TopicState]) -> None:
+    def _places(self, states: Mapping[str, TopicState], present: Mapping[str, int]) -> list[TopicPartition]:
+        """Where rows of this source may be: what its first flush to a topic left is in no state yet."""
+        own = {self._schemas, *self._beside, *states}
+        prefix = clean(self._source)
+        topics = [t for t in present if t in own or t == prefix or t.startswith(f"{prefix}.")]
+        return [TopicPartition(topic, p) for topic in topics for p in range(present[topic])]
+
+    async def _check(
+        self, position: Position | None, states: dict[str, TopicState], present: Mapping[str, int]
+    ) -> None:
         if not states:
             return
-        async with admin(self._brokers, self._security) as client:
-            present = await describe(client)
         places = [TopicPartition(t, p) for t in states if t in present for p in range(present[t])]
         ranges = await offset_ranges(self._brokers, self._security, places)
         ends: dict[str, dict[int, int]] = {t: {} for t in states if t in present}
@@ -190,12 +212,16 @@ class Publisher:
         await check_beyond(self._brokers, self._security, others, ranges)
 
     async def ensure_topics(self, names: Iterable[str]) -> None:
-        """Make the data topics that are missing, check the others, and open handles for all of them."""
+        """Make the data topics that are missing, check the others, and open handles for all of them.
+
+        Touches no transaction: a flush may be in flight, and goes on whatever becomes of this. Raises
+        KafkaUnavailable, ConfigError.
+        """
         fresh = [name for name in dict.fromkeys(names) if name not in self._topics]
         if not fresh:
             return
-        async with self._or_end("making topics"):
-            config = data_config(self._settings)
+        config = data_config(self._settings)
+        with kafka_errors("making topics", brokers=self._brokers):
             async with admin(self._brokers, self._security) as client:
                 await ensure_topics(
                     client,
@@ -204,9 +230,12 @@ class Publisher:
                 )
                 for name, actual in (await topic_configs(client, fresh)).items():
                     check_message_bytes(name, actual, self._settings.max_message_bytes)
-            await self._turns.know(fresh)
+        if self._over is not None:
+            raise self._finished()
+        await self._turns.know(fresh)
         for name in fresh:
-            self._open(name)
+            if name not in self._topics:  # another task may have asked for it meanwhile
+                self._open(name)
 
     def _open(self, name: str) -> None:
         self._topics[name] = Topic(
@@ -276,7 +305,7 @@ class Publisher:
         return self._flush(taken)
 
     async def _flush(self, taken: _Taken) -> Position:
-        async with self._or_end(f"publishing flush {taken.position.flush}", flushes=True):
+        async with self._or_end(f"publishing flush {taken.position.flush}"):
             async with asyncio.timeout(self._flush_deadline_s):
                 states = await self._transaction(taken)
         position = taken.position
@@ -292,6 +321,10 @@ class Publisher:
     async def _transaction(self, taken: _Taken) -> dict[str, TopicState]:
         turns = self._turns
         place = TopicPartition(self._positions, self.number)
+        if turns.lost_connection():
+            await self._hanging.end_acknowledged(
+                [place, *(TopicPartition(s.topic, p) for s in self._states.values() for p in s.last_offsets)]
+            )
         schemas = self._schema_queues(taken)
         await turns.begin([TopicPartition(q.topic, q.partition) for q in (*schemas, *taken.rows)] + [place])
         sent = await turns.send(schemas)
@@ -328,6 +361,8 @@ class Publisher:
     def _states_after(self, sent: Iterable[Sent], flush: int) -> dict[str, TopicState]:
         offsets: dict[str, dict[int, int]] = {}
         for landed in sent:
+            if landed.topic in self._shared:
+                continue
             known = self._states.get(landed.topic)
             before = known.last_offsets.get(landed.partition, -1) if known is not None else -1
             if landed.first_offset <= before:
@@ -356,10 +391,20 @@ class Publisher:
             self._over = KafkaUnavailable("the publisher was closed")
         await self._turns.end(abort=True)
 
-    def _or_end(self, doing: str, *, flushes: bool = False) -> _OrEnd:
+    @asynccontextmanager
+    async def _or_end(self, doing: str) -> AsyncIterator[None]:
+        """Any exception in the body ends the publisher (H13) and leaves translated."""
         if self._over is not None:
             raise self._finished()
-        return _OrEnd(self, doing, flushes=flushes)
+        try:
+            yield
+        except BaseException as error:
+            if self._over is not None and not isinstance(error, (TailraceError, asyncio.CancelledError)):
+                raise self._finished() from error  # closed under it, by another task
+            await self._end(error)
+            if isinstance(error, (kafka.KafkaError, OSError, TimeoutError)):
+                raise translate(error, doing, brokers=self._brokers) from error
+            raise
 
     def _finished(self) -> KafkaUnavailable:
         return KafkaUnavailable(
@@ -370,27 +415,3 @@ class Publisher:
         self._over = reason
         self.in_flight_bytes = 0
         await self._turns.end(abort=not isinstance(reason, TimeoutError))
-
-
-class _OrEnd:
-    """Any exception in the body ends the publisher (H13) and leaves translated."""
-
-    def __init__(self, publisher: Publisher, doing: str, *, flushes: bool) -> None:
-        self._publisher = publisher
-        self._doing = doing
-        self._flushes = flushes
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        publisher = self._publisher
-        if publisher._over is not None and not isinstance(error, (TailraceError, asyncio.CancelledError)):
-            raise publisher._finished() from error  # another task has ended the producers under this one
-        if isinstance(error, asyncio.CancelledError) and publisher._flushing and not self._flushes:
-            return  # a stop while topics are made: the flush in flight is whole
-        await publisher._end(error)
-        if isinstance(error, (kafka.KafkaError, OSError, TimeoutError)):
-            raise translate(error, self._doing, brokers=self._publisher._brokers) from error

@@ -44,8 +44,11 @@ class Loaded:
     ground: Ground
 
 
-async def find_number(brokers: str, security: Security | None, source: str, topic: str) -> int:
-    """The source's partition of the positions topic: where its records are, or else the lowest free one.
+async def find_number(
+    brokers: str, security: Security | None, source: str, topic: str, *, seat: int = 0
+) -> int:
+    """The source's partition of the positions topic: where its records are, or else the next free one from
+    `seat` on. Sources that start for the first time at once have seats of their own, and meet nowhere.
 
     Uncommitted records count: a first record whose commit is not visible yet must not be missed, and
     another source's open transaction must not hold this one up.
@@ -60,14 +63,15 @@ async def find_number(brokers: str, security: Security | None, source: str, topi
             mine.add(record.partition)
     if mine:
         return min(mine)
-    free = [n for n in range(POSITION_PARTITIONS) if n not in taken]
-    if not free:
+    places = ((seat + n) % POSITION_PARTITIONS for n in range(POSITION_PARTITIONS))
+    free = next((n for n in places if n not in taken), None)
+    if free is None:
         raise ConfigError(
             f"all {POSITION_PARTITIONS} places for sources are taken",
             where=f"topic {topic}",
             fix="give this source's config another `name`: it has its own topics for positions then",
         )
-    return free[0]
+    return free
 
 
 @dataclass(slots=True)

@@ -2,8 +2,8 @@
 
 A transaction on the id that has just committed waits 20 ms in aiokafka for the commit markers; the
 other id is free at once. Initialising an id fences whoever used it before and aborts what they left
-open (H30). Every batch's future is awaited before a commit (H1); after any failure the producers are
-ended, never used again (H13).
+open (H30); what Kafka has ended and yet left open is ended through them (see hanging). Every batch's
+future is awaited before a commit (H1); after any failure the producers are ended, never used again (H13).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -22,6 +22,7 @@ from aiokafka.producer.sender import Sender
 from streamer.errors import ConfigError, KafkaUnavailable
 from streamer.kafka import CONNECT_DEADLINE_S, Security, client_options, connect, kafka_errors, translate
 from streamer.publisher.batches import Batch
+from streamer.publisher.describe_producers import OpenTransaction, open_transactions
 
 IDS = 2
 FLUSH_DEADLINE_S = 20.0  # aiokafka retries without a limit; a restart of Kafka takes 2 to 10 s
@@ -29,6 +30,8 @@ TRANSACTION_TIMEOUT_MS = 60_000  # the brokers abort an older one; above FLUSH_D
 ROUND_BYTES = 16 * 2**20  # sent at once; well under the brokers' socket.request.max.bytes of 100 MiB
 END_DEADLINE_S = 1.0  # for cancelled tasks to finish; two producers end within close()'s 5 s
 RETRY_BACKOFF_MS = 50
+MARKER_POLL_S = 0.02  # aiokafka's own pace in a wait for markers
+BOOTSTRAP = "bootstrap"  # aiokafka's name for the connection that it drops once it knows the brokers
 
 
 class Sent(NamedTuple):
@@ -85,6 +88,7 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]
             retry_backoff_ms=RETRY_BACKOFF_MS,
         )
         self._ended = False
+        self._connections: dict[tuple[Any, Any], Any] = {}
         self._sender = _Sender(
             self.client,
             acks=-1,
@@ -101,6 +105,19 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]
 
     def has_partition(self, topic: str, partition: int) -> bool:
         return partition in (self.client.cluster.partitions_for_topic(topic) or ())
+
+    @property
+    def producer_id(self) -> int:
+        return int(self._txn_manager.producer_id)
+
+    def lost_connection(self) -> bool:
+        """Whether a connection has gone since the last call: a broker may have been stopped meanwhile."""
+        before = self._connections
+        now = self._connections = dict(self.client._conns)
+        kept = [
+            now.get(key) is before[key] and before[key].connected() for key in before if key[0] != BOOTSTRAP
+        ]
+        return not all(kept)
 
     async def end(self, *, abort: bool) -> None:
         """Drop the connections and end every task; before it, `abort` what is open if Kafka answers at once.
@@ -157,6 +174,44 @@ class Turns:
                 for producer in tuple(self._producers):  # a flush turns them meanwhile
                     for topic in topics:
                         await producer.partitions_for(topic)
+
+    async def left_open(self, partitions: Iterable[TopicPartition]) -> list[OpenTransaction]:
+        """What is open of both ids. While none is in a transaction, that is what Kafka has left so."""
+        places = list(partitions)
+        if not places:
+            return []
+        await self.know({place.topic for place in places})
+        ours = {producer.producer_id for producer in self._producers}
+        with kafka_errors("describing producers", brokers=self._brokers):
+            async with asyncio.timeout(CONNECT_DEADLINE_S):
+                found = await open_transactions(self._producers[0].client, places)
+        return [transaction for transaction in found if transaction.producer_id in ours]
+
+    async def settle(self, ends: Mapping[OpenTransaction, bool]) -> None:
+        """Commit (True) or abort what is left open: a transaction of the same producer that writes nothing
+        leaves the marker that is missing. Returns when Kafka has written them all."""
+        with kafka_errors("ending what was left open", brokers=self._brokers):
+            async with asyncio.timeout(FLUSH_DEADLINE_S):
+                for producer in tuple(self._producers):
+                    for commit in (True, False):
+                        places = [
+                            t.place
+                            for t, committed in ends.items()
+                            if committed is commit and t.producer_id == producer.producer_id
+                        ]
+                        if places:
+                            await producer.begin_transaction()
+                            producer.enlist(places)
+                            await (producer.commit_transaction if commit else producer.abort_transaction)()
+                ended = {transaction.place for transaction in ends}
+                while True:
+                    if not await self.left_open(ended):
+                        return
+                    await asyncio.sleep(MARKER_POLL_S)
+
+    def lost_connection(self) -> bool:
+        lost = [producer.lost_connection() for producer in self._producers]  # of each: it looks anew
+        return any(lost)
 
     async def begin(self, partitions: Iterable[TopicPartition]) -> None:
         producer = self._producers[0]

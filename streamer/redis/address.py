@@ -11,6 +11,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from redis.asyncio.connection import parse_url
 
@@ -86,6 +87,14 @@ def parse_address(url: str) -> Address:
 def place(url: str) -> str:
     """'user@host:port/db' of a URL, for messages."""
     return str(parse_address(url))
+
+
+def at(url: str, host: str, port: int) -> str:
+    """The same url, and login, of another server."""
+    parts = urlsplit(url)
+    login, mark, _ = parts.netloc.rpartition("@")
+    shown = f"[{host}]" if ":" in host else host
+    return parts._replace(netloc=f"{login}{mark}{shown}:{port}").geturl()
 
 
 def _context(parts: dict[str, Any], where: str) -> ssl.SSLContext:

@@ -20,6 +20,7 @@ from streamer.changes.position import Position, Stage
 from streamer.config import RedisSource
 from streamer.logs import Log
 from streamer.publisher import Publisher
+from streamer.redis.backfill import RedisBackfill
 from streamer.redis.connection import RedisConnection
 from streamer.redis.entities import Entities
 from streamer.redis.gaps import Gaps, Reason
@@ -104,6 +105,7 @@ class Capture:
         debounces = {name: entity.debounce_s for name, entity in source.entities.items()}
         self.large = Large(self.reading, debounce_s=debounces.get, clock_s=clock_s, worked=self._worked)
         watch.on_remade = self.large.forget
+        self.backfill: RedisBackfill | None = None
         self.heal = Heal(commands, entities, shadow, self.reading, self.large, now_us=now_us)
 
     async def run(self, why: str, stop: asyncio.Event, streaming: Callable[[], None]) -> None:
@@ -133,11 +135,17 @@ class Capture:
                 tasks.create_task(self.large.run(), name="walk large keys"),
                 tasks.create_task(self._scan_loop(why, streaming), name="scan"),
             ]
+            if self.backfill is not None:
+                others.append(tasks.create_task(self.backfill.run(), name="backfills"))
             await stop.wait()
             for task in others:
                 task.cancel()
             self._stopping = True
             self._work.set()
+
+    def wake(self) -> None:
+        """Something waits to be flushed."""
+        self._work.set()
 
     @property
     def shadow_rows(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from msgspec import msgpack
 
+from streamer.redis.replies import Arg
 from streamer.redis.reread import KeyState, Reread
 
 COUNT = 64  # members of a chunk: few more than the one that changed are sent with it
@@ -111,9 +112,9 @@ class ChunkWalk:
                 break
             expected += (at, chunk.digest)
             at = chunk.after if chunk.after != b"0" else None
-        reply = await self._reread.evaluate(
-            SCRIPT, _SHA, [self._key], self._db, SCANS[kind], cursor, COUNT, CHUNKS, *expected
-        )
+        scan = SCANS[kind]
+        args: list[Arg] = [self._db, scan, cursor, COUNT, CHUNKS, *expected]
+        reply = await self._reread.evaluate(SCRIPT, _SHA, [self._key], *args, runs=(scan,))
         changed: dict[Any, Any] = {}
         after = b"0"
         parts = islice(reply, 2, None)

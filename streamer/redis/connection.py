@@ -21,6 +21,7 @@ from typing import Any, cast
 from hiredis import ProtocolError, PushNotification, Reader, ReplyError, pack_command
 
 from streamer.errors import ConfigError, SourceUnavailable, TailraceError
+from streamer.redis.acl import SELECTORS_SINCE, Rights
 from streamer.redis.address import Address, parse_address
 from streamer.redis.replies import CLUSTER_FIX, Arg, Command, translate
 
@@ -52,15 +53,17 @@ def _ignore(_push: list[Any]) -> None:
 
 @asynccontextmanager
 async def connect(
-    url: str, *, on_push: OnPush = _ignore, application: str = CLIENT_NAME
+    url: str, *, on_push: OnPush = _ignore, application: str = CLIENT_NAME, rights: Rights | None = None
 ) -> AsyncIterator[RedisConnection]:
     """A line to the server of `url`, logged in and with its database selected; closed at the end.
 
     `on_push` is called in the reader for each push, before the replies behind it: it must not block.
+    `rights`: all that the user needs for what the line is for, which the error for one that lacks is to say.
     Raises SourceUnavailable, or ConfigError for a wrong password, a Cluster, a Sentinel, an old server.
     """
     address = parse_address(url)
     connection = await _open(address, on_push)
+    connection.rights = rights
     try:
         await connection.hello(application)
         yield connection
@@ -124,6 +127,7 @@ class RedisConnection(asyncio.Protocol):
         self.db = address.db
         self.server: dict[str, str] = {}  # HELLO's reply: server, version, mode, role
         self.on_push = on_push
+        self.rights: Rights | None = None
         self._address = address
         self._loop = loop
         self._reader = Reader(replyError=ReplyError, notEnoughData=_NOTHING)
@@ -199,8 +203,19 @@ class RedisConnection(asyncio.Protocol):
     def is_open(self) -> bool:
         return not self._ended.done()
 
+    @property
+    def major(self) -> int:
+        """Of the server's release; as of one that is current until it has said so."""
+        number = self.server.get("version", "").partition(".")[0]
+        return int(number) if number.isdigit() else SELECTORS_SINCE
+
+    @property
+    def rule(self) -> str:
+        """The line that gives the user all its rights; empty when they are not known."""
+        return self.rights.rule(self.user, self.major) if self.rights is not None else ""
+
     def translate(self, error: ReplyError, command: Command) -> TailraceError:
-        return translate(error, command, user=self.user, where=self.where)
+        return translate(error, command, user=self.user, where=self.where, rule=self.rule)
 
     def abort(self) -> None:
         """End the line now; who waits for a reply is told."""

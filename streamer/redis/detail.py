@@ -32,6 +32,8 @@ def redis_detail(session: Session, publisher: Publisher, now_us: int) -> dict[st
         "keys_read": 0,
         "shadow_rows": None,
         "bad": {},
+        "bad_last_us": None,
+        "backfills": [],
         "gaps": [gap.plain() for gap in journal.gaps],
         "gaps_seen": journal.seen,
         "unhealed_since_us": journal.unhealed_since_us,
@@ -43,7 +45,6 @@ def redis_detail(session: Session, publisher: Publisher, now_us: int) -> dict[st
     capture = session.capture
     if capture is None:
         return detail
-    look = capture.signs.last
     detail.update(
         lag_s=round(capture.behind_s, 3),
         clock_us=capture.clock_us,
@@ -54,8 +55,10 @@ def redis_detail(session: Session, publisher: Publisher, now_us: int) -> dict[st
         keys_read=capture.reading.keys_read,
         shadow_rows=capture.shadow_rows,
         bad=dict(capture.events.bad),
+        bad_last_us=capture.events.bad_last_us,
         last_scan=capture.last_scan,
-        findings=[*capture.signs.findings, *_findings(session, look is not None)],
+        backfills=capture.backfill.detail() if capture.backfill is not None else [],
+        findings=[*capture.signs.findings, *_findings(session)],
     )
     scan = capture.heal.progress
     if scan is not None:
@@ -80,14 +83,11 @@ def redis_detail(session: Session, publisher: Publisher, now_us: int) -> dict[st
     return detail
 
 
-def _findings(session: Session, known: bool) -> list[str]:
+def _findings(session: Session) -> list[str]:
     findings = []
     for gap in session.journal.open:
         since = datetime.fromtimestamp(gap.since_us / 1e6, UTC).isoformat(timespec="seconds")
         findings.append(
             f"changes since {since} may be missing until the scan that runs has ended: {gap.detail}"
         )
-    assert session.capture is not None
-    for entity, count in session.capture.events.bad.items():
-        findings.append(f"{count} values of entity {entity} could not be used: see the topic of bad values")
     return findings

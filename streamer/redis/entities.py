@@ -239,3 +239,13 @@ def _shows_members(config: RedisEntity) -> bool:
     return (
         config.column(names[0]).cast in _LOSSLESS_NAMES and config.column(names[1]).cast in _LOSSLESS_VALUES
     )
+
+
+def types_of(source: RedisSource) -> set[str]:
+    """The types of keys that the entities and pivots read."""
+    types = {entity.redis_type for entity in source.entities.values() if entity.redis_type}
+    for entity in source.entities.values():
+        if entity.pivot is not None:
+            kinds = {kind for name in entity.columns for kind in entity.column(name).keys}
+            types |= {"string" if kind == "json" else kind for kind in kinds}
+    return types

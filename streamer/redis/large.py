@@ -42,6 +42,8 @@ class _Walk:
     due_s: float
     scan: bool
     walking: bool = False
+    force: bool = False  # the next walk gives every row, whether it differs or not
+    forced: bool = False  # the present one does
     touched: bool = False
     remade: bool = False  # since then, too
     done: int = 0  # walks that have ended
@@ -54,6 +56,7 @@ class _Target:
     entity: PlainEntity
     place: Place
     marks: Marks
+    force: bool = False
 
 
 class Large:
@@ -89,18 +92,22 @@ class Large:
     def oldest_s(self) -> float | None:
         return min((walk.seen_s for walk in self._walks.values()), default=None)
 
-    def touch(self, match: Match, *, scan: bool) -> None:
-        """Walk it: now, when it was not here, else once more after the present walk or wait."""
+    def touch(self, match: Match, *, scan: bool, force: bool = False) -> None:
+        """Walk it: now, when it was not here, else once more after the present walk or wait.
+
+        `force`: all its rows are given, whether they differ or not.
+        """
         key = match.db, match.key
         now_s = self._clock_s()
         walk = self._walks.get(key)
         if walk is None:
-            self._walks[key] = _Walk(match, now_s, now_s, scan)
+            self._walks[key] = _Walk(match, now_s, now_s, scan, force=force)
             self._wake.set()
         else:
             if walk.walking and not walk.touched:
                 walk.touched, walk.seen_s = True, now_s
             walk.scan = walk.scan or scan
+            walk.force = walk.force or force
 
     def forget(self, db: int, key: bytes) -> None:
         """Another value may be under the key: if it is a stream, it is read from its start."""
@@ -151,12 +158,14 @@ class Large:
         walk.walking, walk.touched, walk.remade = True, False, False
         began_s, seen_s, scan = self._clock_s(), walk.seen_s, walk.scan
         walk.scan = False
+        walk.forced, walk.force = walk.force, False
         try:
             await self._read(walk, scan)
             if walk.match.feeds:
                 await self._reading.settle(walk.match)
         except KeyChanged:
             walk.touched = True
+            walk.force = walk.force or walk.forced
         took_s = self._clock_s() - began_s
         self._worked(seen_s)
         walk.done += 1
@@ -181,14 +190,14 @@ class Large:
                 await self._stream(walk, state, scan)
             elif state.type == "string":
                 whole = await reading.reread.read_string(match.db, match.key)
-                await self._whole(match, whole, scan)
+                await self._whole(walk, whole, scan)
             else:
                 await self._members(walk, state, scan)
 
     async def _members(self, walk: _Walk, state: KeyState, scan: bool) -> None:
         reading, match = self._reading, walk.match
         assert state.type is not None
-        targets = self._targets(match, state.type)
+        targets = self._targets(walk, state.type)
         entity = match.entity
         whole = entity is not None and entity.type == state.type and not entity.explodes
         if not whole and state.type in SCANS and self._room_for(match):
@@ -208,7 +217,7 @@ class Large:
             value: Any = collected if state.type in ("zset", "hash") else list(collected.values())
             if state.type == "set":
                 value = list(collected)
-            await self._whole(match, state._replace(value=value, server_us=last_us), scan)
+            await self._whole(walk, state._replace(value=value, server_us=last_us), scan)
         for target in targets:
             await self._gone(walk, target, state, scan)
 
@@ -222,7 +231,7 @@ class Large:
         reading, match = self._reading, walk.match
         key = match.db, match.key
         chunks = reading.chunks.pop(key, None)  # of no use when the walk does not come to its end
-        known = chunks is not None and chunks.fits(state) and not (scan and match.feeds)
+        known = chunks is not None and chunks.fits(state) and not (scan and match.feeds) and not walk.forced
         if chunks is None or not known:
             assert state.type is not None
             chunks = Chunks(state.type, state.expires_us)
@@ -239,6 +248,7 @@ class Large:
                 break
             if steps.too_many:
                 walk.touched = True  # the table was made anew: the next walk reads it as a whole
+                walk.force = walk.force or walk.forced
                 return
         missing = steps.end()
         there: set[bytes] = set()
@@ -253,7 +263,8 @@ class Large:
         if chunks.bytes <= KEPT_BYTES:
             reading.chunks[key] = chunks
 
-    def _targets(self, match: Match, kind: str) -> list[_Target]:
+    def _targets(self, walk: _Walk, kind: str) -> list[_Target]:
+        match = walk.match
         entities: list[PlainEntity] = []
         if match.entity is not None and match.entity.type == kind and match.entity.explodes:
             entities.append(match.entity)
@@ -264,7 +275,8 @@ class Large:
         targets = []
         for entity in entities:
             try:
-                targets.append(_Target(entity, match.members_place(entity), shadow.begin_members()))
+                force = walk.forced and entity is match.entity
+                targets.append(_Target(entity, match.members_place(entity), shadow.begin_members(), force))
             except BadValue as error:
                 self._reading.events.bad_value(error)
         return targets
@@ -285,7 +297,8 @@ class Large:
         for each in bad:
             reading.events.bad_value(each)
         async with reading.steady:
-            changes = reading.shadow.diff_members(target.place, rows, target.marks)
+            with reading.shadow.forcing(target.force):
+                changes = reading.shadow.diff_members(target.place, rows, target.marks)
             await self._append(match, target, changes, server_us, scan, rows if scan else ())
 
     async def _append(
@@ -349,10 +362,10 @@ class Large:
             await reading.room()
         return returned
 
-    async def _whole(self, match: Match, state: KeyState, scan: bool) -> None:
+    async def _whole(self, walk: _Walk, state: KeyState, scan: bool) -> None:
         """A key that is one row, all of it read."""
         async with self._reading.steady:
-            await self._reading.one(match, state, scan)
+            await self._reading.one(walk.match, state, scan, walk.forced)
         await self._reading.room()
 
     async def _stream(self, walk: _Walk, state: KeyState, scan: bool) -> None:
@@ -364,7 +377,7 @@ class Large:
         after = _FROM_START if scan else self._last_ids.get(key, _FROM_START)
         if after != _FROM_START and _id(await self._reading.last_id(match)) < _id(after):
             after = _FROM_START  # deleted and made again: its ids began anew
-        target = _Target(entity, match.place(), self._reading.shadow.begin_members())
+        target = _Target(entity, match.place(), self._reading.shadow.begin_members(), walk.forced)
         while True:
             step = await self._reading.reread.read_stream(match.db, match.key, after)
             if not step.entries:

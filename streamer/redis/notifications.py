@@ -98,6 +98,11 @@ async def ensure_setting(
     return wanted, True
 
 
+def canary_channel(name: str, source: str) -> bytes:
+    """Where a source's capture sends its own messages; `name`: the config's."""
+    return f"__tailrace__:{name}:{source}".encode()
+
+
 def channel_pattern(db: int, glob: bytes) -> bytes:
     """What is subscribed to for the keys of a glob."""
     return b"__keyspace@%d__:%b" % (db, glob)

@@ -68,6 +68,7 @@ class Events:
         self.published: dict[str, int] = dict.fromkeys(records, 0)  # events appended, by entity
         self.rows_added = 0  # to the shadow, less those taken out
         self.bad: dict[str, int] = {}  # values that could not be used, by entity
+        self.bad_last_us: int | None = None  # when the last of them was found
 
     async def ensure_topics(self) -> None:
         source = self._source
@@ -139,7 +140,7 @@ class Events:
                 published[place.entity] += 1
                 ordinal += 1
             if value is None:
-                self.rows_added -= 1
+                self.rows_added -= was_there
             elif not was_there:
                 self.rows_added += 1
             remember(dump_key(place, row_key), value)
@@ -173,8 +174,9 @@ class Events:
 
     def bad_value(self, bad: BadValue) -> None:
         """A value that its entity cannot use: kept for a person, counted, and passed over."""
+        now_us = self.bad_last_us = self._now_us()
         self.bad[bad.entity] = self.bad.get(bad.entity, 0) + 1
-        self._bad.append(None, bad.record(self._now_us()))
+        self._bad.append(None, bad.record(now_us))
 
     def _template(self, entity: str, db: int) -> SourceTemplate:
         template = self._templates.get((entity, db))

@@ -77,9 +77,12 @@ class Reading:
         self._applying = asyncio.Lock()
 
     async def keys(
-        self, matches: Sequence[Match], *, scan: bool, sweep: Sweep = NO_SWEEP
+        self, matches: Sequence[Match], *, scan: bool, sweep: Sweep = NO_SWEEP, force: bool = False
     ) -> list[tuple[Match, KeyState]]:
-        """Read and publish these keys; gives those that are to be read in steps instead."""
+        """Read and publish these keys; gives those that are to be read in steps instead.
+
+        `force`: all their rows, whether they differ or not.
+        """
         async with self._reading:
             states = await self.reread.read([(match.db, match.key) for match in matches])
             self.keys_read += len(states)
@@ -87,7 +90,7 @@ class Reading:
         try:
             await asyncio.sleep(0)  # the next batch is asked for while this one is worked on
             async with self.steady:
-                large = await self._apply(matches, states, scan, sweep)
+                large = await self._apply(matches, states, scan, sweep, force)
         finally:
             self._applying.release()
         await self.room()
@@ -99,15 +102,17 @@ class Reading:
         self.keys_read += len(states)
         return [state.type is None for state in states]
 
-    async def pivot_rows(self, places: Iterable[Place], *, sweep: Sweep = NO_SWEEP) -> None:
-        """Read and publish these rows of pivots."""
+    async def pivot_rows(
+        self, places: Iterable[Place], *, sweep: Sweep = NO_SWEEP, force: bool = False
+    ) -> None:
+        """Read and publish these rows of pivots. `force`: whether they differ or not."""
         touched: Touched = {}
         for place in places:
             entity = self.entities.entity(place.entity)
             assert isinstance(entity, PivotEntity)
             touched[entity, place.db, place.key] = None
         async with self.steady:
-            await self.pivots(touched, False, sweep)
+            await self.pivots(touched, force, sweep, force)
         await self.room()
 
     async def gone_rows(self, places: Sequence[Place]) -> list[bool]:
@@ -129,9 +134,9 @@ class Reading:
                         gone[row.place] = False
         return [gone[place] for place in places]
 
-    async def one(self, match: Match, state: KeyState, scan: bool) -> None:
+    async def one(self, match: Match, state: KeyState, scan: bool, force: bool = False) -> None:
         """A key that was read by itself. The caller holds `steady`, and is the only one to read the key."""
-        await self._apply([match], [state], scan, NO_SWEEP)
+        await self._apply([match], [state], scan, NO_SWEEP, force)
 
     async def settle(self, match: Match) -> None:
         """A key has been compared in steps: read the pivots' rows that were read ahead of it."""
@@ -153,7 +158,12 @@ class Reading:
     # A batch
 
     async def _apply(
-        self, matches: Sequence[Match], states: Sequence[KeyState], scan: bool, sweep: Sweep
+        self,
+        matches: Sequence[Match],
+        states: Sequence[KeyState],
+        scan: bool,
+        sweep: Sweep,
+        force: bool,
     ) -> list[tuple[Match, KeyState]]:
         large: list[tuple[Match, KeyState]] = []
         singles: list[tuple[Place, bytes | None]] = []
@@ -165,12 +175,14 @@ class Reading:
                 large.append((match, state))
                 continue
             self.chunks.pop((match.db, match.key), None)
-            found = self._rows(match, entity, state, singles) if entity is not None else []
+            with self.shadow.forcing(force):
+                found = self._rows(match, entity, state, singles) if entity is not None else []
             changes += found
             if match.feeds:
                 changes += self._feeds(match, state, found, touched, scan)
                 touched.update(self._ahead.take(match.db, match.key))
-        changes += self.shadow.diff_keys(singles)
+        with self.shadow.forcing(force):
+            changes += self.shadow.diff_keys(singles)
         if changes:
             self.events.rows(changes, states[-1].server_us, scan=scan, sweep=sweep)
         if touched:
@@ -232,7 +244,9 @@ class Reading:
                 touch_rows(feed.pivot, members, place, members.rows(place, state, []), touched)
         return [change for changed in beside.values() for change in changed]
 
-    async def pivots(self, touched: Touched, scan: bool, sweep: Sweep = NO_SWEEP) -> None:
+    async def pivots(
+        self, touched: Touched, scan: bool, sweep: Sweep = NO_SWEEP, force: bool = False
+    ) -> None:
         """Read these rows and append what differs. The caller holds `steady`."""
         by_db = sorted(touched, key=lambda row: row[1])
         for db, group in groupby(by_db, key=lambda row: row[1]):
@@ -253,7 +267,8 @@ class Reading:
                     except BadValue as error:
                         self.events.bad_value(error)
                         self.shadow.diff(row.place, {}, [row.place.head])
-                changes = self.shadow.diff_keys(items)
+                with self.shadow.forcing(force):
+                    changes = self.shadow.diff_keys(items)
                 if changes:
                     self.events.rows(changes, server_us, scan=scan, sweep=sweep)
 

@@ -6,6 +6,7 @@ The first word of an error reply is its code (Redis manual, "RESP protocol", sim
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from hiredis import ReplyError
@@ -14,6 +15,10 @@ from streamer.errors import ConfigError, FatalError, SourceUnavailable, Tailrace
 
 Arg = bytes | str | int | float
 Command = Sequence[Arg]
+Lacking = tuple[tuple[str, str], ...]
+
+RUN, READ, USE = "run", "read", "use"
+NAMED_LIMIT = 20  # of one kind: a source may subscribe to a thousand channels
 
 # Codes that pass by themselves, and what to say about each.
 _PASSING = {
@@ -25,6 +30,9 @@ _PASSING = {
     "ERR max number of clients reached": "the server takes no more clients (maxclients)",
 }
 _ABORTED = "EXECABORT Transaction discarded because of: "
+# As the releases say it: of a command, and of one inside of a script.
+_COMMAND = re.compile(r"run the '([^']+)' command")
+_IN_SCRIPT = ("ACL failure in script", "The user executing the script can't")
 CLUSTER_FIX = (
     "notifications of a Redis Cluster are sent by each node for itself, which is not built yet: "
     "capture a single server, or a primary or replica under Sentinel"
@@ -36,22 +44,44 @@ def code(error: ReplyError) -> str:
     return str(error).partition(" ")[0]
 
 
-def translate(error: ReplyError, command: Command, *, user: str, where: str) -> TailraceError:
-    """An error reply as one of ours; of the command only its name and, for NOPERM, its arguments are told."""
+class Denied(ConfigError):
+    """The server's ACL refused it. `lacking`: (what kind of right, what of it): ("run", "GET"); `rule`: the
+    administrator's line that gives it."""
+
+    def __init__(self, lacking: Lacking, *, user: str, where: str, rule: str) -> None:
+        super().__init__(
+            f"the user {user!r} {told(lacking)}", where=where, fix=f"as an administrator run {rule}"
+        )
+        self.lacking = lacking
+        self.rule = rule
+
+
+def told(lacking: Lacking) -> str:
+    """'may not run GET, SET; may not use the channel x'"""
+    by_kind: dict[str, list[str]] = {}
+    for kind, name in lacking:
+        by_kind.setdefault(kind, []).append(name)
+    return "; ".join(f"may not {kind} {_listed(names)}" for kind, names in by_kind.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED_LIMIT
+    return ", ".join(names[:NAMED_LIMIT]) + (f" and {more} more" if more > 0 else "")
+
+
+def translate(error: ReplyError, command: Command, *, user: str, where: str, rule: str = "") -> TailraceError:
+    """An error reply as one of ours; of the command only its name and, where the ACL refused one of them, its
+    key or channels are told. `rule`: the line that gives the user all it needs, when that is known."""
     text = str(error).removeprefix(_ABORTED)
     kind = text.partition(" ")[0]
     for start, meaning in _PASSING.items():
         if kind == start or text.startswith(start):
             return SourceUnavailable(f"{meaning} ({kind})", where=where, fix="nothing: it is asked again")
     name = _words(command[:1]).upper()
+    if kind == "NOPERM" or any(words in text for words in _IN_SCRIPT):
+        return Denied(lacking(text, command), user=user, where=where, rule=rule or grant(text, command, user))
     if kind in ("WRONGPASS", "NOAUTH") or "AUTH" in text:
         return _credentials(kind, text, where)
-    if kind == "NOPERM":
-        return ConfigError(
-            f"the user {user!r} may not run {_command_name(command)}: {text.removeprefix('NOPERM ')}",
-            where=where,
-            fix=f"as an administrator run {grant(text, command, user)}",
-        )
     if kind in ("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN"):
         return ConfigError("the server is a node of a Redis Cluster", where=where, fix=CLUSTER_FIX)
     if kind == "NOPROTO" or (name == "HELLO" and "unknown command" in text):
@@ -71,26 +101,53 @@ def translate(error: ReplyError, command: Command, *, user: str, where: str) -> 
     return FatalError(f"{name} was refused: {text}", where=where, fix="see the server's log; report this")
 
 
-def denied(names: Sequence[str], *, user: str, where: str) -> ConfigError:
+def denied(names: Sequence[str], *, user: str, where: str, rule: str = "") -> Denied:
     """The error for commands that the user lacks."""
-    rules = " ".join(f"+{name.lower()}" for name in names)
-    return ConfigError(
-        f"the user {user!r} may not run {', '.join(names)}",
+    own = " ".join(f"+{name.lower()}" for name in names)
+    return Denied(
+        tuple((RUN, name) for name in names),
+        user=user,
         where=where,
-        fix=f"as an administrator run ACL SETUSER {user} {rules}",
+        rule=rule or f"ACL SETUSER {user} {own}",
     )
 
 
-def grant(text: str, command: Command, user: str) -> str:
-    """The ACL line that gives what a NOPERM reply missed."""
-    name = _command_name(command).lower()
+def lacking(text: str, command: Command) -> Lacking:
+    """What a refusal by the ACL missed: the server names commands, but neither keys nor channels."""
+    named = _COMMAND.search(text)
+    if named is not None:
+        return ((RUN, named[1].replace("|", " ").upper()),)
     if "channel" in text:
-        rules = " ".join(f"&{_word(arg)}" for arg in command[1:])
-    elif "key" in text and "command" not in text:
+        return tuple((USE, f"the channel {name}") for name in _channels(command))
+    if "key" in text and "command" not in text.replace("command arguments", ""):
+        key = _key(command)
+        return ((READ, f"the key {key}" if key else "the keys of its patterns"),)
+    return ((RUN, _command_name(command)),)
+
+
+def grant(text: str, command: Command, user: str) -> str:
+    """The ACL line that gives what a refusal missed, where no more is known of what the user needs."""
+    found = lacking(text, command)
+    kind = found[0][0]
+    if kind == USE:
+        rules = " ".join(f"&{name}" for name in _channels(command))
+    elif kind == READ:
         rules = "%R~*"  # of the server's patterns for keys only its administrator knows
     else:
-        rules = f"+{name.replace(' ', '|')}"
+        rules = f"+{found[0][1].lower().replace(' ', '|')}"
     return f"ACL SETUSER {user} {rules}"
+
+
+def _channels(command: Command) -> list[str]:
+    """PUBLISH has one channel, and the message behind it."""
+    name = _words(command[:1]).upper()
+    return [_word(arg) for arg in (command[1:2] if name == "PUBLISH" else command[1:])]
+
+
+def _key(command: Command) -> str:
+    """The first key; empty where the command is told without its arguments."""
+    at = 3 if _words(command[:1]).upper().startswith("EVAL") else 1
+    return _words(command[at : at + 1])
 
 
 def _credentials(kind: str, text: str, where: str) -> ConfigError:

@@ -96,6 +96,13 @@ _IN_SCRIPT = (
     *("TYPE", "PTTL", "PEXPIRETIME", "STRLEN", "GET", "HLEN", "HGETALL"),
     *("SCARD", "SMEMBERS", "ZCARD", "ZRANGE", "LLEN", "LRANGE", "XLEN"),
 )
+_MORE: dict[str, tuple[int, ...]] = {
+    "ZRANGE": (0, 0),
+    "LRANGE": (0, 0),
+    "HSCAN": (0,),
+    "SSCAN": (0,),
+    "ZSCAN": (0,),
+}
 _SCAN = {"hash": "HSCAN", "set": "SSCAN"}
 _CONFIRM = {"zset": "ZMSCORE", "hash": "HMGET", "set": "SMISMEMBER"}
 
@@ -146,8 +153,7 @@ class Reread:
 
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
-        major = connection.server.get("version", "0").partition(".")[0]
-        self._is_7 = int(major) >= 7
+        self._is_7 = connection.major >= 7
         # The read-only forms are enough for a user who may not write.
         self._eval, self._evalsha = ("EVAL_RO", "EVALSHA_RO") if self._is_7 else ("EVAL", "EVALSHA")
         self._script = SCRIPT.replace(b"EXPIRY", _EXPIRY[self._is_7])
@@ -194,8 +200,10 @@ class Reread:
     async def _call(self, keys: list[bytes], *args: Arg) -> list[Any]:
         return await self.evaluate(self._script, self._sha, keys, *args)
 
-    async def evaluate(self, script: bytes, sha: str, keys: list[bytes], *args: Arg) -> list[Any]:
-        """A script's reply. Raises KeyChanged when a key is of another type than the script reads."""
+    async def evaluate(
+        self, script: bytes, sha: str, keys: list[bytes], *args: Arg, runs: Sequence[str] = _IN_SCRIPT
+    ) -> list[Any]:
+        """A script's reply; `runs`: its commands. Raises KeyChanged when a key is of another type."""
         command: Command = (self._evalsha, sha, len(keys), *keys, *args)
         (reply,) = await self._connection.pipeline([command], errors=True)
         if isinstance(reply, ReplyError) and code(reply) == "NOSCRIPT":
@@ -204,16 +212,16 @@ class Reread:
         if isinstance(reply, ReplyError):
             if "WRONGTYPE" in str(reply):
                 raise KeyChanged("a key is no longer what its script reads", where=self._connection.where)
-            await self._check_rights(keys[0])
+            await self._check_rights(keys[0], runs)
             raise self._connection.translate(reply, command[:1])
         answer: list[Any] = reply
         return answer
 
-    async def _check_rights(self, key: bytes) -> None:
+    async def _check_rights(self, key: bytes, runs: Sequence[str]) -> None:
         """Name the commands that this user lacks: from inside of a script only some servers do."""
-        names = [name for name in _IN_SCRIPT if self._is_7 or name != "PEXPIRETIME"]
+        names = [name for name in runs if self._is_7 or name != "PEXPIRETIME"]
         nowhere = key + b"\x00tailrace\x00nothing"  # may be read when `key` may, and costs nothing
-        probes = [(name, nowhere, *((0, 0) if name in ("ZRANGE", "LRANGE") else ())) for name in names]
+        probes: list[Command] = [(name, nowhere, *_MORE.get(name, ())) for name in names]
         replies = await self._connection.pipeline(probes, errors=True)
         lacking = [
             name
@@ -221,7 +229,8 @@ class Reread:
             if isinstance(reply, ReplyError) and code(reply) == "NOPERM" and "command" in str(reply)
         ]
         if lacking:
-            raise denied(lacking, user=self._connection.user, where=self._connection.where)
+            line = self._connection
+            raise denied(lacking, user=line.user, where=line.where, rule=line.rule)
 
     async def read_string(self, db: int, key: bytes) -> KeyState:
         """A string of any size, by itself. Raises KeyChanged."""

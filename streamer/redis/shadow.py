@@ -20,6 +20,7 @@ Calls block, for a few milliseconds a chunk of 1,000 rows. One caller at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ class Shadow:
     ) -> None:
         """Opens or makes the file; one of another cluster, config or format is made anew.
 
-        Raises FatalError: another process has it open, or it cannot be written.
+        Raises FatalError: another program has it open, or it cannot be written.
         """
         self._file = ShadowFile(path, cluster=cluster, fingerprint=fingerprint)
         self._place_of = place_of
@@ -112,6 +113,8 @@ class Shadow:
         self._loading_rows = 0
         self._passes: list[Pass] = []
         self._run = 0  # counts rollbacks
+        self._forced = False
+        self.forced_rows = 0  # given though they may not differ
 
     @property
     def stamp(self) -> Stamp | None:
@@ -123,6 +126,25 @@ class Shadow:
         self._file.close()
 
     # Diffs
+
+    @contextmanager
+    def forcing(self, force: bool = True) -> Iterator[None]:
+        """Inside, diffs give every row that is there, whether it differs or not."""
+        self._forced = force
+        try:
+            yield
+        finally:
+            self._forced = False
+
+    def has(self, place: Place, row_key: bytes) -> bool:
+        """Whether the row was there when its key was compared last."""
+        return bool(self._known(self._scope(place), [_name(place, row_key)]))
+
+    def places_of(self, entity: str) -> Iterator[list[Place]]:
+        """Of all rows of an entity with one row a key, in chunks. Other diffs may go on between two."""
+        for number, name in self._all_scopes():
+            for chunk in self._walk(number) if name.single and name.entity == entity else ():
+                yield [self._stored(name, key) for key, _ in chunk]
 
     def diff(self, place: Place, rows: Mapping[bytes, bytes], keep: Collection[bytes] = ()) -> list[Changed]:
         """All rows of one key against the shadow: what is new, other, and no more there.
@@ -164,10 +186,7 @@ class Shadow:
         groups: dict[tuple[str, int], list[tuple[Place, bytes | None]]] = {}
         for item in batch:
             groups.setdefault((item[0].entity, item[0].db), []).append(item)
-        changes: list[Changed] = []
-        for items in groups.values():
-            changes += self._diff_group(items)
-        return changes
+        return [change for items in groups.values() for change in self._diff_group(items)]
 
     def diff_members(self, place: Place, rows: Mapping[bytes, bytes], marks: Marks) -> list[Changed]:
         """Some rows of an exploded key: what is new or other. Marks them as seen."""
@@ -404,7 +423,8 @@ class Shadow:
                     changes.append(Changed(place, place.head, None, 0, True))
                 continue
             digest = digest_of(row)
-            if was is None or was[1] != digest:
+            self.forced_rows += self._forced
+            if was is None or was[1] != digest or self._forced:
                 number = self._take_number() if was is None else was[0]
                 staged[place.key] = known[place.key] = (number, digest)
                 changes.append(Changed(place, place.head, row, digest, was is not None))
@@ -429,7 +449,8 @@ class Shadow:
             name = key[head:]
             digest = digest_of(row)
             was = known.get(name)
-            if was is None or was[1] != digest:
+            self.forced_rows += self._forced
+            if was is None or was[1] != digest or self._forced:
                 number = self._take_number() if was is None else was[0]
                 staged[name] = (number, digest)
                 changes.append(Changed(place, key, row, digest, was is not None))

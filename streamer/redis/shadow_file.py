@@ -74,7 +74,7 @@ class ShadowFile:
     """`stamp` None: the file has just been made, and is empty. `next_number`: above every row's."""
 
     def __init__(self, path: Path, *, cluster: str, fingerprint: str) -> None:
-        """Raises FatalError: another process has it open, or it cannot be written."""
+        """Raises FatalError: another program has it open, or it cannot be written."""
         self._path = path
         self._identity = (FORMAT, cluster, fingerprint)
         with self._border():
@@ -209,9 +209,9 @@ class ShadowFile:
             yield
         except (sqlite3.Error, OSError) as error:
             if "locked" in str(error):
-                fix = "one process captures a source on one machine: stop the other one"
+                fix = "close what looks into it; captures have a file each, and wait for nobody's"
                 raise FatalError(
-                    "another process has the shadow open", where=str(self._path), fix=fix
+                    "another program has the shadow's file open", where=str(self._path), fix=fix
                 ) from None
             fix = "make room or mend its rights; the file is a cache, deleted it is made anew from the topic"
             raise FatalError(

@@ -10,6 +10,7 @@ from aiokafka import TopicPartition
 from streamer.kafka import Security, admin, kafka_errors, offset_ranges, read_batches
 from streamer.redis.entities import Entities
 from streamer.redis.shadow import Shadow
+from streamer.redis.shadow_copies import discard
 from streamer.redis.shadow_records import load_value
 
 
@@ -70,12 +71,6 @@ class ShadowTopic:
             shadow.load([(r.key or b"", valid(r.value)) for r in batch], batch[-1].offset + 1, flush)
             self.read += len(batch)
         shadow.loaded(end, flush)
-
-
-def discard(path: Path) -> None:
-    """Remove the copy: it is made anew from the topic, or by a first scan."""
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _void_below(epoch: int) -> Callable[[bytes | None], bytes | None]:

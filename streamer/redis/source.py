@@ -1,7 +1,8 @@
 """A session of a Redis source: from taking its turn to a stop or an error.
 
-Owns the order in which things are taken (H30, H21): the turn, the transactional ids, the position, the
-shadow, a raised epoch that is durable; then the subscription, and only when that stands, the scan. A line
+Owns the order in which things are taken (H30, H21): the turn, a copy of the shadow that no other process
+has, the transactional ids, the position, the shadow, a raised epoch that is durable; then the subscription,
+and only when that stands, the scan. What this process may lack is taken before another one is fenced. A line
 that is lost ends the session: the next one begins with a gap. The work itself is the Capture's.
 """
 
@@ -12,23 +13,25 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from pathlib import Path
 
-from streamer.changes.position import FIRST_EPOCH, Position, Stage, epoch_without_position
-from streamer.changes.topics import shadow_topic
+from streamer.changes.position import Position, Stage, epoch_without_position
+from streamer.changes.topics import backfills_topic, shadow_topic
 from streamer.config import Config, RedisSource
 from streamer.errors import TailraceError
 from streamer.logs import Log
 from streamer.publisher import Publisher
+from streamer.redis.backfill import Follow, RedisBackfill
 from streamer.redis.capture import Capture
-from streamer.redis.connection import connect
+from streamer.redis.connection import RedisConnection, connect
 from streamer.redis.election import Election
-from streamer.redis.entities import Entities
+from streamer.redis.entities import Entities, types_of
 from streamer.redis.gaps import Gaps, Reason
 from streamer.redis.journal import Journal
-from streamer.redis.notifications import Watch, needed_classes
+from streamer.redis.notifications import Watch, canary_channel, needed_classes
 from streamer.redis.publish import Events
-from streamer.redis.shadow_topic import ShadowTopic, discard
+from streamer.redis.rights import capture_rights
+from streamer.redis.shadow_copies import discard, own_copy
+from streamer.redis.shadow_topic import ShadowTopic
 from streamer.redis.signs import Signs
 
 log = Log(__name__)
@@ -45,6 +48,7 @@ class Session:
         election: Election,
         journal: Journal,
         *,
+        follow: Follow,
         now_us: Callable[[], int],
         report: Callable[[str, str], None],
         stop: asyncio.Event,
@@ -57,13 +61,15 @@ class Session:
         self._election = election
         self._now_us = now_us
         self._report = report
+        self._follow = follow
         self._stop = stop
         self._entities = Entities(source)
+        self._rights = capture_rights(config.name, source)
 
     async def run(self) -> None:
         """Capture until `stop`; any error ends the session."""
         url = self.source.url.get_secret_value()
-        async with connect(url, application="tailrace-capture"):
+        async with connect(url, application="tailrace-capture", rights=self._rights):
             pass  # what a person must mend is said before the turn is taken
         async with self._election:
             if not await self._election.wait(self._stop, self._standby):
@@ -84,30 +90,35 @@ class Session:
 
     async def _captures(self, url: str) -> None:
         publisher, source = self.publisher, self.source
-        await publisher.start()
-        loaded = await publisher.load()
         async with AsyncExitStack() as stack:
+            copy = stack.enter_context(own_copy(self._config.base / ".tailrace" / "shadow", source.name))
+            await publisher.start()
+            loaded = await publisher.load()
             topic = ShadowTopic(
                 self._config.kafka.brokers,
                 self._config.kafka.security,
                 shadow_topic(self._config.name, source.name),
             )
-            position, first = await self._begin(loaded.position, topic)
+            position, first = self._begin(loaded.position)
+            if first:
+                discard(copy)
             shadow = await topic.open(
-                self._path(), self._entities, since_epoch=position.since_epoch, flush=position.flush
+                copy, self._entities, since_epoch=position.since_epoch, flush=position.flush
             )
             stack.callback(shadow.close)
             records = {name: self._entities.record(name) for name in source.entities}
             events = Events(self._config.name, source.name, publisher, records, now_us=self._now_us)
             await events.ensure_topics()
             gaps = Gaps()
-            subscription = await stack.enter_async_context(connect(url, application="tailrace-watch"))
-            commands = await stack.enter_async_context(connect(url, application="tailrace-read"))
+            subscription, commands = [
+                await stack.enter_async_context(connect(url, application=application, rights=self._rights))
+                for application in ("tailrace-watch", "tailrace-read")
+            ]
             watch = Watch(
                 subscription,
                 self._entities.globs(),
                 gaps,
-                canary=f"__tailrace__:{self._config.name}:{source.name}".encode(),
+                canary=canary_channel(self._config.name, source.name),
                 clock_s=time.monotonic,
             )
             await watch.start()
@@ -144,23 +155,36 @@ class Session:
                 now_us=self._now_us,
                 clock_s=time.monotonic,
             )
+            self.capture.backfill = self._backfill(self.capture, commands)
             log.info("capturing", source=source.name, epoch=position.epoch, why=why)
             self._report("snapshot" if first else "streaming", "")
             await self.capture.run(why, self._stop, lambda: self._report("streaming", ""))
 
-    async def _begin(self, found: Position | None, topic: ShadowTopic) -> tuple[Position, bool]:
+    def _backfill(self, capture: Capture, commands: RedisConnection) -> RedisBackfill:
+        return RedisBackfill(
+            self.source,
+            self._entities,
+            capture.reading,
+            capture.large,
+            commands,
+            self.publisher.topic(backfills_topic(self._config.name)),
+            self._follow,
+            now_us=self._now_us,
+            is_ready=lambda: capture.position.stage is Stage.STREAMING,
+            wake=capture.wake,
+        )
+
+    def _begin(self, found: Position | None) -> tuple[Position, bool]:
         """The position that this run begins with, and whether it copies everything anew.
 
         A first scan that was not finished is a reset: what it published counts as never published.
         """
         if found is not None and found.stage is Stage.STREAMING:
             return replace(found, epoch=found.epoch + 1), False
-        if found is not None:
-            epoch = found.epoch if found.stage is Stage.INTENT else found.epoch + 1
+        if found is None:
+            epoch = epoch_without_position(self._now_us() / 1e6)
         else:
-            start, end = await topic.end()
-            epoch = FIRST_EPOCH if start == end else epoch_without_position(self._now_us() / 1e6)
-        discard(self._path())
+            epoch = found.epoch if found.stage is Stage.INTENT else found.epoch + 1
         position = Position(
             source=self.source.name,
             number=self.publisher.number,
@@ -187,19 +211,6 @@ class Session:
         if not self.journal.sound_us:
             self.journal.sound_us = position.lsn
         return detail
-
-    def _path(self) -> Path:
-        return self._config.base / ".tailrace" / "shadow" / f"{self.source.name}.db"
-
-
-def types_of(source: RedisSource) -> set[str]:
-    """The types of keys that the entities and pivots read."""
-    types = {entity.redis_type for entity in source.entities.values() if entity.redis_type}
-    for entity in source.entities.values():
-        if entity.pivot is not None:
-            kinds = {kind for name in entity.columns for kind in entity.column(name).keys}
-            types |= {"string" if kind == "json" else kind for kind in kinds}
-    return types
 
 
 def _reason(group: BaseExceptionGroup[BaseException]) -> str:

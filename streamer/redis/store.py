@@ -13,7 +13,6 @@ from streamer.errors import ConfigError, TailraceError, TargetUnavailable
 
 VERSION_MIN = (6, 0)
 POLICY_FIX = "CONFIG SET maxmemory-policy noeviction (and in redis.conf); keys of Tailrace's own must stay"
-CLUSTER_FIX = "use one server: a batch's rows and checkpoints are written in one script"
 
 
 def policy_problem(info: Mapping[str, Any]) -> str:
@@ -24,11 +23,13 @@ def policy_problem(info: Mapping[str, Any]) -> str:
     return f"maxmemory-policy is {policy}: the server may evict rows, versions and checkpoints"
 
 
+def in_cluster(info: Mapping[str, Any]) -> bool:
+    return info.get("redis_mode") == "cluster" or str(info.get("cluster_enabled", 0)) == "1"
+
+
 def refusal(info: Mapping[str, Any], where: str) -> TailraceError | None:
     """Why a target cannot be here, or not now."""
     mode, role = info.get("redis_mode"), info.get("role")
-    if mode == "cluster" or str(info.get("cluster_enabled", 0)) == "1":
-        return ConfigError("the server is a node of a Redis Cluster", where=where, fix=CLUSTER_FIX)
     if mode == "sentinel":
         fix = "point the url at the primary that it watches (SENTINEL GET-MASTER-ADDR-BY-NAME tells it)"
         return ConfigError("this is a Sentinel, which holds no data", where=where, fix=fix)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from streamer.errors import ConfigError
+from streamer.options import JsonOption
 from streamer.sandbox.detached import start_detached, stop_detached
 from streamer.sandbox.sandbox import MOST
 
@@ -23,7 +24,6 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="A config for these servers: `up` writes it, `down` removes it."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -36,7 +36,7 @@ def up(
     kafka: Annotated[int, typer.Option(min=0, max=1, metavar="N", help="Kafka: 0 or 1.")] = 1,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the data in --dir at the end.")] = False,
     config: Config = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Start servers in the background and print their URLs."""
     if keep and dir is None:
@@ -63,7 +63,7 @@ def up(
 
 
 @app.command(short_help="Stop the servers and remove what they left.")
-def down(dir: Dir = None, config: Config = None, as_json: Json = False) -> None:
+def down(dir: Dir = None, config: Config = None, as_json: JsonOption = False) -> None:
     """Stop the servers and remove what they left (not the data of `up --keep`)."""
     stopped = stop_detached(dir)
     if config is not None:

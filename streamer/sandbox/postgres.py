@@ -12,6 +12,7 @@ import importlib.util
 import os
 import pwd
 import secrets
+import shlex
 import shutil
 import signal
 import stat
@@ -229,11 +230,17 @@ def _link_readable(source: str, target: str) -> None:
 
 def check_reachable(folder: Path, uid: int) -> None:
     """SandboxError when user `uid` may not enter one of the folders above; their modes stay as they are."""
-    for parent in folder.parents:
-        info = parent.stat()
-        if not (info.st_mode & stat.S_IXOTH or (info.st_uid == uid and info.st_mode & stat.S_IXUSR)):
-            raise SandboxError(
-                f"PostgreSQL does not run as root, and its user (uid {uid}) may not enter {parent}",
-                where=str(folder),
-                fix="choose a folder below /var/tmp or /tmp, or run as a normal user",
-            )
+    closed = [str(parent) for parent in reversed(folder.parents) if not _may_enter(parent, uid)]
+    if closed:
+        names = " ".join(shlex.quote(path) for path in closed)
+        raise SandboxError(
+            f"PostgreSQL does not run as root, and its user (uid {uid}) may not enter {', '.join(closed)}",
+            where=str(folder),
+            fix=f"chmod o+x {names}, or choose a folder that others may enter (--dir /var/tmp/tailrace), "
+            "or run as a normal user",
+        )
+
+
+def _may_enter(folder: Path, uid: int) -> bool:
+    info = folder.stat()
+    return bool(info.st_mode & stat.S_IXOTH or (info.st_uid == uid and info.st_mode & stat.S_IXUSR))

@@ -15,6 +15,7 @@ from streamer.sandbox.errors import SandboxError
 from streamer.sandbox.server import GuardianLine, Server
 
 READY_LIMIT_S = 1.0
+USER = "default"  # the one that requirepass gives its password
 
 
 class ValkeyServer(Server):
@@ -45,7 +46,8 @@ class ValkeyServer(Server):
 
     @property
     def url(self) -> str:
-        return f"redis://:{self.password}@{self.host}:{self.port}/0"
+        """With the user's name: redis-cli and valkey-cli take the empty one for a user of that name."""
+        return f"redis://{USER}:{self.password}@{self.host}:{self.port}/0"
 
     def _prepare(self) -> None:
         with contextlib.suppress(FileExistsError):

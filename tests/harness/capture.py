@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import psycopg
@@ -85,9 +85,12 @@ class Capture:
         await asyncio.wait([self.task])
 
 
+C = TypeVar("C", bound=Capture)
+
+
 @asynccontextmanager
-async def capturing(config: Config) -> AsyncIterator[Capture]:
-    capture = Capture(config)
+async def capturing(config: Config, kind: type[C] = Capture) -> AsyncIterator[C]:
+    capture = kind(config)
     capture.start()
     try:
         await capture.state("streaming")
@@ -96,8 +99,9 @@ async def capturing(config: Config) -> AsyncIterator[Capture]:
         await capture.end()
 
 
-async def fails(config: Config) -> Exception:
-    capture = Capture(config)
+async def fails(config: Config, kind: type[C] = Capture) -> Exception:
+    """The error that the capture ends with."""
+    capture = kind(config)
     capture.start()
     assert capture.task is not None
     async with asyncio.timeout(WAIT_S):

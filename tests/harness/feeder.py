@@ -198,14 +198,25 @@ class Feeder:
 
 
 def config_of(
-    feeder: Feeder, target_url: str, *, flows: dict[str, str] | None = None, batch: str = "{}"
+    feeder: Feeder,
+    target_url: str,
+    *,
+    flows: dict[str, str] | None = None,
+    batch: str = "{}",
+    dead_letters: str = "{}",
 ) -> Config:
     """`flows`: name -> pattern of tables; all to schema `mirror`."""
-    return parse(config_text(feeder, target_url, flows=flows, batch=batch), Path("tailrace.yaml"), environ={})
+    text = config_text(feeder, target_url, flows=flows, batch=batch, dead_letters=dead_letters)
+    return parse(text, Path("tailrace.yaml"), environ={})
 
 
 def config_text(
-    feeder: Feeder, target_url: str, *, flows: dict[str, str] | None = None, batch: str = "{}"
+    feeder: Feeder,
+    target_url: str,
+    *,
+    flows: dict[str, str] | None = None,
+    batch: str = "{}",
+    dead_letters: str = "{}",
 ) -> str:
     wanted = flows or {"mirror": "public.*"}
     lines = "\n".join(
@@ -218,7 +229,7 @@ kafka: {{brokers: "{feeder.brokers}"}}
 sources:
   {feeder.source}: {{kind: postgres, url: "postgresql://nobody@localhost/none", tables: {{"public.*": {{}}}}}}
 targets:
-  copy: {{kind: postgres, url: "{target_url}", batch: {batch}}}
+  copy: {{kind: postgres, url: "{target_url}", batch: {batch}, dead_letters: {dead_letters}}}
 flows:
 {lines}
 """

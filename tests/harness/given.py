@@ -14,11 +14,12 @@ import yaml
 from consumers.apply.checkpoint import Place
 from consumers.targets.base import FlowError, Outcome
 from consumers.targets.postgres import PostgresTarget
-from consumers.testing import Log
+from consumers.testing import Log, LogTable
 from streamer.config import Flow, parse
 from streamer.config import PostgresTarget as Settings
 
 SOURCE = "shop"
+PEOPLE = {"id": "integer", "full_name": "text", "seen": "text", "extra": "text"}
 
 
 @dataclass(slots=True)
@@ -90,3 +91,13 @@ async def given(url: str, flow: dict[str, Any] | None = None, *, partitions: int
         yield Given(url, target, flows, Log(SOURCE, partitions=partitions))
     finally:
         await target.close()
+
+
+def person(
+    n: int, name: str = "a", seen: str | None = "2026-01-02 03:04:05+02", extra: str = "x"
+) -> dict[str, Any]:
+    return {"id": n, "full_name": name, "seen": seen, "extra": extra}
+
+
+def people(at: Given) -> LogTable:
+    return at.log.table("people", PEOPLE)

@@ -22,6 +22,7 @@ import psycopg
 from aiokafka import TopicPartition
 from psycopg import sql
 
+from streamer.changes.envelope import SNAPSHOT_INCREMENTAL
 from streamer.changes.kinds import UNAVAILABLE, decoder_for
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import clean, schemas_topic
@@ -72,6 +73,8 @@ class _Place:
 
     next_offset: int = 0
     version: Version = (0, 0, -1)
+    chunk: Version = (0, 0, -1)  # the version of the last chunk of a backfill, and the keys that it had
+    chunk_keys: set[bytes] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -170,13 +173,17 @@ class LogChecker:
             if event["message"]["prefix"] == FLOOR_PREFIX:
                 self._raise_floor(table, version)
             return
-        if op == "r":
+        incremental = source.get("snapshot") == SNAPSHOT_INCREMENTAL
+        if incremental:
+            self._backfilled(record, version, where)
+        elif op == "r":
             self._snapshot_row(table, record, epoch, where)
         else:
             self._streamed(record, version, where)
         place = self._places[TopicPartition(record.topic, record.partition)]
         # A transaction may commit at the very consistent point: its ordinal 0 comes after the snapshot.
-        place.version = max(place.version, (epoch, commit_lsn, -1) if op == "r" else version)
+        copied = op == "r" and not incremental
+        place.version = max(place.version, (epoch, commit_lsn, -1) if copied else version)
         if self._fold:
             self._apply(table, op, record.key, event, version)
 
@@ -191,6 +198,20 @@ class LogChecker:
             self.found.doubled += 1
             self.found.note(f"{where}: snapshot row {record.key!r} twice in epoch {epoch}")
         table.snapshot_keys.add((epoch, record.key))
+
+    def _backfilled(self, record: Any, version: Version, where: str) -> None:
+        """Rows of a chunk have the version of its close mark, which no other event has; each key once."""
+        place = self._places[TopicPartition(record.topic, record.partition)]
+        if version < place.version or (version == place.version and version != place.chunk):
+            self.found.regressed += 1
+            self.found.note(f"{where}: a chunk's row at {version} after {place.version}")
+        if version > place.chunk:
+            place.chunk = version
+            place.chunk_keys.clear()
+        if record.key in place.chunk_keys:
+            self.found.doubled += 1
+            self.found.note(f"{where}: {record.key!r} twice in a chunk at {version}")
+        place.chunk_keys.add(record.key)
 
     def _streamed(self, record: Any, version: Version, where: str) -> None:
         place = self._places[TopicPartition(record.topic, record.partition)]

@@ -1,4 +1,4 @@
-"""Fixtures of acceptance, crash and bench: a pipeline between a fresh source and a fresh target."""
+"""Fixtures of several folders: a feeder, and a pipeline between a fresh source and a fresh target."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ from pathlib import Path
 import pytest
 
 from streamer.sandbox import Sandbox
+from tests.harness.feeder import Feeder
 from tests.harness.log import LogChecker
 from tests.harness.pipeline import Pipeline
+
+
+@pytest.fixture
+async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
+    async with Feeder(kafka, kafka_name) as feeder:
+        yield feeder
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where a SQLite target keeps its copy."""
+    return tmp_path / "copy.db"
 
 
 @pytest.fixture

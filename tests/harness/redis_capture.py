@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ from aiokafka.structs import ConsumerRecord
 
 from streamer.changes.topics import bad_topic, entity_topic, message_topic, shadow_topic
 from streamer.config import Config, load
-from streamer.errors import ConfigError, FatalError
 from streamer.kafka import admin, offset_ranges, read_to_end
 from streamer.publisher.topics import describe
 from streamer.sandbox import ValkeyServer
-from tests.harness.capture import PARTITIONS, WAIT_S, Capture, until
+from tests.harness.capture import PARTITIONS, Capture, capturing, fails, until
 
 ENTITIES: dict[str, Any] = {
     "players": {"pattern": "player:{id}", "type": "hash", "columns": {"score": "int", "name": "text"}},
@@ -77,27 +76,8 @@ class RedisCapture(Capture):
         )
 
 
-@asynccontextmanager
-async def capturing_redis(config: Config) -> AsyncIterator[RedisCapture]:
-    capture = RedisCapture(config)
-    capture.start()
-    try:
-        await capture.state("streaming")
-        yield capture
-    finally:
-        await capture.end()
-
-
-async def fails_redis(config: Config) -> Exception:
-    """The error that the capture ends with."""
-    capture = RedisCapture(config)
-    capture.start()
-    assert capture.task is not None
-    async with asyncio.timeout(WAIT_S):
-        with pytest.raises((ConfigError, FatalError)) as caught:
-            await capture.task
-    assert capture.status.record.state == "error"
-    return caught.value
+capturing_redis = partial(capturing, kind=RedisCapture)
+fails_redis = partial(fails, kind=RedisCapture)
 
 
 async def until_rows(config: Config, entity: str, wanted: dict[bytes, dict[str, object]]) -> Fold:

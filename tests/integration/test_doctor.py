@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,10 @@ import pytest
 import typer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from psycopg import sql
-from rich.console import Console
 from typer.testing import CliRunner
 
 from consumers.targets.postgres_state import ensure
-from streamer.commands.doctor import doctor, show
+from streamer.commands.doctor import doctor
 from streamer.config import Config, PostgresSource, parse
 from streamer.doctor import Check, Level, Report, examine
 from streamer.errors import EXIT_FINDING, EXIT_OK, EXIT_USAGE, FatalError
@@ -459,24 +457,6 @@ async def test_topics_that_do_not_fit(config_of: Make, source: Place, kafka: str
     finally:
         await admin.delete_topics([topic.name])
         await admin.close()
-
-
-def test_eighty_columns_break_no_word() -> None:
-    what = "a transactional id of the doctor's own, under the prefix that capture's ids have, may be used"
-    grant = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO tailrace_of_the_shop;"
-    literal = "ALTER ROLE tailrace_of_the_shop PASSWORD 'one two three four five six seven eight nine ten';"
-    check = Check("source shop", "SELECT", Level.FAIL, what, f"{what}, or {what}", (grant, literal))
-    for terminal in (True, False):
-        shown = io.StringIO()
-        show(Report((check,)), Console(file=shown, width=80, force_terminal=terminal, color_system=None))
-        lines = [line.rstrip() for line in shown.getvalue().splitlines()]
-        words = {word for line in lines for word in line.split()}
-        assert set(f"{what} {grant} {literal}".replace("used", "used,").split()) <= words | {"used,"}
-        assert any(line.strip() == literal for line in lines), "a copied literal keeps its spaces"
-        if terminal:
-            assert all(len(line) <= 80 for line in lines if "PASSWORD" not in line)
-        else:
-            assert any(line.strip() == grant for line in lines)
 
 
 def test_the_command(

@@ -44,20 +44,51 @@ async def test_missing_notifications_are_told_with_the_command_that_sets_them(
 async def test_a_missing_right_is_told_with_the_rule_that_gives_it(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
 ) -> None:
-    rules = ("on", ">pw", "~*", "&*", "+@all", "-zscan", "-psubscribe")
+    """One for all that is missing, also in the subscription; that it is enough, test_redis_rights shows."""
+    rules = ("on", ">pw", "~*", "&*", "+@all", "-zscan", "-psubscribe", "-config")
     await client.execute_command("ACL", "SETUSER", "app", *rules)
     config = make_redis_config(f"redis://app:pw@{redis_server.host}:{redis_server.port}/0")
     found = await checks(config)
-    assert not found["rights"].ok
-    assert "ZSCAN" in found["rights"].what
-    assert "ACL SETUSER app" in found["rights"].fix
-    assert not found["subscription"].ok
-    for name in ("rights", "subscription"):
-        rule = found[name].fix.partition("ACL SETUSER ")[2].split()
-        await client.execute_command("ACL", "SETUSER", *rule)
+    assert found["rights"].what == "the user 'app' may not run CONFIG GET, ZSCAN, CONFIG SET, PSUBSCRIBE"
+    assert "cannot be read" in found["notifications"].what
+    (rule,) = found["rights"].sql
+    assert rule.startswith("ACL SETUSER app (+")
+    await client.execute_command(*rule.split())
     found = await checks(config)
+    assert {name for name, check in found.items() if not check.ok} == set()
+
+
+async def test_the_channels_that_are_probed_are_those_of_capture(
+    redis_server: ValkeyServer,
+    client: aioredis.Redis,
+    make_redis_config: Callable[..., Config],
+    kafka_name: str,
+) -> None:
+    channels = (f"&__tailrace__:{kafka_name}:game", "&__keyspace@0__:session:*")
+    await client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", *channels)
+    config = make_redis_config(f"redis://app:pw@{redis_server.host}:{redis_server.port}/0", ["sessions"])
+    assert (await checks(config))["rights"].ok
+    await client.execute_command(
+        "ACL", "SETUSER", "app", "resetchannels", "&__tailrace__:doctor", channels[1]
+    )
+    found = (await checks(config))["rights"]
+    assert found.what == f"the user 'app' may not use the channel __tailrace__:{kafka_name}:game"
+
+
+async def test_a_setting_that_cannot_be_read_is_a_risk_where_it_is_not_ours_to_set(
+    redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
+) -> None:
+    await client.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all", "-config")
+    url = f"redis://app:pw@{redis_server.host}:{redis_server.port}/0"
+    found = await checks(make_redis_config(url, notifications="check"))
     assert found["rights"].ok
-    assert found["subscription"].ok
+    assert found["notifications"].level is Level.WARN
+    (rule,) = found["notifications"].sql
+    assert "+config|set" not in rule
+    await client.execute_command(*rule.split())
+    assert (
+        "which lacks" in (await checks(make_redis_config(url, notifications="check")))["notifications"].what
+    )
 
 
 async def test_a_wrong_password_is_told_without_it(

@@ -169,3 +169,18 @@ async def test_kafka_that_does_not_answer(bench: Bench) -> None:
     publisher = bench.publisher(brokers="127.0.0.1:1")
     with pytest.raises(KafkaUnavailable, match=r"kafka 127.0.0.1:1: Kafka failed while connecting"):
         await publisher.start()
+
+
+async def test_sources_that_start_at_once_have_places_of_their_own(bench: Bench) -> None:
+    names = [f"shop{n}" for n in range(4)]
+    publishers = [bench.publisher(source=name, seat=seat) for seat, name in enumerate(names)]
+    await asyncio.gather(*(publisher.start() for publisher in publishers))
+    await asyncio.gather(*(publisher.load() for publisher in publishers))  # none has written anything
+    assert [publisher.number for publisher in publishers] == [0, 1, 2, 3]
+    await asyncio.gather(*(publisher.flush(at(100)) for publisher in publishers))
+
+    await publishers[2].close()
+    later = await bench.open(source="later", seat=1)  # another config has given the seat away
+    assert later.number == 4
+    back = await bench.open(source="shop2", seat=9)
+    assert back.number == 2

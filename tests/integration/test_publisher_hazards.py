@@ -287,3 +287,32 @@ async def test_h30_a_zombie_is_fenced(bench: Bench, flushes: int) -> None:
     heir.topic(bench.topic).append(key(1), b"heir")
     await heir.flush(at(400))
     assert await bench.values() == [b"heir"]
+
+
+@pytest.mark.parametrize("ends", ["refused", "cancelled"])
+async def test_h13_topics_that_are_not_made_leave_the_flush_in_flight_whole(bench: Bench, ends: str) -> None:
+    publisher = await bench.open()
+    publisher.topic(bench.topic).append(key(1), b"x")
+    flush = asyncio.create_task(publisher.flush(at(200)))
+    if ends == "refused":
+        async with admin(bench.brokers, None) as client:
+            await ensure_topic(client, f"{bench.topic}.other", 3, {})
+        with pytest.raises(ConfigError, match="has 3 partitions"):
+            await publisher.ensure_topics([f"{bench.topic}.other"])
+    else:
+        making = asyncio.create_task(publisher.ensure_topics([f"{bench.topic}.other"]))
+        await asyncio.sleep(0)
+        making.cancel()
+        await asyncio.wait([making])
+        assert making.cancelled()
+    await flush
+    publisher.topic(bench.topic).append(key(1), b"y")
+    await publisher.flush(at(300))
+    assert await bench.values() == [b"x", b"y"]
+
+
+async def test_a_publisher_that_is_closed_makes_no_topics(bench: Bench) -> None:
+    publisher = await bench.open()
+    await publisher.close()
+    with pytest.raises(KafkaUnavailable, match="finished"):
+        await publisher.ensure_topics([f"{bench.topic}.other"])

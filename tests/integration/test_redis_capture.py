@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
 import pytest
 import redis.asyncio as aioredis
 
+from consumers.views import build
+from streamer.changes.topics import bad_topic
 from streamer.config import Config
 from streamer.errors import ConfigError
 from streamer.sandbox import ValkeyServer
@@ -141,8 +145,9 @@ async def test_h20_deletes_that_nobody_watched_are_found_at_the_next_start(
     await client.mset({f"session:{n}": str(n) for n in range(50)})
     await client.zadd("board:daily", {f"u{n}": n for n in range(50)})
     config = make_redis_config(redis_server.url)
-    async with capturing_redis(config):
+    async with capturing_redis(config) as capture:
         await until_count(config, "sessions", 50)
+        first = capture.detail("epoch")
     await client.delete(*(f"session:{n}" for n in range(1, 50)), "board:daily")
     await client.set("session:new", "1")
     async with capturing_redis(config) as capture:
@@ -154,7 +159,7 @@ async def test_h20_deletes_that_nobody_watched_are_found_at_the_next_start(
     assert {r.headers for r in deletes} == {(("sweep", b"49"),)}
     scores = await fold(config, "scores")
     assert not scores.rows
-    assert [orjson.loads(r.value)["source"]["epoch"] for r in deletes] == [2] * 49
+    assert [orjson.loads(r.value)["source"]["epoch"] for r in deletes] == [first + 1] * 49
     told = await gap_messages(config)
     assert [m["state"] for m in told] == ["open", "healed"]
     assert told[0]["reason"] == "connection"
@@ -196,7 +201,12 @@ async def test_what_an_entity_cannot_use_goes_to_the_topic_of_bad_values(
         await client.set("player:3", "a string")
         await until_count(config, "players", 0)
         await capture.until(lambda: capture.detail("bad") == {"sessions": 2, "players": 3})
-        assert any("values of entity sessions" in finding for finding in capture.findings)
+        found_us = capture.detail("bad_last_us")
+        assert capture.status.record.started_us < found_us <= time.time() * 1e6
+        (note,) = build(config, [capture.status.record], found_us).sources[0]["findings"]
+        last = datetime.fromtimestamp(found_us / 1e6, UTC).isoformat(timespec="seconds")
+        assert note.startswith(f"5 values could not be used (players 3, sessions 2), the last at {last}")
+        assert note.endswith(f"the topic {bad_topic(config.name, 'game')}")
         kept = await fold(config, "sessions")
         assert kept.rows == keyed([{"sid": "good", "value": "1"}], "sid"), "the last good value stays"
     found = await bad_values(config)
@@ -209,7 +219,9 @@ async def test_what_an_entity_cannot_use_goes_to_the_topic_of_bad_values(
     }
     torn = next(b for b in found if b["key"] == "session:torn")
     assert b64decode(torn["payload"]) == b"{"
-    assert "JSON" in torn["reason"]
+    assert "is not JSON" in torn["reason"]
+    wrong = next(b for b in found if b["key"] == "player:2")
+    assert wrong["reason"] == "the key is a string, and the entity takes a hash"
 
 
 async def test_a_wrong_password_and_missing_rights_are_named(

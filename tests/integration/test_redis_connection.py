@@ -15,6 +15,7 @@ import uvloop
 from streamer.config.redis_entities import RedisEntity
 from streamer.errors import ConfigError, FatalError, SourceUnavailable
 from streamer.redis.address import parse_address, place
+from streamer.redis.chunks import Chunks, ChunkWalk
 from streamer.redis.connection import RedisConnection, connect
 from streamer.redis.pivot import PivotEntity
 from streamer.redis.pivot_reads import read_rows
@@ -262,6 +263,7 @@ async def capture_all(url: str) -> None:
                         pass
                 if state.type in ("hash", "set", "zset"):
                     await reread.confirm_members(db, state.key, state.type, [b"a"])
+                    await ChunkWalk(reread, Chunks(state.type, None), db, state.key).step(b"0")
                 if state.type == "stream":
                     await reread.read_stream(db, state.key)
                     await here.commands.pipeline([("SELECT", db), ("XINFO", "STREAM", state.key)])

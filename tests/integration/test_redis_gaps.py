@@ -41,13 +41,14 @@ async def test_h21_a_flush_empties_the_copy_and_a_swap_fills_it(
     await other.aclose()
     config = make_redis_config(redis_server.url)
     async with capturing_redis(config) as capture:
+        first = capture.detail("epoch")
         await client.flushdb()
         await capture.healed(1)
         found = await until_count(config, "sessions", 0)
         deletes = [r for r in found.records if r.value is not None and orjson.loads(r.value)["op"] == "d"]
         assert len(deletes) == 20
         assert {r.headers for r in deletes} == {(("sweep", b"20"),)}
-        await capture.until(lambda: capture.detail("epoch") == 2)
+        assert capture.detail("epoch") == first + 1
         await client.swapdb(0, 1)
         await capture.healed(2)
         await until_rows(
@@ -55,7 +56,7 @@ async def test_h21_a_flush_empties_the_copy_and_a_swap_fills_it(
             "sessions",
             keyed([{"sid": "3", "value": "33"}, {"sid": "x", "value": "0"}], "sid"),
         )
-        await capture.until(lambda: capture.detail("epoch") == 3)
+        assert capture.detail("epoch") == first + 2
     told = await gap_messages(config)
     assert [(m["state"], m.get("reason")) for m in told] == [
         ("open", "flush"),
@@ -73,6 +74,7 @@ async def test_h21_a_cut_line_is_a_gap_and_is_healed(
         config = make_redis_config(proxy.url(redis_server.url))
         await client.mset({f"session:{n}": str(n) for n in range(10)})
         async with capturing_redis(config) as capture:
+            first = capture.detail("epoch")
             proxy.refuse()
             proxy.cut()
             await capture.state("waiting")
@@ -86,7 +88,7 @@ async def test_h21_a_cut_line_is_a_gap_and_is_healed(
             assert gap["reason"] == "connection"
             assert "line" in gap["detail"]
             assert gap["since_us"] <= gap["seen_us"] <= gap["healed_us"]
-            await capture.until(lambda: capture.detail("epoch") == 2)
+            assert capture.detail("epoch") == first + 1
 
 
 @pytest.mark.parametrize("keeps", corners([True, False], True))
@@ -132,9 +134,10 @@ async def test_a_full_scan_is_made_again_without_a_gap(
     await client.set("session:a", "1")
     config = make_redis_config(redis_server.url, rescan="500ms")
     async with capturing_redis(config) as capture:
+        first = capture.detail("epoch")
         await capture.until(lambda: (capture.detail("last_scan") or {}).get("why") == "full scan")
         assert capture.detail("gaps_seen") == 0
-        await capture.until(lambda: capture.detail("epoch") == 1)
+        assert capture.detail("epoch") == first
     assert (await fold(config, "sessions")).ops() == "r"
 
 
@@ -147,6 +150,7 @@ async def test_h30_the_second_capture_stands_by_and_takes_over(
     first, second = RedisCapture(config), RedisCapture(config)
     first.start()
     await first.state("streaming")
+    epoch = first.detail("epoch")
     second.start()
     await second.state("standby")
     await client.set("session:a", "1")
@@ -154,8 +158,8 @@ async def test_h30_the_second_capture_stands_by_and_takes_over(
     await first.kill()
     await client.set("session:b", "1")
     await second.state("streaming")
+    assert second.detail("epoch") == epoch + 1
     await until_count(config, "sessions", 2)
-    await second.until(lambda: second.detail("epoch") == 2)
     await second.end()
 
 
@@ -184,18 +188,20 @@ async def test_a_reset_publishes_all_again_and_ends_with_floors(
 ) -> None:
     await client.mset({f"session:{n}": str(n) for n in range(10)})
     config = make_redis_config(redis_server.url)
-    async with capturing_redis(config):
+    async with capturing_redis(config) as capture:
         await until_count(config, "sessions", 10)
-    assert await reset_source(config, "game", brokers=config.kafka.brokers) == 2
+        first = capture.detail("epoch")
+    second = await reset_source(config, "game", brokers=config.kafka.brokers)
+    assert second == first + 1
     await client.delete("session:0")
     async with capturing_redis(config) as capture:
-        await capture.until(lambda: capture.detail("epoch") == 2)
+        assert capture.detail("epoch") == second
         assert capture.detail("gaps_seen") == 0
     found = await fold(config, "sessions")
-    again = [e for e in found.events if e["source"]["epoch"] == 2]
+    again = [e for e in found.events if e["source"]["epoch"] == second]
     assert sorted(e["after"]["sid"] for e in again) == [str(n) for n in range(1, 10)]
     assert {e["op"] for e in again} == {"r"}
-    assert found.floors == [1, 2]
+    assert found.floors == [first, second]
     for file in (config.base / ".tailrace" / "shadow").iterdir():
         file.unlink()  # what the ended epoch recorded is void, also when all is read from the topic
     async with capturing_redis(config) as capture:
@@ -222,10 +228,11 @@ async def test_a_killed_first_copy_starts_again_as_a_reset(
     capture = RedisCapture(config)
     capture.start()
     await capture.until(lambda: capture.status.record.state == "snapshot" and capture.detail("flushes"))
+    first = capture.detail("epoch")
     await capture.kill()
     await client.delete("session:0")
     async with capturing_redis(config) as capture:
-        await capture.until(lambda: capture.detail("epoch") == 2)
+        assert capture.detail("epoch") == first + 1
     found = await fold(config, "sessions")
-    assert len([e for e in found.events if e["source"]["epoch"] == 2]) == 29_999
-    assert found.floors == [2]
+    assert len([e for e in found.events if e["source"]["epoch"] == first + 1]) == 29_999
+    assert found.floors == [first + 1]

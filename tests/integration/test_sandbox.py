@@ -8,10 +8,12 @@ import json
 import os
 import pwd
 import select
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -334,13 +336,39 @@ def test_kept_data_is_there_at_the_next_up(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has the problem")
 def test_root_is_told_which_folder_the_user_of_postgres_may_not_enter(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
+    closed = tmp_path / "closed one"
     closed.mkdir(mode=0o700)
     with pytest.raises(SandboxError, match="may not enter") as caught:
         Sandbox(postgres=1, dir=closed / "sandbox", fast=True).start()
-    assert "/var/tmp" in caught.value.fix
+    assert str(closed) in caught.value.what
+    assert "--dir /var/tmp/tailrace" in caught.value.fix
     assert closed.stat().st_mode & 0o777 == 0o700
     assert not (closed / "sandbox").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has the problem")
+def test_the_chmod_that_root_is_told_lets_the_user_of_postgres_in() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:  # of mode 700, as mktemp -d makes it
+        folder = Path(path).resolve() / "sandbox"
+        with pytest.raises(SandboxError) as caught:
+            Sandbox(postgres=1, dir=folder, fast=True).start()
+        command = caught.value.fix.partition(", or ")[0]
+        assert command == f"chmod o+x {folder.parent}"
+        subprocess.run(shlex.split(command), check=True)
+        with Sandbox(postgres=1, dir=folder, fast=True) as sandbox:
+            assert sandbox.postgres[0].running
+
+
+def test_every_client_takes_the_url_of_valkey(valkey: str) -> None:
+    """As it is printed; redis-cli reads it as valkey-cli does, whose source it shares."""
+    assert valkey.startswith("redis://default:")
+    with Redis.from_url(valkey) as client:
+        assert client.ping()
+    programs = [found for name in ("valkey-cli", "redis-cli") if (found := shutil.which(name))]
+    for program in programs:
+        answer = subprocess.run([program, "-u", valkey, "PING"], capture_output=True, text=True, check=True)
+        assert answer.stdout == "PONG\n"
+        assert "AUTH failed" not in answer.stderr
 
 
 AS_USER = """
@@ -423,7 +451,9 @@ class WrongJars(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_jar_with_another_sum_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jar_with_another_sum_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), WrongJars) as repository:
         server = threading.Thread(target=repository.serve_forever, kwargs={"poll_interval": 0.01})
         server.start()
@@ -433,11 +463,12 @@ def test_a_jar_with_another_sum_is_refused(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         try:
             with pytest.raises(SandboxError, match="the lock says") as caught:
-                jars.class_path()
+                jars.class_path_with_bar()
         finally:
             repository.shutdown()
             server.join()
     assert "[repositories]" in caught.value.fix
+    assert f"Apache Kafka {jars.read_lock().kafka}" in capsys.readouterr().err  # the bar
     assert not list((tmp_path / "tailrace").rglob("*.jar"))
 
 

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from streamer.changes.position import LastCommit, Partial, Position, Stage
+from streamer.changes.position import (
+    EPOCH_LIMIT,
+    LastCommit,
+    Partial,
+    Position,
+    Stage,
+    epoch_without_position,
+)
 from streamer.errors import PositionError
 from streamer.postgres.history import Copy, Rejoin, Resume, check_timeline, decide
 from streamer.postgres.slot import Slot, System
@@ -20,9 +27,12 @@ SLOT = Slot("s", "pgoutput", "d", None, 3000, 4500, "reserved")
 
 
 def decided(
-    position: Position | None = POSITION, slot: Slot | None = SLOT, system: System = SYSTEM
+    position: Position | None = POSITION,
+    slot: Slot | None = SLOT,
+    system: System = SYSTEM,
+    published: bool = False,
 ) -> Copy | Resume:
-    return decide("shop", position, slot, system, "s")
+    return decide("shop", position, slot, system, "s", unknown_epoch=900, published=published)
 
 
 def test_what_fits_is_resumed() -> None:
@@ -51,15 +61,25 @@ def test_h04_each_misfit_of_the_slot_is_named() -> None:
 
 
 def test_h03_each_copy_has_the_epoch_that_it_must_have() -> None:
-    assert decided(position=None, slot=None) == Copy(1, "first start")
-    intent = decided(position=replace(POSITION, stage=Stage.INTENT))
-    assert intent == Copy(3, "the copy that a reset begins"), "nothing of it is published yet"
-    first = decided(position=replace(POSITION, stage=Stage.INTENT, epoch=1))
-    assert first == Copy(1, "the first start was interrupted before the slot was made")
+    assert decided(position=None, slot=None) == Copy(900, "first start", floors=False)
+    lost = decided(position=None, slot=None, published=True)
+    assert lost == Copy(900, "the position and the slot are lost", floors=True)
+    intent = decided(position=replace(POSITION, stage=Stage.INTENT, since_epoch=3))
+    assert intent == Copy(3, "the copy that a reset begins", floors=True), "nothing of it is published yet"
+    first = decided(position=replace(POSITION, stage=Stage.INTENT))
+    assert first == Copy(3, "the first start was interrupted before the slot was made", floors=False)
     begun = decided(position=replace(POSITION, stage=Stage.SNAPSHOT))
     assert isinstance(begun, Copy)
     assert begun.epoch == 4, "rows of epoch 3 are published"
-    assert [Copy(epoch, "").floors for epoch in (1, 2)] == [False, True]
+    assert begun.floors
+
+
+def test_h03_the_epoch_of_a_start_without_a_position() -> None:
+    """It rises by one a second and so is above what resets and gaps have counted up from an earlier one."""
+    of_2020, of_2088 = 1_577_836_800, 3_723_580_800
+    assert epoch_without_position(of_2020 + 1.5) == 1
+    assert epoch_without_position(of_2020 + 86_400.0) == 86_400
+    assert epoch_without_position(of_2088) < EPOCH_LIMIT
 
 
 def test_h02_a_failover_beyond_the_position_is_followed() -> None:

@@ -72,7 +72,7 @@ def test_a_torn_file_is_made_anew(tmp_path: Path, cut: int) -> None:
 
 def test_one_process_has_it_at_a_time(tmp_path: Path) -> None:
     shadow = opened(tmp_path / "s.db")
-    with pytest.raises(FatalError, match="another process has the shadow open"):
+    with pytest.raises(FatalError, match="another program has the shadow's file open"):
         opened(tmp_path / "s.db")
     shadow.close()
     opened(tmp_path / "s.db").close()

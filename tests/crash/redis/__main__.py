@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import secrets
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from streamer.sandbox import Sandbox
+from tests.crash.command import begin, parser_of, table, tell
 from tests.crash.redis.faults import FAULTS
 from tests.crash.redis.run import BIG_MEMBERS, EQUAL_S, LOAD_S, OPS_PER_S, RedisCrashRun, Score
 
@@ -21,23 +19,15 @@ TABLE_WIDTH = 150  # characters; also where the output goes to a file
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tests.crash.redis", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument(
-        "--seed", type=int, default=None, help="plan of the run; drawn and printed if not given"
-    )
-    parser.add_argument("--faults", default=",".join(FAULTS), help="any of %(default)s")
-    parser.add_argument("--seconds", type=float, default=LOAD_S, help="load a round")
+    parser = parser_of("tests.crash.redis", __doc__, "faults", FAULTS, LOAD_S)
     parser.add_argument("--ops", type=int, default=OPS_PER_S, help="commands a second")
     parser.add_argument("--members", type=int, default=BIG_MEMBERS, help="of the big sorted set")
     parser.add_argument(
         "--within", type=float, default=EQUAL_S, help="seconds from the last fault to equality"
     )
     options = parser.parse_args()
-    seed = options.seed if options.seed is not None else secrets.randbelow(10**6)
-    faults = [f.strip() for f in options.faults.split(",") if f.strip()]
     console = Console(width=TABLE_WIDTH)
-    console.print(f"seed {seed}, {options.rounds} rounds, faults {', '.join(faults)}", highlight=False)
+    seed, faults = begin(options, "faults", console)
     began_s = time.monotonic()
     with Sandbox(postgres=0, valkey=1, kafka=1, fast=True) as sandbox:
         run = RedisCrashRun(
@@ -54,11 +44,8 @@ def main() -> int:
             say=lambda text: console.print(text, highlight=False),
         )
         score = asyncio.run(run.run(options.rounds))
-    for shown in tables(score, faults, seed, time.monotonic() - began_s):
-        console.print(shown)
-    for note in score.notes:
-        console.print(note, markup=False, highlight=False)
-    return 0 if score.ok else 1
+    shown = tables(score, faults, seed, time.monotonic() - began_s)
+    return tell(console, shown, score.notes, ok=score.ok)
 
 
 def tables(score: Score, faults: list[str], seed: int, seconds: float) -> list[Table]:
@@ -79,18 +66,10 @@ def tables(score: Score, faults: list[str], seed: int, seconds: float) -> list[T
         "max s to equal": round(score.equal_s, 1),
     }
     return [
-        _table("faults", {name: score.faults[name] for name in faults}),
-        _table(f"gaps said: {score.gaps.total():,}", dict(sorted(score.gaps.items()))),
-        _table(f"crash run of a Redis source, seed {seed}, {seconds:.0f} s", findings),
+        table("faults", {name: score.faults[name] for name in faults}),
+        table(f"gaps said: {score.gaps.total():,}", dict(sorted(score.gaps.items()))),
+        table(f"crash run of a Redis source, seed {seed}, {seconds:.0f} s", findings),
     ]
-
-
-def _table(title: str, cells: Mapping[str, float]) -> Table:
-    shown = Table(title=title)
-    for name in cells:
-        shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_row(*(f"{n:,}" for n in cells.values()))
-    return shown
 
 
 if __name__ == "__main__":

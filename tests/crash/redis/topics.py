@@ -42,6 +42,7 @@ class Topics:
         self.gaps: Counter[str] = Counter()  # said, by reason
         self.healed = 0
         self.open = False  # the last word was of a gap, not of its end
+        self.all_committed = False  # when the last `read` began, nothing of what it found was open
         self.samples: list[str] = []
         self.rows: dict[str, dict[RowKey, Row]] = {name: {} for name in ENTITIES}
         self._versions: dict[tuple[str, bytes], Version] = {}
@@ -56,7 +57,11 @@ class Topics:
     async def read(self) -> int:
         """On to the ends of this moment; how many records came."""
         count = 0
+        self.all_committed = False
         ranges = await offset_ranges(self._brokers, None, list(self._places))
+        async with reader(self._brokers, None, committed=True) as consumer:
+            stable = await consumer.end_offsets(list(self._places))
+        self.all_committed = all(stable[place] >= end for place, (_, end) in ranges.items())
         waiting = {p for p, (_, end) in ranges.items() if self._places[p] < end}
         if not waiting:
             return 0

@@ -1,0 +1,460 @@
+"""Backfills of a Postgres source on real servers: what they publish while the stream goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from streamer.backfills import ask, read_runs
+from streamer.changes.backfill import Request, State, Wanted, table_run
+from streamer.config import Config
+from streamer.postgres import backfill_run, chunks
+from tests.harness.backfill import backfill, differences, over, reach, recorded, request, shown, tell
+from tests.harness.capture import Capture, capturing, events, run, until, values
+
+ROWS = 5_000
+TABLE = (
+    "CREATE TABLE t (id int PRIMARY KEY, v text)",
+    f"INSERT INTO t SELECT g, 'v' || g FROM generate_series(1, {ROWS}) g",
+)
+
+
+async def again(config: Config, table: str) -> list[dict[str, Any]]:
+    """What backfills have published of a table."""
+    found = values(await events(config, table))
+    return [value for value in found if value["source"]["snapshot"] == "incremental"]
+
+
+async def test_a_table_is_published_again(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, *TABLE)
+    config = make_config(database)
+    async with capturing(config) as capture:
+        progress = await backfill(capture, "t")
+        entry = capture.status.record.detail["backfills"][-1]
+        await capture.caught_up()
+    assert (progress.state, progress.rows, progress.deletes) == (State.DONE, ROWS, 0)
+    assert progress.chunks >= ROWS / backfill_run.CHUNK_ROWS
+    assert (entry["table"], entry["state"], entry["rows"]) == ("public.t", State.DONE, ROWS)
+    found = await again(config, "t")
+    assert {v["op"] for v in found} == {"r"}
+    assert sorted(v["after"]["id"] for v in found) == list(range(1, ROWS + 1))
+    assert await differences(config) == []
+
+
+@pytest.mark.parametrize(
+    ("definition", "insert"),
+    [
+        pytest.param(
+            "CREATE TABLE t (b text, v int, a int, PRIMARY KEY (a, b))",
+            "INSERT INTO t SELECT 'b' || g % 7, g, g % 400 FROM generate_series(1, 2500) g",
+            id="composite, not in the columns' order",
+        ),
+        pytest.param(
+            "CREATE TABLE t (id uuid PRIMARY KEY, v int)",
+            "INSERT INTO t SELECT gen_random_uuid(), g FROM generate_series(1, 2500) g",
+            id="uuid",
+        ),
+        pytest.param(
+            'CREATE TABLE t (id text COLLATE {collation} PRIMARY KEY, "Weird ""name"" %s" text)',
+            "INSERT INTO t SELECT chr(33 + g % 90) || E'\\\\\\t\\'\\n' || g, 'ä'"
+            " FROM generate_series(1, 2500) g",
+            id="text in the order of a language",
+        ),
+        pytest.param(
+            "CREATE TABLE t (id int, part int, v text, PRIMARY KEY (part, id)) PARTITION BY LIST (part);"
+            "CREATE TABLE t1 PARTITION OF t FOR VALUES IN (1); CREATE TABLE t2 PARTITION OF t DEFAULT",
+            "INSERT INTO t SELECT g, g % 3, 'v' FROM generate_series(1, 2500) g",
+            id="partitioned",
+        ),
+        pytest.param(
+            "CREATE TABLE t (v text, id int PRIMARY KEY); ALTER TABLE t REPLICA IDENTITY FULL",
+            "INSERT INTO t SELECT 'v', g FROM generate_series(1, 2500) g",
+            id="identity full",
+        ),
+        pytest.param(
+            "CREATE TABLE t (a int NOT NULL, v text, b numeric NOT NULL); CREATE UNIQUE INDEX i ON t (b, a);"
+            "ALTER TABLE t REPLICA IDENTITY USING INDEX i",
+            "INSERT INTO t SELECT g, 'v', g / 3.0 FROM generate_series(1, 2500) g",
+            id="identity index",
+        ),
+        pytest.param(
+            "CREATE TABLE t (at timestamptz, f float8, c char(9), v int, PRIMARY KEY (at, f, c))",
+            "INSERT INTO t SELECT 'epoch'::timestamptz + g * interval '1 us', g / 7.0, 'c' || g, g"
+            " FROM generate_series(-1250, 1250) g",
+            id="times, floats, padded texts",
+        ),
+    ],
+)
+async def test_every_kind_of_key(
+    definition: str, insert: str, database: str, make_config: Callable[..., Config]
+) -> None:
+    with psycopg.connect(database) as connection:
+        found = connection.execute(
+            "SELECT quote_ident(collname) FROM pg_collation WHERE collname ~ '^(en|de|und)' LIMIT 1"
+        ).fetchone()
+    language = found[0] if found is not None else '"C"'
+    await run(database, definition.replace("{collation}", language), insert)
+    config = make_config(database)
+    async with capturing(config) as capture:
+        progress = await backfill(capture, "t")
+        await capture.caught_up()
+    rows = await again(config, "t")
+    assert progress.state is State.DONE
+    with psycopg.connect(database) as connection:
+        assert (progress.rows,) == connection.execute("SELECT count(*) FROM t").fetchone()
+    assert len(rows) == progress.rows
+    assert await differences(config) == []
+
+
+async def test_only_rows_of_a_condition(database: str, make_config: Callable[..., Config]) -> None:
+    """Most chunks find none of them, and go on."""
+    await run(database, *TABLE)
+    config = make_config(database)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streamer.postgres.chunks.WHERE_ROWS", 300)
+        async with capturing(config) as capture:
+            where = "id % 1000 = 7 OR v IN ('v3001', '100%', '{x}') -- every thousandth"
+            progress = await backfill(capture, "t", where=where)
+            wrong = await backfill(capture, "t", where="no_such_column > 1")
+            sneaky = await backfill(capture, "t", where="true)) TO STDOUT; DROP TABLE t; --")
+            await capture.caught_up()
+    assert (progress.state, progress.rows) == (State.DONE, 6)
+    assert [v["after"]["id"] for v in await again(config, "t")] == [7, 1007, 2007, 3001, 3007, 4007]
+    assert wrong.state is State.FAILED
+    assert 'column "no_such_column" does not exist' in wrong.reason
+    assert sneaky.state is State.FAILED
+    assert await differences(config) == []
+
+
+async def test_keys_that_are_there_and_keys_that_are_gone(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(
+        database,
+        "CREATE TABLE t (a numeric(9,2), v text, b text, PRIMARY KEY (b, a))",
+        "INSERT INTO t SELECT g, 'v' || g, 'x''' FROM generate_series(1, 3000) g",
+    )
+    config = make_config(database)
+    keys = [[f"{n}.00", "x'"] for n in range(1, 2000)] + [["77", "x'"], ["5.00", "gone"], ["9999.00", "x'"]]
+    async with capturing(config) as capture:
+        kept = await backfill(capture, "t", keys)
+        gone = await backfill(capture, "t", keys, deletes=True)
+        wrong = await backfill(capture, "t", [["1.00"]])
+        odd = await backfill(capture, "t", [[1, "x'"]])
+        none = await backfill(capture, "t", [])
+        await capture.caught_up()
+    assert (kept.state, kept.rows, kept.deletes) == (State.DONE, 2000, 0)
+    assert (gone.state, gone.rows, gone.deletes) == (State.DONE, 2000, 2)
+    assert (none.state, none.rows) == (State.DONE, 0)
+    assert "has 1 values, the key of public.t is (a, b)" in wrong.reason
+    assert "a is numeric(9,2), and a string was expected, not int" in odd.reason
+    deleted = [v["before"] for v in await again(config, "t") if v["op"] == "d"]
+    assert sorted(map(str, deleted)) == [
+        "{'a': '5.00', 'v': None, 'b': 'gone'}",
+        "{'a': '9999.00', 'v': None, 'b': \"x'\"}",
+    ]
+    assert await differences(config) == []
+
+
+async def test_h10_killed_in_the_middle_it_goes_on_at_its_cursor(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """A chunk and its progress are one Kafka transaction: every row is published once over all sessions."""
+    await run(database, *TABLE)
+    config = make_config(database)
+    async with capturing(config):
+        pass
+    capture = Capture(config)
+    capture.start()
+    await capture.state("streaming")
+    name = await request(capture, "t", rate=2_000)
+    for rows in (600, 1_800):
+        await reach(capture, name, lambda entry, rows=rows: entry["rows"] >= rows)
+        await capture.kill()
+        capture = Capture(config)
+        capture.start()
+        await capture.state("streaming")
+    progress = await over(capture, name)
+    await capture.end()
+    counts = Counter(v["after"]["id"] for v in await again(config, "t"))
+    assert (progress.state, progress.rows) == (State.DONE, ROWS)
+    assert counts == Counter(range(1, ROWS + 1))
+    assert await differences(config) == []
+
+
+async def test_paused_resumed_cancelled(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, *TABLE)
+    config = make_config(database)
+    async with capturing(config) as capture:
+        name = await request(capture, "t", rate=1_000)
+        await reach(capture, name, lambda entry: entry["rows"] >= 500)
+        asked_s = time.monotonic()
+        await tell(capture, name, Wanted.PAUSE)
+        paused = await reach(capture, name, lambda entry: entry["state"] is State.PAUSED)
+        assert time.monotonic() - asked_s < 2
+        assert paused["reason"] == "by test"
+    async with capturing(config) as capture:
+        await reach(capture, name, lambda entry: entry["state"] is State.PAUSED)
+        assert shown(capture, name)["rows"] == paused["rows"]
+        await tell(capture, name, Wanted.RUN)
+        await reach(capture, name, lambda entry: entry["rows"] > paused["rows"])
+        await tell(capture, name, Wanted.CANCEL)
+        progress = await over(capture, name)
+    assert progress.state is State.CANCELLED
+    assert 500 <= progress.rows < ROWS
+    assert len(await again(config, "t")) == progress.rows
+    assert await differences(config) == []
+
+
+async def test_the_rate_holds(database: str, make_config: Callable[..., Config]) -> None:
+    await run(database, *TABLE)
+    config = make_config(database)
+    async with capturing(config) as capture:
+        name = await request(capture, "t", rate=1_500)
+        progress = await over(capture, name)
+    assert progress.rows == ROWS
+    assert progress.ended_us is not None
+    seconds = (progress.ended_us - progress.began_us) / 1e6
+    assert ROWS / 1_500 * 0.7 < seconds < ROWS / 1_500 * 2
+
+
+async def test_several_at_once_and_keyed_ones_beside_them(
+    database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.postgres.backfill.RUNS_LIMIT", 2)
+    tables = [f"t{n}" for n in range(3)]
+    for table in tables:
+        await run(
+            database,
+            f"CREATE TABLE {table} (id int PRIMARY KEY)",
+            f"INSERT INTO {table} SELECT generate_series(1, 3000)",
+        )
+    config = make_config(database)
+    async with capturing(config) as capture:
+        runs = [await request(capture, table, rate=1_000) for table in tables]
+        await reach(capture, runs[1], lambda entry: entry["rows"] > 0)
+        await reach(capture, runs[2], lambda entry: entry["state"] is State.WAITING)
+        keyed = await backfill(capture, "t2", [[1]])
+        assert (keyed.state, shown(capture, runs[2])["rows"]) == (State.DONE, 0)
+        await tell(capture, runs[0], Wanted.CANCEL)
+        await reach(capture, runs[2], lambda entry: entry["rows"] > 0)
+        assert (await over(capture, runs[1])).rows == 3000
+        assert (await over(capture, runs[2])).rows == 3000
+
+
+async def test_a_table_made_later_with_rows_is_published_and_copied(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """Rows written before, meanwhile and after it: all of them are in its topic."""
+    await run(database, "CREATE TABLE first (id int PRIMARY KEY)")
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await run(
+            database,
+            *TABLE,
+            "CREATE TABLE keyless (v int)",
+            "INSERT INTO keyless VALUES (1)",
+        )
+        epoch = capture.status.record.detail["epoch"]
+        name = table_run("shop", "public", "t", epoch)
+        await reach(capture, name, lambda entry: entry["state"] is not State.WAITING)
+        await run(database, "INSERT INTO t VALUES (-1, 'x')", "UPDATE t SET v = 'y' WHERE id % 100 = 0")
+        progress = await over(capture, name)
+        await run(database, "DELETE FROM t WHERE id < 3")
+        await capture.until(lambda: any("keyless fits" in finding for finding in capture.findings))
+        await capture.caught_up()
+        assert not [finding for finding in capture.findings if "public.t " in finding]
+    assert progress.state is State.DONE
+    assert await differences(config) == []
+
+
+async def test_h27_tables_that_cannot_be_backfilled_are_refused_by_name(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(
+        database,
+        "CREATE TABLE keyless (v int)",
+        "CREATE TABLE full_identity (v int)",
+        "ALTER TABLE full_identity REPLICA IDENTITY FULL",
+        "CREATE TABLE left_out (id int PRIMARY KEY)",
+        "CREATE TABLE filtered (id int PRIMARY KEY)",
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY LIST (id)",
+        "CREATE TABLE p1 PARTITION OF p DEFAULT",
+    )
+    tables = {"public.left_out": "exclude", "public.filtered": {"where": "id > 1"}, "public.*": {}}
+    config = make_config(database, tables=tables)
+    async with capturing(config) as capture:
+        reasons = {}
+        for table in ("keyless", "full_identity", "left_out", "filtered", "p1", "missing"):
+            progress = await backfill(capture, table)
+            assert progress.state is State.FAILED
+            reasons[table] = progress.reason
+    assert "public.keyless has no key" in reasons["keyless"]
+    assert "public.full_identity has no key" in reasons["full_identity"]
+    assert "public.left_out is not captured: name it in `tables:`" in reasons["left_out"]
+    assert "public.filtered is not captured, because a row filter" in reasons["filtered"]
+    assert "of a partitioned table its root" in reasons["p1"]
+    assert "public.missing is not there" in reasons["missing"]
+
+
+async def test_dropped_or_altered_in_the_middle(database: str, make_config: Callable[..., Config]) -> None:
+    await run(
+        database,
+        *TABLE,
+        "CREATE TABLE gone (id int PRIMARY KEY)",
+        "INSERT INTO gone SELECT generate_series(1, 5000)",
+    )
+    config = make_config(database)
+    async with capturing(config) as capture:
+        altered = await request(capture, "t", rate=1_500)
+        dropped = await request(capture, "gone", rate=1_500)
+        await reach(capture, altered, lambda entry: entry["rows"] > 0)
+        await reach(capture, dropped, lambda entry: entry["rows"] > 0)
+        await run(
+            database,
+            "ALTER TABLE t ADD COLUMN w int",
+            "UPDATE t SET w = id WHERE id > 4000",
+            "DROP TABLE gone",
+        )
+        progress = await over(capture, altered)
+        failed = await over(capture, dropped)
+        await capture.caught_up()
+    assert (progress.state, failed.state) == (State.DONE, State.FAILED)
+    assert progress.reread > 0
+    assert "public.gone is not there (it was dropped or renamed" in failed.reason
+    found = await again(config, "t")
+    assert [v["after"].get("w", "none") for v in found if v["after"]["id"] == 1] == ["none"]
+    assert [v["after"]["w"] for v in found if v["after"]["id"] == ROWS] == [ROWS]
+
+
+async def test_an_alter_table_waits_for_one_chunk_at_most_and_the_stream_for_none(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(database, *TABLE, "CREATE TABLE other (id int PRIMARY KEY)")
+    config = make_config(database)
+    async with capturing(config) as capture:
+        name = await request(capture, "t", rate=1_000)
+        await reach(capture, name, lambda entry: entry["rows"] > 0)
+        began_s = time.monotonic()
+        async with await psycopg.AsyncConnection.connect(database) as connection:
+            await connection.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+            assert time.monotonic() - began_s < 1.5
+            await reach(capture, name, lambda entry: "lock timeout" in entry["reason"])
+            await run(database, "INSERT INTO other VALUES (1)")
+            await capture.until(
+                lambda: capture.status.record.detail["tables"].get("public.other") is not None
+            )
+            await connection.execute("ALTER TABLE t ALTER COLUMN v TYPE varchar(90)")
+        progress = await over(capture, name)
+        await capture.caught_up()
+    assert (progress.state, progress.rows) == (State.DONE, ROWS)
+    assert await differences(config) == []
+
+
+async def test_a_row_above_the_message_limit_fails_the_run_and_not_the_capture(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY, v text)")
+    config = make_config(database, snapshot={"mode": "never"})
+    await run(
+        database, "INSERT INTO t SELECT g, repeat('x', 9000000 * (g / 10)) FROM generate_series(1, 10) g"
+    )
+    async with capturing(config) as capture:
+        progress = await backfill(capture, "t")
+        assert progress.state is State.FAILED
+        await run(database, "INSERT INTO t VALUES (11, 'after')")
+        await capture.caught_up()
+    assert 'bytes is above the message limit; its key is {"id":10}' in progress.reason
+
+
+async def test_a_failed_run_goes_on_when_it_is_resumed(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(database, *TABLE)
+    config = make_config(database, tables={"public.*": {}})
+    async with capturing(config) as capture:
+        name = await request(capture, "t", where="v < f()")
+        progress = await over(capture, name)
+        assert "function f() does not exist" in progress.reason
+        await run(database, "CREATE FUNCTION f() RETURNS text IMMUTABLE LANGUAGE sql RETURN 'v2'")
+        await tell(capture, name, Wanted.RUN)
+        await reach(capture, name, lambda entry: entry["state"] is State.DONE)
+        async with asyncio.timeout(10):
+            while (progress := await recorded(config, name)).state is not State.DONE:
+                pass
+    with psycopg.connect(database) as connection:
+        assert (progress.rows,) == connection.execute("SELECT count(*) FROM t WHERE v < 'v2'").fetchone()
+
+
+async def test_a_chunk_that_the_server_cancels_fails_the_run(
+    database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(database, *TABLE)
+    session = chunks._SESSION.replace("'60s'", "'300ms'")
+    assert session != chunks._SESSION
+    monkeypatch.setattr(chunks, "_SESSION", session)
+    async with capturing(make_config(database)) as capture:
+        progress = await backfill(capture, "t", where="id < 10 AND pg_sleep(0.1) IS NOT NULL")
+    assert progress.state is State.FAILED
+    assert "canceling statement due to statement timeout" in progress.reason
+
+
+async def test_what_is_asked_for_twice_is_one_run_and_what_is_long_over_is_forgotten(
+    database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(database, *TABLE)
+    config = make_config(database)
+    brokers, name = config.kafka.brokers, config.name
+    assert await read_runs(brokers, None, name) == {}
+    keys = [[n % ROWS + 1] for n in range(100_000)]
+    asked = Request("twice", "shop", schema="public", table="t", rate=5_000, asked_us=1)
+    first = await ask(brokers, None, name, asked, keys)
+    second = await ask(brokers, None, name, replace(asked, by="another", asked_us=2), keys)
+    assert first.request == second.request
+    found = (await read_runs(brokers, None, name, source="shop"))["twice"]
+    assert (found.keys(), found.state) == ([tuple(key) for key in keys], State.WAITING)
+    assert len(found.parts) > 1
+    async with capturing(config) as capture:
+        await reach(capture, "twice", lambda entry: entry["rows"] > 0)
+        await tell(capture, "twice", Wanted.CANCEL)
+        progress = await over(capture, "twice")
+        assert 0 < progress.rows < len(keys)
+        monkeypatch.setattr("streamer.postgres.backfill.KEEP_DONE_US", 0)
+
+        async def forgotten() -> bool:
+            return await read_runs(brokers, None, name) == {}
+
+        await until(forgotten)
+
+
+async def test_rows_written_before_the_table_was_published_by_hand(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """Their transaction is open meanwhile: the stream will not show them, so the chunks wait for it."""
+    await run(database, "CREATE TABLE first (id int PRIMARY KEY)")
+    await run(database, f"CREATE PUBLICATION {(config := make_config(database)).name} FOR TABLE first")
+    config = make_config(database, publication={"name": config.name, "manage": False})
+    async with capturing(config) as capture:
+        await run(database, *TABLE)
+        await capture.until(
+            lambda: any("then `tailrace backfill shop public.t`" in f for f in capture.findings)
+        )
+        early = await backfill(capture, "t")
+        async with await psycopg.AsyncConnection.connect(database) as connection:
+            await connection.execute("UPDATE t SET v = 'late' WHERE id < 10")
+            await run(database, f"ALTER PUBLICATION {config.name} ADD TABLE t")
+            name = await request(capture, "t")
+            await reach(capture, name, lambda entry: "before it was published" in entry["reason"])
+        progress = await over(capture, name)
+        await capture.caught_up()
+    assert early.state is State.FAILED
+    assert "is not in publication" in early.reason
+    assert (progress.state, progress.rows) == (State.DONE, ROWS)
+    assert await differences(config) == []
