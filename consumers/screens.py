@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from consumers.views import UNKNOWN, Finding, FlowState, Status, duration, size
+from consumers.views.backfills import sentence as backfill_text
 
 FINDINGS_LIMIT = 10  # below the verdict; more is a list to read in --json
 REASON_LINES = 4
@@ -26,8 +27,10 @@ UNBOUNDED = 10_000  # columns: what a table would take if it could
 PARTITIONS_LIMIT = 10  # of those behind, the worst: all is one screen, and more is a list to read in --json
 FLOW_CHARS = 24  # a longer name is cut in the middle
 TOPIC_CHARS = 36
+BACKFILLS_LIMIT = 8  # lines
 COUNTED = "captured and applied: rows counted by each process since its own start"
 
+_BACKFILL_COLOURS = {"running": "cyan", "waiting": "cyan", "paused": "yellow"}
 _COLOURS = {
     "OK": "green",
     "IDLE": "green",
@@ -60,7 +63,7 @@ def status_screen(status: Status) -> RenderableType:
     if status.flows:
         blocks.append(_flows(status))
     if status.sources:
-        blocks.append(Group(_sources(status), *_copies(status)))
+        blocks.append(Group(_sources(status), *_copies(status), *_backfills(status)))
     if status.parts:
         blocks.append(_parts(status))
     return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
@@ -123,7 +126,7 @@ def _cut(name: str, chars: int) -> str:
     return f"{name[:head]}…{name[head + 1 - chars :]}"
 
 
-class _Fitting:
+class Fitting:
     """The widest of some tables that has room, else the last: no column is cut to where it says nothing."""
 
     def __init__(self, *tables: Table) -> None:
@@ -137,7 +140,7 @@ class _Fitting:
         yield table
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def headed(*columns: str, right: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, padding=(0, GAP, 0, 0), header_style="dim", pad_edge=False)
     for column in columns:
         justify: JustifyMethod = "right" if column in right else "left"
@@ -145,9 +148,9 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def _without(table: Table, *headers: str) -> Table:
+def without(table: Table, *headers: str) -> Table:
     """The same table without these columns."""
-    found = _table()
+    found = headed()
     kept = [column for column in table.columns if column.header not in headers]
     found.columns = [replace(column, _index=index) for index, column in enumerate(kept)]
     found.rows = table.rows
@@ -156,7 +159,7 @@ def _without(table: Table, *headers: str) -> Table:
 
 
 def _flows(status: Status) -> RenderableType:
-    table = _table(
+    table = headed(
         "FLOW",
         "STATE",
         "CAPTURED",
@@ -186,11 +189,11 @@ def _flows(status: Status) -> RenderableType:
             _milliseconds(latency.get("p99")),
             Text(flow["to"], style="dim"),
         )
-    return _Fitting(table, _without(table, "TO"), _without(table, "TO", "P50", "RATE"))
+    return Fitting(table, without(table, "TO"), without(table, "TO", "P50", "RATE"))
 
 
 def _sources(status: Status) -> RenderableType:
-    table = _table(
+    table = headed(
         "SOURCE",
         "STATE",
         "EPOCH",
@@ -203,8 +206,6 @@ def _sources(status: Status) -> RenderableType:
         right=("EPOCH", "PUBLISHED", "RATE", "LAG", "BEHIND"),
     )
     for source in status.sources:
-        wal, warn = source["slot_wal_bytes"], source["wal_warn_bytes"]
-        kept = Text(f"{size(wal)} of {size(warn)}", style="red" if wal is not None and wal >= warn else "")
         state = _state(source["state"])
         if source["standbys"]:
             state.append(f" +{source['standbys']} standby", style="blue")
@@ -217,9 +218,18 @@ def _sources(status: Status) -> RenderableType:
             rate(source["rate"]),
             seconds(source["lag_s"]),
             size(source["lag_bytes"]),
-            kept,
+            _kept(source["slot_wal_bytes"], source["wal_warn_bytes"]),
         )
-    return _Fitting(table, _without(table, "EPOCH"), _without(table, "EPOCH", "PUBLISHED", "RATE"))
+    if all(source["wal_warn_bytes"] is None for source in status.sources):
+        table = without(table, "SLOT KEEPS")
+    return Fitting(table, without(table, "EPOCH"), without(table, "EPOCH", "PUBLISHED", "RATE"))
+
+
+def _kept(wal: int | None, warn: int | None) -> Text:
+    """`warn` None: the source has no slot."""
+    if warn is None:
+        return Text(UNKNOWN)
+    return Text(f"{size(wal)} of {size(warn)}", style="red" if wal is not None and wal >= warn else "")
 
 
 def _copies(status: Status) -> list[Text]:
@@ -239,8 +249,22 @@ def _copies(status: Status) -> list[Text]:
     return lines
 
 
+def _backfills(status: Status) -> list[Text]:
+    """A line for each that is not over; more is a list."""
+    found = [
+        Text(f"{source['name']}: backfill of {each['table']} {backfill_text(each)}", style=style)
+        for source in status.sources
+        for each in source["backfills"]
+        if (style := _BACKFILL_COLOURS.get(each["state"])) is not None
+    ]
+    if len(found) > BACKFILLS_LIMIT:
+        more = Text(f"and {len(found) - BACKFILLS_LIMIT} more: see `tailrace backfills`", style="dim")
+        found = [*found[:BACKFILLS_LIMIT], more]
+    return found
+
+
 def _parts(status: Status) -> Table:
-    table = _table("PART", "STATE", "FOR", "PROCESS", "RESTARTS", "REASON", right=("RESTARTS",))
+    table = headed("PART", "STATE", "FOR", "PROCESS", "RESTARTS", "REASON", right=("RESTARTS",))
     for part in status.parts:
         since_s = (status.at_us - part["since_us"]) / 1e6 if part["since_us"] else None
         first = str(part["reason"]).split("\n", 1)[0]
@@ -259,9 +283,9 @@ STAGES = ("TOTAL", "CAPTURE", "KAFKA", "APPLY")
 
 
 def _stages(lag: Mapping[str, Any]) -> RenderableType:
-    table = _table("FLOW", "STATE", "RECORDS", "SECONDS", *STAGES, right=("RECORDS", "SECONDS", *STAGES))
+    table = headed("FLOW", "STATE", "RECORDS", "SECONDS", *STAGES, right=("RECORDS", "SECONDS", *STAGES))
     table.caption = "commit to commit, p50 / p99 of the last minute, and its parts"
-    narrow = _table("FLOW", "STATE", *STAGES, right=STAGES)
+    narrow = headed("FLOW", "STATE", *STAGES, right=STAGES)
     narrow.caption = "commit to commit in ms, p50 / p99 of the last minute, and its parts"
     table.caption_justify = narrow.caption_justify = "left"
     names = short_names((flow["name"] for flow in lag["flows"]), FLOW_CHARS)
@@ -272,7 +296,7 @@ def _stages(lag: Mapping[str, Any]) -> RenderableType:
         table.add_row(name, state, _count(flow["lag_records"]), seconds(flow["lag_s"]), *times)
         short = [time.removesuffix(" ms").replace(" ms /", " /") for time in times]
         narrow.add_row(name, state, *short)
-    return _Fitting(table, narrow)
+    return Fitting(table, narrow)
 
 
 def _partitions(lag: Mapping[str, Any]) -> list[RenderableType]:
@@ -293,7 +317,7 @@ def _partitions(lag: Mapping[str, Any]) -> list[RenderableType]:
 
 def _worst(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> RenderableType:
     figures = ("PARTITION", "OFFSET", "END", "RECORDS", "SECONDS")
-    table = _table("FLOW", "TOPIC", *figures, right=figures)
+    table = headed("FLOW", "TOPIC", *figures, right=figures)
     flows = short_names((flow for flow, _ in rows), FLOW_CHARS)
     topics = short_names((place["topic"] for _, place in rows), TOPIC_CHARS)
     for flow, place in rows:
@@ -306,7 +330,7 @@ def _worst(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> RenderableType:
             _count(place.get("lag_records")),
             seconds(place.get("lag_s")),
         )
-    return _Fitting(table, _without(table, "OFFSET", "END"))
+    return Fitting(table, without(table, "OFFSET", "END"))
 
 
 def _state(state: str) -> Text:

@@ -60,6 +60,7 @@ class Prepared:
             batch.records,
             batch.cluster_id,
             deleted={place: rows for place, rows in batch.deleted.items() if place.flow not in flows},
+            remakes=batch.remakes,
         )
         times = {flow: times for flow, times in self.times.items() if flow not in flows}
         aside = self.aside.without(flows)
@@ -164,12 +165,20 @@ class Assembler:
                 records[schema_id] = await self._schemas.get(schema_id, f"flow {flow.name!r}, topic {topic}")
             except FatalError as error:
                 raise FlowError(flow.name, error) from error
+        before = dict(parts)
         parts = await self._judged(flow, topic, parts, records, prepared, cuts)
         for p, part in parts.items():
             place = Place(flow.name, topic, p)
             prepared.aside.poisons += [Poison(place, *poison) for poison in part.poisons]
         ids = {schema_id for part in parts.values() for schema_id in part.ids}
         if not ids:
+            if any(part.events and Place(flow.name, topic, p) not in cuts for p, part in before.items()):
+                # All of it was refused at a gate. The checkpoint passes it, and tells from then on that the
+                # table was made.
+                record = records[_latest(before).schema_id]
+                place_of = flow.place(record.schema, record.table)
+                alone = TableChanges(flow.name, topic, record, *place_of, [], {record.id})
+                prepared.batch.tables.append(alone)
             return
         floor, floor_partition = max((floor_for(flow, part.others), p) for p, part in parts.items())
         latest = _latest(parts)
@@ -333,7 +342,10 @@ def _moves(
             events = [event for event in events if event.offset < cut]
         last = None
         if passed and passed[-1].offset >= next_offset:
-            version = events[-1].change.version if events else (standing.epochs.get(flow, 0), 0, 0)
+            # The highest epoch stays known, should the source ever begin with a lower one.
+            version = max(
+                events[-1].change.version if events else BOTTOM, (standing.epochs.get(flow, 0), 0, 0)
+            )
             last = LastRecord(passed[-1].offset, checksum_of(passed[-1].key, passed[-1].value), *version)
         moves.append(Move(place, standing.unmoved.get(flow, next_offset), until, last))
     return moves

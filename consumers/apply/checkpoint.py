@@ -13,6 +13,8 @@ from zlib import crc32
 
 from streamer.errors import FatalError
 
+ANYWHERE = -1  # as `expected`: the checkpoint stays where it is, and is locked while the rows are written
+
 
 class Place(NamedTuple):
     """A flow's part of one partition."""
@@ -39,14 +41,31 @@ class Checkpoint:
     next_offset: int = 0
     cluster_id: str | None = None
     last: LastRecord | None = None
+    replay_until: int = 0  # an operator has set it back; records before this offset were applied already
+
+    @property
+    def replayed_to(self) -> int:
+        """What is up to here comes a second time when the checkpoint is set back now."""
+        return max(self.next_offset, self.replay_until)
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A checkpoint on its way: from the offset it was read at to the next. `last` None: unchanged."""
+    """A checkpoint on its way: from the offset it was read at to the next. `last` None: unchanged.
+
+    `expected` ANYWHERE: it goes nowhere, `next_offset` means nothing; lost only where there is none.
+    """
 
     place: Place
     expected: int
+    next_offset: int
+    last: LastRecord | None
+
+
+class Rewind(NamedTuple):
+    """A checkpoint on its way back. `last`: the record right before `next_offset`; None: there is none."""
+
+    place: Place
     next_offset: int
     last: LastRecord | None
 

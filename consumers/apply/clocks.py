@@ -1,11 +1,12 @@
-"""How far the clocks of the sources and of their captures are from this process's.
+"""What captures tell in their heartbeats: how far their clocks and the sources' are from this process's.
 
     source - ours = (source - capture's host)    measured by the capture, told in its heartbeat
                   + (capture's host - Kafka)     `at_us` of its heartbeat, less Kafka's time of it
                   - (ours - Kafka)               the same of our own heartbeat
 
 Read from the status topic, beside the pipeline: nothing waits for it, and while Kafka is away the last
-known estimate stays. A difference that may be nothing but delay is not applied.
+known estimate stays. A difference that may be nothing but delay is not applied. And at which epoch the
+sources are.
 """
 
 from __future__ import annotations
@@ -70,6 +71,18 @@ def estimate(
     return found
 
 
+def epochs(records: Sequence[StatusRecord]) -> dict[str, int]:
+    """By source, of captures that speak and publish; the highest, where a fenced one is among them."""
+    found: dict[str, int] = {}
+    kafka_us = max((record.seen_us for record in records), default=0)
+    for record in records:
+        epoch = record.detail.get("epoch")
+        publishes = record.kind == "capture" and record.state in (State.SNAPSHOT, State.STREAMING)
+        if publishes and isinstance(epoch, int) and not (record.ended or record.silent(kafka_us)):
+            found[record.name] = max(epoch, found.get(record.name, 0))
+    return found
+
+
 def _ahead_us(looks: Sequence[Sequence[StatusRecord]], instance: Instance) -> int | None:
     """How far its clock is ahead of Kafka's. A delay on the way only makes it look less."""
     return max(
@@ -97,10 +110,15 @@ class Clocks:
         self._own = instance_of(own)
         self._looks: deque[list[StatusRecord]] = deque(maxlen=LOOKS)
         self._known: dict[str, Offset] = {}
+        self._epochs: dict[str, int] = {}
 
     def of(self, flow: str) -> Offset | None:
         """None while no heartbeat of its source's capture has been seen."""
         return self._known.get(self._sources[flow])
+
+    def epoch_of(self, flow: str) -> int | None:
+        """At which its source was a moment ago; None while no capture of it publishes."""
+        return self._epochs.get(self._sources[flow])
 
     async def watch(self) -> None:
         """Until cancelled."""
@@ -126,3 +144,4 @@ class Clocks:
             ]
         )
         self._known = estimate(self._looks, self._own, self._known)
+        self._epochs = epochs(self._looks[-1])

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from consumers.apply.feed import Feed
-from consumers.apply.report import Report
+from consumers.apply.report import STALLED, Report
 from consumers.targets.base import RefusedRow
 from streamer.errors import ConfigError, FatalError, RetryableError, TailraceError
 from streamer.status import State, StatusWriter
@@ -21,8 +21,9 @@ from streamer.stopping import stopped_within
 
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # each with jitter; the last one repeats
 RETRY_STOPPED_S = 15.0  # a flow that a person must mend: soon after that, and seldom enough to cost nothing
+RETRY_STORE_S = (0.5, 1.0, 2.0, 5.0, RETRY_STOPPED_S)  # one whose table is gone: it may be back any moment
 PROOF_S = 3.0  # a flow that is tried again, has written since, and did not stop for so long runs
-MENDABLE = (ConfigError, RefusedRow)  # what a person may mend in the target while apply runs
+MENDABLE = (ConfigError, RefusedRow, RetryableError)  # what a person may mend in the target while apply runs
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ class Condition:
         self._report = report
         self.stopped: dict[str, TailraceError] = {}
         self._tried: dict[str, TailraceError] = {}  # run again, and have yet to prove it
-        self._tried_s: dict[str, float] = {}  # when they stopped, or were tried last
+        self._tried_s: dict[str, float] = {}
+        self._due_s: dict[str, float] = {}  # when stopped ones are to be tried again
+        self._failures: dict[str, int] = {}  # of flows that wait for the store, since they ran
         self._written: set[str] = set()
         self.waiting: dict[str, str] = {}  # what is waited for -> why
         self._paused = ""
@@ -100,33 +103,44 @@ class Condition:
             self._status.update(state=State.ERROR, reason=self._paused)
         elif troubled := {**self._tried, **self.stopped}:
             reasons = (self._report.flows[flow].reason for flow in troubled)
-            self._status.update(state=State.ERROR, reason="; ".join(reasons))
+            waits = all(isinstance(cause, RetryableError) for cause in troubled.values())
+            state = State.WAITING if waits else State.ERROR
+            self._status.update(state=state, reason="; ".join(reasons))
         else:
             self._status.update(state=State.STREAMING)
 
     def stop_flow(self, flow: str, error: Exception) -> None:
-        """Raises the error when no flow is left."""
+        """Raises the error when no flow is left. One that waits for the store (a RetryableError) is left."""
         cause = error if isinstance(error, TailraceError) else FatalError(str(error))
         if flow not in self.stopped:
+            waits = isinstance(cause, RetryableError)
             if str(self._tried.pop(flow, "")) != str(cause):
-                log.error("flow %s stops: %s", flow, cause)
+                self._failures.pop(flow, None)
+                log.log(logging.WARNING if waits else logging.ERROR, "flow %s stops: %s", flow, cause)
             self.stopped[flow] = cause
-            self._tried_s[flow] = time.monotonic()
+            self._due_s[flow] = time.monotonic() + self._rest_s(flow, cause)
             report = self._report.flows[flow]
-            report.state, report.reason = State.ERROR, _reason(cause)
+            report.state, report.reason = STALLED if waits else State.ERROR, _reason(cause)
         self._feed.release({flow})
         self.say()
-        if len(self.stopped) == len(self._flows):
+        some_wait = any(isinstance(known, RetryableError) for known in self.stopped.values())
+        if len(self.stopped) == len(self._flows) and not some_wait:
             raise cause
 
     def due(self) -> list[str]:
         """Stopped flows that a person may have mended meanwhile: they are to be tried again."""
-        before_s = time.monotonic() - RETRY_STOPPED_S
+        now_s = time.monotonic()
         return [
-            flow
-            for flow, cause in self.stopped.items()
-            if isinstance(cause, MENDABLE) and self._tried_s[flow] <= before_s
+            f for f, cause in self.stopped.items() if isinstance(cause, MENDABLE) and self._due_s[f] <= now_s
         ]
+
+    def _rest_s(self, flow: str, cause: TailraceError) -> float:
+        """How long it is left alone."""
+        if not isinstance(cause, RetryableError):
+            return RETRY_STOPPED_S
+        failures = self._failures.get(flow, 0)
+        self._failures[flow] = failures + 1
+        return RETRY_STORE_S[min(failures, len(RETRY_STORE_S) - 1)] * self._jitter.uniform(0.5, 1.0)
 
     def try_again(self, flow: str) -> None:
         """It runs; `status` shows its error until it has proved that."""
@@ -142,13 +156,14 @@ class Condition:
         before_s = time.monotonic() - PROOF_S
         for flow in [f for f in self._tried if f in self._written and self._tried_s[f] <= before_s]:
             del self._tried[flow]
+            self._failures.pop(flow, None)
             report = self._report.flows[flow]
             report.state, report.reason = State.STREAMING, ""
             log.warning("flow %s goes on", flow)
 
 
 def _reason(cause: TailraceError) -> str:
-    if not isinstance(cause, MENDABLE):
-        return str(cause)
+    if isinstance(cause, RetryableError) or not isinstance(cause, MENDABLE):
+        return str(cause)  # the first says by itself that it goes on
     again = f"tried again every {RETRY_STOPPED_S:.0f} s: mended in the target, it goes on by itself"
     return f"{cause}\n  {again}; a changed config needs a restart"

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -51,6 +51,7 @@ END_POLL_S = 0.2
 
 log = logging.getLogger(__name__)
 
+BeginLate = Callable[[Checkpoint, int, int, int], Awaitable[bool]]
 Record: TypeAlias = "ConsumerRecord[bytes, bytes]"
 
 
@@ -118,13 +119,22 @@ class Feed:
     """One membership of the group. Errors of Kafka are translated; then it is opened again."""
 
     def __init__(
-        self, brokers: str, security: Security | None, group: str, flows: list[Flow], resets: Resets
+        self,
+        brokers: str,
+        security: Security | None,
+        group: str,
+        flows: list[Flow],
+        resets: Resets,
+        late: BeginLate | None = None,
     ) -> None:
+        """`late`: has a backfill bring what a log has lost, with an epoch, and its start and end; False: it
+        cannot."""
         self._brokers = brokers
         self._security = security
         self.group = group
         self._flows = flows
         self._resets = resets
+        self._late = late
         self._replaced: dict[Checkpoint, str] = {}  # found by `verify`, until they are placed again
         self._sources = {flow.name: flow.source for flow in flows}
         self._consumer: AIOKafkaConsumer | None = None
@@ -212,6 +222,7 @@ class Feed:
             is not None
         }
         again = await self._starts_again(unfit)
+        late = await self._begins_late([c for c in unfit if c not in again], starts, ends)
         self.placed_ends = ends
         refused: list[tuple[str, FatalError]] = []
         if rebalances != self.rebalances:
@@ -225,7 +236,7 @@ class Feed:
             first: list[int] = []
             for checkpoint in stands:
                 flow, last = checkpoint.place.flow, checkpoint.last
-                if checkpoint in unfit and checkpoint not in again:
+                if checkpoint in unfit and checkpoint not in again and checkpoint not in late:
                     refused.append((flow, unfit[checkpoint]))
                     continue
                 if last is not None:
@@ -236,7 +247,7 @@ class Feed:
                     first.append(again[checkpoint])
                     continue
                 standing.next_offsets[flow] = checkpoint.next_offset
-                first.append(checkpoint.next_offset)
+                first.append(max(checkpoint.next_offset, starts[partition]))
                 if last is not None and last.offset >= starts[partition]:
                     standing.unverified[flow] = checkpoint
                     first.append(last.offset)
@@ -305,6 +316,29 @@ class Feed:
                 error.what,
             )
         return found
+
+    async def _begins_late(
+        self,
+        unfit: list[Checkpoint],
+        starts: dict[TopicPartition, int],
+        ends: dict[TopicPartition, int],
+    ) -> set[Checkpoint]:
+        """Those that have applied nothing yet, and whose log has lost its beginning: a backfill brings it."""
+        found: set[Checkpoint] = set()
+        for checkpoint in unfit:
+            partition = _partition(checkpoint.place)
+            start = starts[partition]
+            if self._late is None or checkpoint.last is not None or start <= checkpoint.next_offset:
+                continue
+            copy = await self._resets.last_copy(self._sources[checkpoint.place.flow])
+            if copy is not None and await self._late(checkpoint, copy.epoch, start, ends[partition]):
+                found.add(checkpoint)
+        return found
+
+    async def copied_since(self, flow: str, epoch: int) -> Copy | None:
+        """The last copy of everything of the flow's source, when it is newer than the epoch."""
+        copy = await self._resets.last_copy(self._sources[flow])
+        return copy if copy is not None and copy.epoch > epoch else None
 
     # Reading
 

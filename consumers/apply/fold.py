@@ -28,6 +28,7 @@ from streamer.errors import BadRecordError
 
 Version = tuple[int, int, int]  # epoch, commit LSN, ordinal
 BOTTOM: Version = (0, 0, 0)  # below every event: no floor
+TOP: Version = (2**31, 0, 0)  # above every event
 
 
 class Event(NamedTuple):

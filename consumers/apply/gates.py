@@ -84,10 +84,17 @@ class Numbers:
 
 @dataclass(slots=True)
 class Part:
-    """A partition's events, and of its deletes' headers the size of the sweep, by offset."""
+    """A partition's events, and of its deletes' headers the size of the sweep, by offset.
+
+    `passed`: deletes before this offset were let through once, into a store that has lost them since or, with
+    `stays`, that has them still: then nothing is made or deleted by them, and a truncate is passed over: it
+    has raised its floor, or was refused, perhaps long ago.
+    """
 
     events: list[Event]
     sweeps: Mapping[int, int]
+    passed: int = 0
+    stays: bool = False
 
 
 @dataclass(slots=True)
@@ -97,6 +104,7 @@ class Verdict:
     ends: dict[int, int] = field(default_factory=dict)
     passed: dict[int, int] = field(default_factory=dict)
     dropped: dict[int, list[Event]] = field(default_factory=dict)
+    known: dict[int, set[int]] = field(default_factory=dict)  # replayed truncates, by offset: see Part
     made: int = 0  # rows that the batch makes
     total: int = 0  # deletes within WINDOW_S, with those that are judged
     kind: str = ""  # of what is held
@@ -124,6 +132,14 @@ def ops_of(parts: Mapping[int, Part]) -> Counter[str]:
     for part in parts.values():
         counts.update([event[1][0] for event in part.events])  # by place: this is a hot path
     return counts
+
+
+def _made(parts: Mapping[int, Part], ops: Counter[str]) -> int:
+    """Rows that a batch without deletes makes."""
+    again = ops_of(
+        {n: p for n, p in parts.items() if p.stays and p.events and p.events[-1].offset < p.passed}
+    )
+    return ops["c"] + ops["r"] - again["c"] - again["r"]
 
 
 def judge(rule: Rule, decision: Gate | None, parts: Mapping[int, Part], numbers: Numbers) -> Verdict:
@@ -159,7 +175,9 @@ def _undecided(rule: Rule, decision: Gate | None, partition: int, part: Part, ve
     for key, change, offset, _ in part.events:
         if change.op == "t" and rule.truncates:
             state = _decided(decision, TRUNCATE, change.capture_us, 0)
-            if state == "":
+            if state == "" and part.stays and offset < part.passed:
+                verdict.known.setdefault(partition, set()).add(offset)
+            elif state == "":
                 verdict.ends[partition] = offset
                 verdict.kind = TRUNCATE
                 verdict.captured_us.append(change.capture_us)
@@ -167,13 +185,15 @@ def _undecided(rule: Rule, decision: Gate | None, partition: int, part: Part, ve
         elif change.op == "d" and rule.share is not None:
             sweep = part.sweeps.get(offset, 0)
             state = _decided(decision, DELETES, change.capture_us, sweep)
-            if state == "":
+            if state == "" and offset < part.passed:
+                verdict.made -= not part.stays
+            elif state == "":
                 deletes.first = offset if deletes.first is None else deletes.first
                 deletes.sweep = max(deletes.sweep, sweep)
                 deletes.captured_us.append(change.capture_us)
                 gone[offset if key is None else key] = None
         else:
-            verdict.made += change.op in "cr"
+            verdict.made += change.op in "cr" and not (part.stays and offset < part.passed)
             if gone and key is not None:
                 gone.pop(key, None)
             continue
@@ -218,9 +238,14 @@ class Gates:
         target: Target,
         reach: Reach,
         *,
+        passed: Callable[[Place], int] = lambda _: 0,
+        stays: Callable[[Place], bool] = lambda _: False,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
+        """`passed`: up to which offset a place was applied before. `stays`: the target has it still."""
         self._rules = rules
+        self._passed = passed
+        self._stays = stays
         self._target = target
         self._reach = reach
         self._clock_us = clock_us
@@ -258,10 +283,15 @@ class Gates:
         rule = self._rules.get(flow.name)
         if rule is None:
             return {}
-        parts = {p: Part(part.events, part.sweeps) for p, part in decoded.items()}
+        parts = {}
+        for p, part in decoded.items():
+            place = Place(*subject, p)
+            parts[p] = Part(part.events, part.sweeps, self._passed(place), self._stays(place))
         verdict = await self._verdict(subject, rule, flow, record, parts)
         for partition, dropped in verdict.dropped.items():
             decoded[partition] = decoded[partition].without({event.offset for event in dropped})
+        for partition, offsets in verdict.known.items():
+            decoded[partition] = decoded[partition].without(offsets)
         return verdict.ends
 
     async def _verdict(
@@ -269,7 +299,7 @@ class Gates:
     ) -> Verdict:
         ops = ops_of(parts)
         if not ((rule.truncates and ops["t"]) or (rule.share is not None and ops["d"])):
-            self._staged[subject] = Verdict(made=ops["c"] + ops["r"])
+            self._staged[subject] = Verdict(made=_made(parts, ops))
             return self._staged[subject]
         decision = self._known.get(subject)
         table = flow.name, *flow.place(record.schema, record.table)
@@ -352,6 +382,10 @@ class Gates:
             if there is None or there.state == HELD or not _covers(there, gate):
                 known[subject] = await self._note(gate, there)
             del self._closed[subject]
+        for subject, gate in self._known.items():
+            if gate.state != HELD and subject not in known:  # a store that was emptied: it is decided still
+                await self._target.hold(gate)
+                known[subject] = gate
         for subject, gate in known.items():
             if gate.state != HELD and subject in before:
                 log.warning("flow %s: %s by %s: %s", gate.flow, gate.state, gate.decided_by, text_of(gate))

@@ -1,7 +1,7 @@
 """The keeper: once a second it reports, commits offsets for lag tools, and looks after what waits.
 
 That is what operators ask for of parked keys, keys that wait for other partitions (H23), decisions on
-gates, and now and then a sweep of the target.
+gates, a target that has lost what was written to it, and now and then a sweep of the target.
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from consumers.apply.backfilling import REREAD_KEYS, Backfilling
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed
+from consumers.apply.losses import Losses
 from consumers.apply.parking import Parking
 from consumers.apply.reading import KAFKA
 from consumers.apply.report import Report
 from consumers.apply.session import TARGET, Session
 from consumers.apply.writing import Writer
-from consumers.targets.base import Parked, Target
-from streamer.errors import KafkaUnavailable, RetryableError, TailraceError
+from consumers.targets.base import Parked, Target, Unwhole
+from streamer.errors import KafkaUnavailable, TailraceError
 from streamer.status import StatusWriter
 
+REREAD_S = 10.0  # between two asks for rows that are not whole
 KEEP_S = 1.0  # between two reports
 PROBE_S = 3.0  # Kafka not answering for so long is said in `status`
 SWEEP_S = 60.0
+LOOK_S = 2.0  # a target that was emptied or replaced is noticed within it, also where no change comes
 # A change's own transaction may still be on its way to Kafka, in several flushes, when the change is read.
 PASS_AFTER_S = 5.0
 
@@ -40,30 +44,36 @@ class Keeper:
         condition: Condition,
         report: Report,
         parking: Parking,
+        losses: Losses,
         writer: Writer,
         status: StatusWriter,
         *,
+        go_on: Callable[[str], None],
         keep_tombstones_s: float,
         poll_gates: Callable[[Target], Awaitable[None]] | None = None,
+        backfilling: Backfilling,
     ) -> None:
         """`poll_gates`: called once a second with the session held; it reads decisions, and calls
-        Reader.go_on(topic) for what is held no more."""
+        `go_on` for what is held no more. `go_on`: as Reader has it, with a topic."""
         self._feed = feed
         self._session = session
         self._condition = condition
         self._report = report
         self._parking = parking
+        self._losses = losses
         self._writer = writer
+        self._go_on = go_on
         self._status = status
         self._keep_tombstones_s = keep_tombstones_s
         self._poll_gates = poll_gates
+        self._backfilling = backfilling
         self.notes: list[str] = []  # findings that do not change while the process runs
         self._findings: list[str] = []
 
     async def run(self) -> None:
         """Until cancelled."""
         condition = self._condition
-        swept_s = probed_s = time.monotonic()
+        swept_s = probed_s = looked_s = reread_s = time.monotonic()
         rereads = 0
         while True:
             await asyncio.sleep(KEEP_S)
@@ -78,11 +88,17 @@ class Keeper:
             await self._look_after_parked()
             if self._poll_gates is not None and (error := await self._session.shortly(self._poll_gates)):
                 log.debug("gates not read: %s", error)
+            if now_s - looked_s > LOOK_S and not self._session.is_busy:
+                looked_s = now_s
+                await self._look()
             if now_s - swept_s > SWEEP_S:
                 swept_s = now_s
                 await self._sweep()
             elif self._report.rereads != rereads:
                 await self._find()
+            if now_s - reread_s > REREAD_S and not self._session.is_busy:
+                reread_s = now_s
+                await self._reread()
             rereads = self._report.rereads
             self._show()
 
@@ -118,12 +134,31 @@ class Keeper:
         error = await self._session.shortly(act)
         if error is None and parking.lot.has_waiting:
             error = await self._give_up_overdue()
-        if error is not None and self._writer.idle.is_set():  # else the writer waits for it, and says so
+        self._tell(error)
+
+    def _tell(self, error: TailraceError | None) -> None:
+        """How the target is, where the writer does not: it says what it waits for by itself."""
+        if error is not None and self._writer.idle.is_set():
             self._condition.wait_for(TARGET, str(error))
         elif error is None and self._writer.idle.is_set() and TARGET in self._condition.waiting:
             self._condition.have(TARGET)
 
-    async def _give_up_overdue(self) -> RetryableError | None:
+    async def _look(self) -> None:
+        """Whether the target has what was written to it. A partition with a batch would notice; no other."""
+        lot = self._parking.lot
+        if not lot.at:
+            return
+        topics: set[str] = set()
+
+        async def act(target: Target) -> None:
+            topics.clear()
+            topics.update(self._losses.look_for(await target.look(lot.at), lot.at))
+
+        self._tell(await self._session.shortly(act))
+        for topic in topics:
+            self._go_on(topic)
+
+    async def _give_up_overdue(self) -> TailraceError | None:
         """What every partition of its flow has passed, and is refused still, is a bad row (H23)."""
         overdue = self._parking.retrying.overdue(time.time_ns() // 1000 - int(PASS_AFTER_S * 1e6))
         if not overdue:
@@ -172,12 +207,30 @@ class Keeper:
         if error is not None:
             log.debug("findings not read: %s", error)
 
+    async def _reread(self) -> None:
+        """Have rows that are not whole read again from the source (H6, H7)."""
+        owned = self._feed.owned()
+        topics = [topic for topic, partition in owned if partition == 0]
+        noted: list[Unwhole] = []
+
+        async def act(target: Target) -> None:
+            noted[:] = await target.rereads(topics, REREAD_KEYS) if topics else []
+
+        if error := await self._session.shortly(act):
+            log.debug("rows that are not whole not looked for: %s", error)
+        self._backfilling.note(noted, owned)
+        if noted or self._findings:
+            await self._find()
+
     def _show(self) -> None:
         self._condition.prove()
         counts = self._parking.lot.counts()
         self._report.parked(counts)
         detail = self._report.detail()
         detail["findings"] = [*self.notes, *self._findings, *self._parking.findings()]
+        detail["findings"] += self._losses.findings(self._parking.lot.at)
+        detail["findings"] += self._report.epochs.findings() + self._backfilling.findings()
+        detail["notes"] = self._backfilling.notes()
         detail.update(self._session.target.details())
         self._status.update(detail=detail)
         self._condition.say()

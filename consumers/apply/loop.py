@@ -12,12 +12,15 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 
+from consumers.apply.backfilling import Backfilling
 from consumers.apply.clocks import Clocks
 from consumers.apply.condition import Condition
 from consumers.apply.dead_letters import DeadLetters
+from consumers.apply.epochs import Epochs
 from consumers.apply.feed import Feed
 from consumers.apply.gates import Gates, rules_of
 from consumers.apply.keeping import Keeper
+from consumers.apply.losses import Losses
 from consumers.apply.parking import Parking
 from consumers.apply.reading import BLOCKED_S, Reader
 from consumers.apply.report import Histogram, Report
@@ -58,7 +61,7 @@ async def run_apply(
         raise ConfigError(f"no flow goes to target {target_name!r}", fix=f"add one with `to: {target_name}`")
     group = f"{config.name}.{target_name}"
     made = make_target(target, group, flows)
-    apply = Apply(config, flows, group, made, target.batch, stop, status, metrics, target_name=target_name)
+    apply = Apply(config, flows, group, made, target, stop, status, metrics)
     for name, reasons in unbuilt.items():
         apply.report_unbuilt(name, str(reasons[0]))
     thresholds = gc.get_threshold()
@@ -76,12 +79,10 @@ class Apply:
         flows: list[settings.Flow],
         group: str,
         target: Target,
-        limits: settings.Batch,
+        target_settings: settings.Target,
         stop: asyncio.Event,
         status: StatusWriter,
         metrics: Histogram | None = None,
-        *,
-        target_name: str = "",
     ) -> None:
         kafka = config.kafka
         names = [flow.name for flow in flows]
@@ -90,23 +91,34 @@ class Apply:
         self._target = target
         self._stop = stop
         resets = Resets(kafka.brokers, kafka.security, config.name)
-        self._feed = Feed(kafka.brokers, kafka.security, group, flows, resets)
         self._schemas = Schemas(kafka.brokers, kafka.security, config.name)
+        self._backfilling = Backfilling(config, target_settings.name, flows, self._schemas)
+        self._feed = Feed(kafka.brokers, kafka.security, group, flows, resets, self._backfilling.begin)
         self._clocks = Clocks(kafka.brokers, kafka.security, config.name, sources, status.record)
-        self._letters = DeadLetters(kafka, target_name)
-        self._report = report = Report(names, metrics, self._clocks.of)
+        self._letters = DeadLetters(kafka, target_settings.name)
+        epochs = Epochs(sources, self._clocks.epoch_of)
+        self._report = report = Report(names, metrics, self._clocks.of, epochs)
         condition = Condition(names, stop, status, self._feed, report)
         self._session = Session(target, condition)
-        parking = Parking(target, self._letters, flows, self._schemas)
-        common = self._feed, self._session, condition, report, parking
+        parking = Parking(target, self._letters, flows, self._schemas, target_settings.dead_letters)
+        losses = Losses()
+        common = self._feed, self._session, condition, report, parking, losses
         rules = rules_of(config, flows)
-        self._gates = Gates(rules, target, self._reach) if rules else None
+        self._gates = None
+        if rules:
+            self._gates = Gates(rules, target, self._reach, passed=losses.passed, stays=losses.stays)
         self._writer = Writer(*common, self._gates)
-        self._reader = Reader(*common, self._schemas, self._writer, limits, self._gates)
+        self._reader = Reader(*common, self._schemas, self._writer, target_settings.batch, self._gates)
         keep_tombstones_s = kafka.topics.retention_s * TOMBSTONE_MARGIN
         poll_gates = None if self._gates is None else self._poll_gates
         self._keeper = Keeper(
-            *common, self._writer, status, keep_tombstones_s=keep_tombstones_s, poll_gates=poll_gates
+            *common,
+            self._writer,
+            status,
+            go_on=self._reader.go_on,
+            keep_tombstones_s=keep_tombstones_s,
+            poll_gates=poll_gates,
+            backfilling=self._backfilling,
         )
 
     def report_unbuilt(self, flow: str, why: str) -> None:
@@ -130,19 +142,23 @@ class Apply:
         """Raises what stops every flow."""
         self._status.update(state=State.STARTING)
         keeper = asyncio.create_task(self._keeper.run(), name="apply: keeper")
-        clocks = asyncio.create_task(self._clocks.watch(), name="apply: clocks")
+        beside = [
+            asyncio.create_task(self._clocks.watch(), name="apply: clocks"),
+            asyncio.create_task(self._backfilling.watch(), name="apply: backfills"),
+        ]
         try:
             if await self._session.open():
                 await self._work()
         finally:
             keeper.cancel()
-            clocks.cancel()
+            for task in beside:
+                task.cancel()
             await asyncio.wait([keeper])
             await self._feed.close()
             await self._schemas.close()
             await self._letters.close()
             await self._target.close()
-            await asyncio.wait([clocks])  # it has closed its own connection meanwhile
+            await asyncio.wait(beside)  # they have closed their own connections meanwhile
 
     async def _work(self) -> None:
         writer = asyncio.create_task(self._writer.run(), name="apply: writer")

@@ -22,11 +22,9 @@ from consumers.apply.retrying import QUEUE_CHANGES_LIMIT, Retrying
 from consumers.apply.schemas import SchemaLookup
 from consumers.targets.base import FlowError, Outcome, Refused, RefusedRow, Target
 from streamer.changes.schema import SchemaRecord
-from streamer.config import Flow
+from streamer.config import DeadLetterLimits, Flow
 from streamer.errors import FatalError
 
-PARKED_KEYS_LIMIT = 1000  # more is no row's fault any more: a table or a constraint is
-REFUSED_SHARE_LIMIT = 0.10  # of a minute's rows
 REFUSED_ROWS_MIN = 100  # fewer in a minute are never too many
 SHARE_WINDOW_S = 60.0
 WAITING_KEYS_LIMIT = 10_000  # kept in memory and tried again; their partitions' batches wait above it
@@ -41,6 +39,7 @@ class Parking:
         letters: Letters,
         flows: Iterable[Flow],
         schemas: SchemaLookup,
+        limits: DeadLetterLimits,
         *,
         queue_changes: int = QUEUE_CHANGES_LIMIT,
     ) -> None:
@@ -48,6 +47,7 @@ class Parking:
         self.lot = Lot()
         self.retrying = Retrying(self.lot, target, letters, by_name, schemas, queue_changes=queue_changes)
         self._letters = letters
+        self._limits = limits
         self._kept_whole = {flow.name for flow in by_name.values() if flow.write != "upsert"}
         self._recent: deque[tuple[float, int, int]] = deque()  # monotonic s, rows applied, rows refused
 
@@ -147,13 +147,13 @@ class Parking:
         keys = {Key(poison.place, poison.key) for poison in aside.poisons}
         added = [key for key in keys if key.key not in self.lot.queues.get(key.place, {})]
         parked = sum(count.parked for count in self.lot.counts().values())
-        if not added or parked + len(added) <= PARKED_KEYS_LIMIT:
+        if not added or parked + len(added) <= self._limits.limit:
             return ""
         first = aside.poisons[0]
         place = first.place
         return (
             f"{parked} keys are parked, and records of {len(added)} more are no change events, the limit is"
-            f" {PARKED_KEYS_LIMIT}: find out what writes to {place.topic}; only Tailrace may. First:"
+            f" {self._limits.limit}: find out what writes to {place.topic}; only Tailrace may. First:"
             f" [{place.partition}]@{first.offset}: {first.reason}"
         )
 
@@ -165,7 +165,7 @@ class Parking:
         refused = sum(entry[2] for entry in self._recent) + added
         events = sum(fold.events for changes in prepared.batch.tables for fold in changes.folds)
         rows = sum(entry[1] for entry in self._recent) + events + len(prepared.aside.poisons)
-        if refused >= REFUSED_ROWS_MIN and refused > REFUSED_SHARE_LIMIT * rows:
+        if refused >= REFUSED_ROWS_MIN and refused > self._limits.share * rows:
             return f"{refused} of the last minute's {rows} rows"
         return ""
 
@@ -173,26 +173,38 @@ class Parking:
         """Why these rows are not parked, too: it is not a row's fault any more. Empty: they may be."""
         counts = self.lot.counts().values()
         held = prepared.aside.refused.values()
-        what_to_do = (
-            f"mend the table or the flow, then `tailrace dead-letters retry {self._letters.target}`; or"
-            f" discard. It goes on by itself when fewer are parked. First: {rows[0].message} [{rows[0].code}]"
-        )
+        first = f"First: {rows[0].message} [{rows[0].code}]"
         bad = [row for row in rows if not row.transient]
         parked = sum(count.parked for count in counts) + sum(not row.transient for row, _ in held)
-        if bad and parked + len(bad) > PARKED_KEYS_LIMIT:
+        if bad and parked + len(bad) > self._limits.limit:
             return (
                 f"{parked} keys are parked and {len(bad)} more rows are refused, the limit is"
-                f" {PARKED_KEYS_LIMIT}: {what_to_do}"
+                f" {self._limits.limit}: mend the table or the flow, then `{self._command('retry')}`, or"
+                f" `{self._command('discard')}`. It goes on by itself when fewer are parked."
+                f" {self._raise('limit: N')}. {first}"
             )
         waiting = sum(count.waiting for count in counts) + sum(row.transient for row, _ in held)
         if waiting + len(rows) - len(bad) > WAITING_KEYS_LIMIT:
             return (
                 f"{waiting} keys wait for other partitions, the limit is {WAITING_KEYS_LIMIT}: a constraint"
-                f" of the target's holds them up; {what_to_do}"
+                f" of the target's holds them up; mend the table or the flow, then"
+                f" `{self._command('retry')}`. It goes on by itself when fewer wait. {first}"
             )
         if bad and (share := self._share(prepared, len(bad))):
-            return f"{share} are refused, the limit is {REFUSED_SHARE_LIMIT:.0%}: {what_to_do}"
+            return (
+                f"{share} are refused, the limit is {self._limits.share:.0%}: mend the table or the flow, and"
+                f" it goes on by itself. {self._raise('share: N%')} (100%: no such limit). {first}"
+            )
         return ""
+
+    def _command(self, action: str) -> str:
+        return f"tailrace dead-letters {action} {self._letters.target}"
+
+    def _raise(self, key: str) -> str:
+        return (
+            f"To park them where the rows themselves are bad: `dead_letters: {{{key}}}` below"
+            f" targets.{self._letters.target}, and start it again"
+        )
 
 
 def _now_us() -> int:

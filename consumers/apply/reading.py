@@ -15,6 +15,7 @@ from consumers.apply.assemble import Assembler, Judge, Prepared
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed, Fetched
+from consumers.apply.losses import Losses
 from consumers.apply.parking import Parking
 from consumers.apply.report import Report
 from consumers.apply.schemas import Schemas
@@ -40,6 +41,7 @@ class Reader:
         condition: Condition,
         report: Report,
         parking: Parking,
+        losses: Losses,
         schemas: Schemas,
         writer: Writer,
         limits: settings.Batch,
@@ -53,6 +55,7 @@ class Reader:
         self._condition = condition
         self._report = report
         self._parking = parking
+        self._losses = losses
         self._writer = writer
         self._limits = limits
         self._row_bytes = FIRST_ROW_BYTES  # running mean of a record, for the batch's limit in bytes
@@ -79,7 +82,7 @@ class Reader:
                 failures += 1
 
     def go_on(self, topic: str) -> None:
-        """A gate has opened: every flow of the topic reads on from its checkpoint."""
+        """Every flow of the topic reads on from its checkpoint: a gate opened, or the target lost rows."""
         if self._feed.is_open:
             self._feed.place_again(topic)
 
@@ -217,6 +220,7 @@ class Reader:
             return
         async with self._session.held():
             self._parking.lot.keep_only({(p.topic, p.partition) for p in feed.consumer.assignment()})
+            self._losses.placed(checkpoints, self._parking.lot.at)
             self._parking.lot.load(checkpoints, parked, feed.cluster_id)
         held = {place: c.next_offset for place, c in checkpoints.items() if self._holds(place)}
         free = {place: c for place, c in checkpoints.items() if place not in held}

@@ -13,6 +13,7 @@ from aiokafka import TopicPartition
 from consumers.apply.assemble import Prepared, Sample
 from consumers.apply.checkpoint import Place
 from consumers.apply.clocks import Offset
+from consumers.apply.epochs import Epochs
 from consumers.apply.feed import Standing
 from consumers.apply.gates import detail_of, reason_of
 from consumers.apply.latency import Latency
@@ -21,6 +22,7 @@ from consumers.targets.base import Gate, Outcome
 from streamer.status import State
 
 RATE_WINDOW_S = 5.0
+STALLED = "stalled"  # of a flow: it waits for a table of the store
 
 
 class Histogram(Protocol):
@@ -55,17 +57,23 @@ class Report:
     """Written by the writer and the keeper of one process; read into a detail once a second."""
 
     def __init__(
-        self, flows: list[str], metrics: Histogram | None, offset_of: Callable[[str], Offset | None]
+        self,
+        flows: list[str],
+        metrics: Histogram | None,
+        offset_of: Callable[[str], Offset | None],
+        epochs: Epochs,
     ) -> None:
         """`offset_of`: a flow's source's clock, None while it is not known."""
         self.flows = {flow: FlowReport() for flow in flows}
         self.partitions: dict[tuple[str, TopicPartition], PartitionReport] = {}
+        self.epochs = epochs
         self._metrics = metrics
         self._offset_of = offset_of
 
     def applied(self, prepared: Prepared, outcome: Outcome, committed_us: int) -> None:
         now_s = time.monotonic()
         lost = set(outcome.lost)
+        self.epochs.note(prepared, outcome)
         for flow, count in outcome.applied.items():
             report = self.flows[flow]
             report.applied += count
@@ -128,6 +136,9 @@ class Report:
         was just placed, and waits at a gate."""
         ours = {(flow, p): at for p, s in standings.items() for flow, at in s.next_offsets.items()}
         ours |= {(place.flow, TopicPartition(place.topic, place.partition)): at for place, at in held.items()}
+        for standing in standings.values():
+            for flow, epoch in standing.epochs.items():
+                self.epochs.placed(flow, epoch)
         for place in [place for place in self.partitions if place not in ours]:
             del self.partitions[place]
         for place, offset in ours.items():
@@ -153,7 +164,7 @@ class Report:
         for name, flow in self.flows.items():
             gates = by_flow.get(name, [])
             flow.held = [detail_of(gate) for gate in gates]
-            if flow.state != State.ERROR:
+            if flow.state not in (State.ERROR, STALLED):
                 flow.state = State.HELD if gates else State.STREAMING
                 flow.reason = reason_of(gates) if gates else ""
 

@@ -14,7 +14,7 @@ from aiokafka import TopicPartition
 
 from consumers.apply.checkpoint import Checkpoint
 from streamer.changes.envelope import decode_value
-from streamer.changes.position import FIRST_EPOCH, Stage, TopicState
+from streamer.changes.position import Stage, TopicState
 from streamer.changes.topics import positions_topic
 from streamer.errors import DecodeError
 from streamer.kafka import Security, admin, offset_ranges, read_batches
@@ -24,10 +24,12 @@ from streamer.publisher.topics import describe
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The source's last copy of everything. `begun`: events of it may be in Kafka."""
+    """The source's last copy of everything. `begun`: events of it may be in Kafka. `floors`: it ends with
+    floors, so rows that are gone from the source go with it."""
 
     epoch: int
     begun: bool
+    floors: bool
     topics: dict[str, TopicState]
 
 
@@ -58,19 +60,24 @@ class Resets:
             return None
         # Gaps in what is known of a source without a log raise the epoch, too, and copy nothing.
         epoch = position.since_epoch or position.epoch
-        return Copy(epoch, position.stage is not Stage.INTENT, found.topics)
+        return Copy(epoch, position.stage is not Stage.INTENT, position.since_epoch > 0, found.topics)
 
     async def start(self, checkpoint: Checkpoint, source: str, copy: Copy) -> Start:
         """Where a partition leads to all of the copy, when the checkpoint is older than it."""
         last = checkpoint.last
-        applied = max(FIRST_EPOCH, last.epoch if last is not None else 0)  # 0: no event was applied yet
+        applied = last.epoch if last is not None else 0  # 0: no event was applied yet
         if copy.epoch < applied:
             return Start(
                 fix=f"the epoch of {source} is {copy.epoch}, the target has rows of epoch {applied}:"
-                f" `tailrace reset {source}` until its epoch is above that, then start apply"
+                f" `tailrace reset {source} --above {applied}`, then start apply"
             )
-        if copy.epoch == applied:
+        if copy.epoch == applied or not (applied or copy.floors):
             return Start()
+        if not copy.floors:
+            return Start(
+                fix=f"{source} has begun as if for the first time, so rows that were deleted in it meanwhile"
+                f" would stay: `tailrace reset {source}`, then start apply"
+            )
         place = TopicPartition(checkpoint.place.topic, checkpoint.place.partition)
         log_start, end = (await offset_ranges(self._brokers, self._security, [place]))[place]
         if not copy.begun:
@@ -80,7 +87,7 @@ class Resets:
         if written < end and (log_start == 0 or await self._is_older(place, log_start, end, copy.epoch)):
             return Start(log_start)
         return Start(
-            fix=f"{source} was reset (epoch {copy.epoch}), and Kafka may have removed a part of that copy,"
+            fix=f"the last copy of {source} is epoch {copy.epoch}, and Kafka may have removed a part of it,"
             f" too: `tailrace reset {source}` once more, then start apply"
         )
 

@@ -29,7 +29,7 @@ from consumers.apply.schemas import SchemaLookup
 from consumers.targets.base import Batch, FlowError, Outcome, Parked, RowsRefused, TableChanges, Target
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow
-from streamer.errors import BadRecordError, FatalError
+from streamer.errors import BadRecordError, FatalError, RetryableError
 
 QUEUE_CHANGES_LIMIT = 100  # of a key; above it they are folded into one, as those of a batch are
 WAITING_TRIED = 500  # keys a round: what is refused costs a search among them
@@ -214,11 +214,21 @@ class Retrying:
                         continue
                     refused[key] = (row.code, row.message), row.transient and bool((waiting or {}).get(key))
             except FlowError as error:
-                self._without(error.flow, str(error.cause), batch, refused)
+                if isinstance(error.cause, RetryableError):
+                    self._leave(error.flow, batch)
+                else:
+                    self._without(error.flow, str(error.cause), batch, refused)
             else:
                 self._unparked(batch, outcome)
                 return
             batch.unparks = [key for key in batch.unparks if key not in refused]
+
+    def _leave(self, flow: str, batch: Batch) -> None:
+        """The store's fault and no key's: the flow's keys stay as they are, for another time."""
+        batch.unparks = [key for key in batch.unparks if key[0].flow != flow]
+        batch.parks = [entry for entry in batch.parks if entry.place.flow != flow]
+        batch.tables = [changes for changes in batch.tables if changes.flow != flow]
+        batch.moves = [move for move in batch.moves if move.place.flow != flow]
 
     def _without(self, flow: str, why: str, batch: Batch, refused: dict[Key, tuple[Reason, bool]]) -> None:
         """More than a row of the flow is refused: none of its keys goes."""

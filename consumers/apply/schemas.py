@@ -55,6 +55,12 @@ class Schemas:
     def known(self, schema_id: str) -> SchemaRecord | None:
         return self._known.get(schema_id)
 
+    async def of_source(self, source: str) -> list[SchemaRecord]:
+        """Every record of the source, a table's latest last. Raises KafkaUnavailable."""
+        async with self._lock:
+            await self._read_on()
+        return [record for record in self._known.values() if record.source == source]
+
     async def get(self, schema_id: str, where: str) -> SchemaRecord:
         """Raises FatalError when the id is not there up to the high watermark."""
         if schema_id not in self._known:
@@ -87,4 +93,5 @@ class Schemas:
                         for record in records:
                             if record.value is not None:
                                 schema = SchemaRecord.load(record.value)
+                                self._known.pop(schema.id, None)  # the one that was written last is last
                                 self._known[schema.id] = schema

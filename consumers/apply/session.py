@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from consumers.apply.condition import Condition
 from consumers.targets.base import Target
-from streamer.errors import RetryableError, TargetUnavailable
+from streamer.errors import ConfigError, FatalError, RetryableError, TailraceError, TargetUnavailable
 
 TARGET = "target"  # what is waited for
 TURN_S = 2.0  # for the batch in the target; the keeper has other things to do than to wait for a slow one
@@ -60,9 +60,10 @@ class Session:
                 task.cancel()
                 await asyncio.wait([task])
 
-    async def shortly(self, act: Callable[[Target], Awaitable[None]]) -> RetryableError | None:
+    async def shortly(self, act: Callable[[Target], Awaitable[None]]) -> TailraceError | None:
         """`act` once, and once more with a new session; the error when it has to wait for another time. A
-        session that is in use for long is left alone: another time, too."""
+        session that is in use for long is left alone: another time, too. A store that may not be opened (it
+        is another's by now) is waited for here; with the next batch it ends the process."""
         try:
             async with asyncio.timeout(TURN_S):
                 await self._lock.acquire()
@@ -74,7 +75,7 @@ class Session:
             except TargetUnavailable:
                 await self.target.open()
                 await act(self.target)
-        except RetryableError as error:
+        except (RetryableError, ConfigError, FatalError) as error:
             return error
         finally:
             self._lock.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from aiokafka import TopicPartition
@@ -10,14 +11,17 @@ from aiokafka import TopicPartition
 from consumers.apply.assemble import Judge, Prepared
 from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed
+from consumers.apply.losses import Losses
 from consumers.apply.parking import Parking
 from consumers.apply.report import Report
 from consumers.apply.session import TARGET, Session
-from consumers.targets.base import FlowError, Outcome, RowsRefused
-from streamer.errors import RetryableError, TargetUnavailable
+from consumers.targets.base import FlowError, Outcome, RowsRefused, TableLost
+from streamer.errors import RetryableError, TailraceError, TargetUnavailable
 from streamer.stopping import stopped_within
 
 LIMIT_PROBE_S = 5.0  # a target that refuses too much is tried again as often: it may have been mended
+
+log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -28,6 +32,7 @@ class Writer:
         condition: Condition,
         report: Report,
         parking: Parking,
+        losses: Losses,
         judge: Judge | None = None,
     ) -> None:
         self._feed = feed
@@ -35,6 +40,7 @@ class Writer:
         self._condition = condition
         self._report = report
         self._parking = parking
+        self._losses = losses
         self._judge = judge
         self._told = False
         self._queue: asyncio.Queue[Prepared] = asyncio.Queue(maxsize=1)
@@ -73,7 +79,8 @@ class Writer:
                     break
                 reopen = False
             except FlowError as error:
-                condition.stop_flow(error.flow, error.cause)
+                if not await self._may_remake(error.cause, prepared):
+                    condition.stop_flow(error.flow, error.cause)
             except RetryableError as error:
                 condition.wait_for(TARGET, str(error))
                 await condition.back_off(failures)
@@ -111,6 +118,20 @@ class Writer:
         await stopped_within(self._condition.stop, LIMIT_PROBE_S)
         return None
 
+    async def _may_remake(self, error: Exception, prepared: Prepared) -> bool:
+        """A table that is gone is made again where the source was reset since: all of it comes."""
+        if not isinstance(error, TableLost):
+            return False
+        try:
+            copy = await self._feed.copied_since(error.flow, error.epoch)
+        except TailraceError as unknown:  # then it waits; the flow is tried again, and so is this
+            log.debug("whether %s was reset is not known: %s", error.flow, unknown)
+            return False
+        if copy is not None:
+            log.warning("flow %s makes its table again, as a copy of epoch %d comes", error.flow, copy.epoch)
+            prepared.batch.remakes.add((error.flow, error.topic))
+        return copy is not None
+
     def _tell_judge(self) -> None:
         """Once a batch."""
         if self._judge is not None and not self._told:
@@ -136,6 +157,8 @@ class Writer:
             partition = TopicPartition(move.place.topic, move.place.partition)
             if move.place not in lost:
                 self.commits[partition] = move.next_offset
-            elif partition in self._feed.standings:
+                continue
+            self._losses.refused(move)
+            if partition in self._feed.standings:
                 self._feed.unplaced.add(partition)  # moved by another process, yet assigned to us
                 del self._feed.standings[partition]

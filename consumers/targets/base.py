@@ -6,15 +6,15 @@ of checkpoints that are not where the batch was read at, and with each only that
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from consumers.apply.checkpoint import Checkpoint, Move, Place
+from consumers.apply.checkpoint import Checkpoint, Move, Place, Rewind
 from consumers.apply.fold import BOTTOM, PartitionFold, Version, Write
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow
-from streamer.errors import BadRecordError
+from streamer.errors import BadRecordError, TargetUnavailable
 
 
 @dataclass(slots=True)
@@ -45,6 +45,8 @@ class Batch:
     unparks: list[tuple[Place, bytes]] = field(default_factory=list)
     parks: list[Parked] = field(default_factory=list)
     deleted: dict[Place, int] = field(default_factory=dict)  # rows deleted, for gates; only where one is set
+    # (flow, topic) whose table may be made again though rows of it were written: all of them come again.
+    remakes: set[tuple[str, str]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -81,6 +83,19 @@ class Parked:
     parked_us: int
     asked: str = ""  # what an operator asks the owner of the partition to do: retry | discard
     asked_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unwhole:
+    """A row that waits to be read again from the source (H7). `topic` is empty where the target keeps none;
+    then schema and table are the target's."""
+
+    flow: str
+    topic: str
+    schema: str
+    table: str
+    key: bytes  # as in Kafka
+    version: Version  # of the event that left it so
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +149,8 @@ def reread_cure(flow: Flow | None) -> str:
     """How a person makes rows whole whose large value the log does not have (H7)."""
     source = "SOURCE" if flow is None else flow.source  # the file may name the flow no more
     return (
-        "\n  -> write that value once more in the source, which sends the row whole (an UPDATE such as"
-        f" SET big = big || ''), or read all of it again: `tailrace reset {source}`"
+        "\n  -> nothing while apply and the capture run: they are asked for (see `tailrace backfills`);"
+        f" if that fails, `tailrace backfill {source} TABLE --keys FILE`"
     )
 
 
@@ -146,6 +161,37 @@ class FlowError(Exception):
         super().__init__(str(cause))
         self.flow = flow
         self.cause = cause
+
+
+class TableLost(TargetUnavailable):
+    """A table that the flow has written rows to is not there: what it makes in its place lacks those rows.
+
+    `epoch`: the highest that was written. A copy of a newer one brings every row again.
+    """
+
+    def __init__(self, flow: Flow, topic: str, table: str, epoch: int, *, where: str) -> None:
+        super().__init__(
+            f"the table {table} is missing, and flow {flow.name!r} has written rows of {topic} to it: made"
+            " again now, it would hold the later ones only",
+            where=where,
+            fix="restore it (or give it back its name), and the flow goes on by itself; or"
+            f" `tailrace reset {flow.source}`, which makes it again and copies everything",
+        )
+        self.flow = flow.name
+        self.topic = topic
+        self.epoch = epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """`id`: of the store as it is now. `stands`: next offsets of checkpoints; those that are gone are not
+    in it."""
+
+    id: str
+    stands: dict[Place, int]
+
+
+Versions = dict[tuple[Place, bytes], Version]  # by place and Kafka key
 
 
 class Target(Protocol):
@@ -169,11 +215,24 @@ class Target(Protocol):
     async def checkpoints(self, places: Iterable[Place]) -> dict[Place, Checkpoint]:
         """The checkpoints, made at offset 0 where they are missing."""
 
+    async def rewind(self, rewinds: Iterable[Rewind], who: str) -> dict[Place, Checkpoint]:
+        """Set checkpoints back, all in one transaction, whoever moves them at that moment: what was read
+        from where they were is refused. Gives them as they were; one that is not there, or not beyond its
+        new offset, stays and is not among them. The next `checkpoints` say up to where it is a replay."""
+
+    async def look(self, places: Iterable[Place]) -> Look:
+        """What the store has of these, found in a moment, every few seconds; nothing is made."""
+
     async def prepare(self, batch: Batch) -> None:
         """What can be done for a batch ahead, without the session, while another one is in the target."""
 
     async def apply(self, batch: Batch) -> Outcome:
         """Rows, checkpoints, parks and counts of deletes, in one transaction. Raises RowsRefused too."""
+
+    async def versions(self, batch: Batch) -> Versions | None:
+        """What the target has of the batch's keys: the highest version of the row, of its delete and of the
+        table's truncates; a key that it knows nothing of is not among them. None: it cannot tell, of this
+        kind or of a flow that writes in this way. Only reads."""
 
     async def parked(self, places: Iterable[Place] | None = None, *, asked: bool = False) -> list[Parked]:
         """What waits, by place, key and sequence; None: of all places. `asked`: only of keys that an
@@ -201,6 +260,10 @@ class Target(Protocol):
 
     async def findings(self) -> list[str]:
         """What an operator should know: rows that wait for a re-read, by flow and table."""
+
+    async def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]:
+        """Rows that wait for a re-read, of these topics (of all, where the target keeps no topic); at most
+        about `limit` a table."""
 
     async def sweep(self, keep_s: float) -> None:
         """Bounded house-keeping: forget tombstones older than `keep_s`."""

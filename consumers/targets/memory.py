@@ -8,12 +8,12 @@ event loop, so that nothing can come between. Nothing outlives the process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.apply.checkpoint import ANYWHERE, Checkpoint, Place, Rewind
 from consumers.apply.fold import BOTTOM, PartitionFold, Reread, Version, Write
 from consumers.apply.mapping import Mapping as Columns
 from consumers.apply.mapping import map_columns, soft_column
@@ -21,14 +21,17 @@ from consumers.targets.base import (
     Batch,
     FlowError,
     Gate,
+    Look,
     Outcome,
     Parked,
     Refused,
     RowsRefused,
     TableChanges,
+    Unwhole,
+    Versions,
     reread_cure,
 )
-from consumers.targets.memory_table import MemoryTable, placed
+from consumers.targets.memory_table import MemoryTable, key_of, placed
 from streamer.changes.kinds import UNAVAILABLE, decoder_for
 from streamer.config import Flow
 from streamer.config import MemoryTarget as Settings
@@ -136,6 +139,41 @@ class MemoryTarget:
         stands = self._here().stands
         return {place: stands.setdefault(place, Checkpoint(place)) for place in places}
 
+    async def rewind(self, rewinds: Iterable[Rewind], who: str) -> dict[Place, Checkpoint]:
+        stands = self._here().stands
+        moved = {}
+        for place, next_offset, last in rewinds:
+            was = stands.get(place)
+            if was is not None and was.next_offset > next_offset:
+                moved[place] = was
+                stands[place] = Checkpoint(place, next_offset, was.cluster_id, last, was.replayed_to)
+        return moved
+
+    async def look(self, places: Iterable[Place]) -> Look:
+        stands = self._here().stands
+        return Look(self.id, {place: stands[place].next_offset for place in places if place in stands})
+
+    async def versions(self, batch: Batch) -> Versions | None:
+        store = self._here()
+        mappings = self._map(store, batch)
+        found: Versions = {}
+        for changes in batch.tables:
+            flow, name = self._flows[changes.flow], (changes.schema, changes.table)
+            if flow.write == "append" or flow.version == "none":
+                return None
+            rows = store.tables[name].rows if name in store.tables else {}
+            for fold in changes.folds:
+                place = _place(changes, fold)
+                for part in (fold.rows, fold.creates, fold.patches, fold.deletes):
+                    for key, write in part.items():
+                        there = rows.get(key_of(mappings[flow.name, write.change.schema_id], write))
+                        row = BOTTOM if there is None else there.version
+                        gone = store.tombstones.get((place, key), (BOTTOM, 0))[0]
+                        highest = max(row, gone, store.floors.get(name, BOTTOM))
+                        if highest > BOTTOM:
+                            found[place, key] = highest
+        return found
+
     async def parked(self, places: Iterable[Place] | None = None, *, asked: bool = False) -> list[Parked]:
         wanted = None if places is None else set(places)
         queues = sorted(self._here().parked.items())
@@ -187,6 +225,14 @@ class MemoryTarget:
             for (flow, schema, table), count in sorted(counted.items())
         ]
 
+    async def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]:
+        found: dict[tuple[str, str], list[Unwhole]] = {}
+        for (flow, topic, key), (schema, table, reread) in self._here().rereads.items():
+            rows = found.setdefault((flow, topic), [])
+            if topic in topics and len(rows) < limit:
+                rows.append(Unwhole(flow, topic, schema, table, key, reread.change.version))
+        return [row for rows in found.values() for row in rows]
+
     async def sweep(self, keep_s: float) -> None:
         store = self._here()
         before_us = store.clock_us() - round(keep_s * 1e6)
@@ -205,7 +251,7 @@ class MemoryTarget:
         outcome = Outcome()
         for move in batch.moves:
             at = store.stands.get(move.place)
-            if at is None or at.next_offset != move.expected:
+            if at is None or move.expected not in (at.next_offset, ANYWHERE):
                 outcome.lost.append(move.place)
         lost = set(outcome.lost)
         work = [
@@ -396,6 +442,9 @@ def _keep_state(store: MemoryStore, batch: Batch, lost: set[Place]) -> None:
         if place not in lost and rows:
             store.deletes.append((store.clock_us(), place, rows))
     for move in batch.moves:
-        if move.place not in lost:
-            last = move.last or store.stands[move.place].last
-            store.stands[move.place] = Checkpoint(move.place, move.next_offset, batch.cluster_id, last)
+        if move.place not in lost and move.expected != ANYWHERE:
+            was = store.stands[move.place]
+            last = move.last or was.last
+            store.stands[move.place] = Checkpoint(
+                move.place, move.next_offset, batch.cluster_id, last, was.replay_until
+            )

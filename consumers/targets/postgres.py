@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -20,11 +20,26 @@ from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
-from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.apply.checkpoint import Checkpoint, Place, Rewind
 from consumers.targets import postgres_constraints as constraints
+from consumers.targets import postgres_known as known
 from consumers.targets import postgres_parked as parked
+from consumers.targets import postgres_replays as replays
 from consumers.targets import postgres_state as state
-from consumers.targets.base import Batch, FlowError, Gate, Outcome, Parked, RowsRefused, reread_cure
+from consumers.targets.base import (
+    Batch,
+    FlowError,
+    Gate,
+    Look,
+    Outcome,
+    Parked,
+    RowsRefused,
+    TableLost,
+    Unwhole,
+    Versions,
+    reread_cure,
+)
+from consumers.targets.postgres_arrays import quoted
 from consumers.targets.postgres_errors import Reaction, not_let_in, reaction_to, unavailable
 from consumers.targets.postgres_memory import Memory
 from consumers.targets.postgres_plans import Plan
@@ -100,6 +115,7 @@ class PostgresTarget:
                 raise
             self._id = str(await state.ensure(self._connection, self._group))
             await parked.ensure(self._connection)
+            await replays.ensure(self._connection)
             await self._read_clock()
         except (psycopg.Error, OSError) as error:
             await self.close()
@@ -173,6 +189,15 @@ class PostgresTarget:
             raise unavailable(error, self.place) from error
         return found
 
+    async def rewind(self, rewinds: Iterable[Rewind], who: str) -> dict[Place, Checkpoint]:
+        async with self._statement() as connection:
+            return await replays.rewind(connection, list(rewinds), who)
+
+    async def look(self, places: Iterable[Place]) -> Look:
+        async with self._statement() as connection:
+            self._id, stands = await state.look(connection, sorted(places))
+        return Look(self._id, stands)
+
     async def findings(self) -> list[str]:
         found = []
         connection = self._open_connection()
@@ -195,6 +220,15 @@ class PostgresTarget:
             )
         return found
 
+    async def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]:
+        async with self._statement() as connection:
+            cursor = await connection.execute(state.READ_REREADS, (quoted(list(topics)), limit))
+            rows: list[tuple[Any, ...]] = await cursor.fetchall()
+        return [
+            Unwhole(flow, topic, schema, table, key.encode(), (epoch, lsn, ordinal))
+            for flow, topic, schema, table, key, epoch, lsn, ordinal in rows
+        ]
+
     async def sweep(self, keep_s: float) -> None:
         async with self._statement() as connection:
             await state.purge(connection, keep_s)
@@ -211,6 +245,10 @@ class PostgresTarget:
         except (psycopg.Error, OSError) as error:
             await self._recover()
             raise unavailable(error, self.place) from error
+
+    async def versions(self, batch: Batch) -> Versions | None:
+        async with self._statement() as connection:
+            return await known.versions(connection, batch, await self._prepare(connection, batch))
 
     # What waits
 
@@ -340,10 +378,11 @@ class PostgresTarget:
                     continue
                 record = batch.records[schema_id]
                 place = changes.schema, changes.table
-                flow = self._flows[changes.flow]
+                flow, topic = self._flows[changes.flow], changes.topic
+                remake = (flow.name, topic) in batch.remakes
                 try:
-                    plans[key] = await self._plan(connection, place, record, flow)
-                except ConfigError as error:
+                    plans[key] = await self._plan(connection, place, record, flow, topic, remake=remake)
+                except (ConfigError, TableLost) as error:
                     raise FlowError(changes.flow, error) from error
                 except psycopg.errors.InsufficientPrivilege as error:
                     raise TargetUnavailable(
@@ -356,10 +395,17 @@ class PostgresTarget:
         return plans
 
     async def _plan(
-        self, connection: state.Connection, place: tuple[str, str], record: SchemaRecord, flow: Flow
+        self,
+        connection: state.Connection,
+        place: tuple[str, str],
+        record: SchemaRecord,
+        flow: Flow,
+        topic: str,
+        *,
+        remake: bool,
     ) -> Plan:
-        """Raises ConfigError."""
-        fitted = await ensure_table(connection, *place, record, flow)
+        """Raises ConfigError, TableLost."""
+        fitted = await ensure_table(connection, *place, record, flow, topic=topic, remake=remake)
         if not self._silent:
             await constraints.ensure(connection, fitted.table)
         return Plan(fitted, flow, silent=self._silent)

@@ -62,6 +62,8 @@ class Plan:
         self.row_statements = shape.rows()
         self.insert_sql = shape.upsert() if flow.write == "append" else shape.insert()
         self.delete_sql = shape.delete() if self.key and flow.write != "append" else ""
+        tells = self.key and flow.write != "append" and flow.version != "none"
+        self.versions_sql = shape.versions() if tells else ""
         self.below_sql = shape.below() if flow.write != "append" else ()
         self.remove_sql = shape.remove()
         moves = shape.write == "upsert" and bool(shape.moving) and bool(self.key)

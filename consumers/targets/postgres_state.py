@@ -5,7 +5,7 @@
     floors        (table): rows and events at or below this version are gone (H5)
     tombstones    (flow, topic, partition, key): version of a delete, kept as long as the topics
     needs_reread  (flow, table, key): rows that are not whole until read again from the source (H7)
-    parked, gates, deleted: see postgres_parked
+    parked, gates, deleted: see postgres_parked; replays: see postgres_replays
 
 Made when missing, under an advisory lock, so that several processes may start at once. Keys are kept
 as a hash in tombstones, where they are many, and readable in needs_reread.
@@ -59,10 +59,19 @@ _ENSURE_CHECKPOINTS = """INSERT INTO _tailrace.checkpoints (flow, topic, partiti
 SELECT flow, topic, partition, 0 FROM unnest($1::text[], $2::text[], $3::int[]) s (flow, topic, partition)
 ORDER BY 1, 2, 3 ON CONFLICT DO NOTHING"""
 
-_READ_CHECKPOINTS = """SELECT flow, topic, partition, next_offset, cluster_id, last_offset, last_checksum,
-last_epoch, last_lsn, last_ordinal FROM _tailrace.checkpoints
+_READ_CHECKPOINTS = """SELECT flow, topic, partition, next_offset, cluster_id, coalesce(until_offset, 0),
+last_offset, last_checksum, last_epoch, last_lsn, last_ordinal
+FROM _tailrace.checkpoints LEFT JOIN _tailrace.replays USING (flow, topic, partition)
 WHERE (flow, topic, partition) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::int[]))
 ORDER BY 1, 2, 3"""
+
+LOOK = """SELECT flow, topic, partition, next_offset FROM _tailrace.checkpoints
+WHERE (flow, topic, partition) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::int[]))"""
+IDENTITY = "SELECT id FROM _tailrace.identity"
+
+# A checkpoint that was set back to 0 by hand begins anew, whatever it had applied.
+WRITTEN = """SELECT coalesce(max(last_epoch), 0) FROM _tailrace.checkpoints
+WHERE flow = $1 AND topic = $2 AND next_offset > 0"""
 
 LOCK_CHECKPOINTS = """SELECT flow, topic, partition, next_offset FROM _tailrace.checkpoints
 WHERE (flow, topic, partition) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::int[]))
@@ -117,6 +126,10 @@ AND (t.epoch, t.lsn, t.ordinal) <= (s.epoch, s.lsn, s.ordinal)"""
 
 FORGET_REREADS = """DELETE FROM _tailrace.needs_reread WHERE schema_name = $1 AND table_name = $2
 AND (epoch, lsn, ordinal) <= ($3::int, $4::bigint, $5::bigint)"""
+
+READ_REREADS = """SELECT n.flow, n.topic, n.schema_name, n.table_name, n.key, n.epoch, n.lsn, n.ordinal
+FROM (SELECT DISTINCT flow, topic FROM _tailrace.needs_reread WHERE topic = ANY ($1::text[])) f,
+LATERAL (SELECT * FROM _tailrace.needs_reread r WHERE r.flow = f.flow AND r.topic = f.topic LIMIT $2) n"""
 
 FLAGGED = "SELECT DISTINCT topic FROM _tailrace.needs_reread WHERE flow = $1"
 
@@ -210,17 +223,35 @@ def _check(row: tuple[object, ...], place: tuple[int | None, int], group: str) -
 
 
 async def read_checkpoints(connection: Connection, places: list[Place]) -> dict[Place, Checkpoint]:
-    columns = columns_of(places)
-    await connection.execute(_ENSURE_CHECKPOINTS, columns)
+    await connection.execute(_ENSURE_CHECKPOINTS, columns_of(places))
+    return await stands(connection, places)
+
+
+async def stands(connection: Connection, places: list[Place]) -> dict[Place, Checkpoint]:
+    """Those that are there."""
     found = {}
-    for row in await (await connection.execute(_READ_CHECKPOINTS, columns)).fetchall():
-        flow, topic, partition, next_offset, cluster, *last = row
+    for row in await (await connection.execute(_READ_CHECKPOINTS, columns_of(places))).fetchall():
+        flow, topic, partition, next_offset, cluster, replay_until, *last = row
         place = Place(str(flow), str(topic), int(str(partition)))
         record = None if None in last else LastRecord(*[int(str(part)) for part in last])
-        found[place] = Checkpoint(
-            place, int(str(next_offset)), None if cluster is None else str(cluster), record
-        )
+        known = None if cluster is None else str(cluster)
+        found[place] = Checkpoint(place, int(str(next_offset)), known, record, int(str(replay_until)))
     return found
+
+
+async def look(connection: Connection, places: list[Place]) -> tuple[str, dict[Place, int]]:
+    """The target's id, and where checkpoints are."""
+    found = await connection.execute(IDENTITY)
+    id_ = await found.fetchone()
+    rows = await (await connection.execute(LOOK, columns_of(places))).fetchall()
+    stands = {Place(str(f), str(t), int(str(p))): int(str(at)) for f, t, p, at in rows}
+    return str(id_[0]) if id_ else "", stands
+
+
+async def written_epoch(connection: Connection, flow: str, topic: str) -> int:
+    """The highest epoch that the flow has applied of the topic, by any process; 0: nothing so far."""
+    row = await (await connection.execute(WRITTEN, (flow, topic))).fetchone()
+    return int(str(row[0])) if row else 0
 
 
 def columns_of(places: list[Place]) -> tuple[str, str, str]:

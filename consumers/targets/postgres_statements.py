@@ -264,6 +264,17 @@ class Shape:
             kept = f"SELECT count(*) FROM s WHERE EXISTS ({newer})"
         return f"WITH {source}, d AS ({act} RETURNING 1) SELECT (SELECT count(*) FROM d), ({kept})"
 
+    def versions(self) -> str:
+        """Arrays of the key, the version and numbers; gives (number, epoch, LSN, ordinal) of rows there."""
+        keys = f"SELECT {self.named_keys(self.key)}, s.n FROM {self.source(self.key, ('n', 'int'))}"
+        if self.number is None:
+            stored = ", ".join(f"t.{name}" for name in VERSION)
+            return f"SELECT s.n, {stored} FROM ({keys}) s JOIN {self.relation} AS t ON {self.matches()}"
+        one, two = side.hashes([f"s.k{n}" for n in range(len(self.key))])
+        at_key = f"v.table_id = {self.number} AND v.key_1 = {one} AND v.key_2 = {two}"
+        stored = "v.epoch, v.lsn, v.ordinal"
+        return f"SELECT s.n, {stored} FROM ({keys}) s JOIN _tailrace.versions v ON {at_key}"
+
     def _delete_beside(self, source: str) -> str:
         assert self.number is not None
         key = side.hashes([f"s.k{n}" for n in range(len(self.key))])

@@ -16,8 +16,9 @@ from orjson import dumps
 from consumers.apply.mapping import MappedColumn, map_columns
 from consumers.apply.mapping import Mapping as Columns
 from consumers.targets import postgres_versions as versions
+from consumers.targets.base import TableLost
 from consumers.targets.postgres_catalog import TargetColumn, TargetTable, listed, quote, read_table
-from consumers.targets.postgres_state import ENSURE_FLOOR, LOCK, Connection
+from consumers.targets.postgres_state import ENSURE_FLOOR, LOCK, Connection, written_epoch
 from streamer.changes.fitting import fits_type
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow
@@ -50,8 +51,12 @@ async def ensure_table(
     record: SchemaRecord,
     flow: Flow,
     own: tuple[MappedColumn, ...] = (),
+    *,
+    topic: str,
+    remake: bool,
 ) -> Fitted:
-    """The table, fit for the record's rows: made, or its missing columns added. Raises ConfigError.
+    """The table, fit for the record's rows: made, or its missing columns added. Raises ConfigError, and
+    TableLost for one that was there, unless `remake`.
 
     `own`: columns of a kind of target that makes more of a row; key columns among them follow the key.
     """
@@ -68,6 +73,9 @@ async def ensure_table(
             mapping = _mapped(flow, record, table, own)
             made = table is None
             if table is None:
+                if not remake and (epoch := await written_epoch(connection, flow.name, topic)):
+                    where = f"flow {flow.name!r}, target {flow.target!r}"
+                    raise TableLost(flow, topic, f"{schema}.{name}", epoch, where=where)
                 await _create(connection, schema, name, mapping, flow, known)
             else:
                 await _complete(connection, table, mapping, flow, known)

@@ -8,8 +8,8 @@ from typing import Any
 
 from psycopg import AsyncCursor
 
-from consumers.apply.checkpoint import Place
-from consumers.apply.fold import BOTTOM, PartitionFold, Reread, Version, Write
+from consumers.apply.checkpoint import ANYWHERE, Place
+from consumers.apply.fold import BOTTOM, TOP, PartitionFold, Reread, Version, Write
 from consumers.targets import postgres_constraints as constraints
 from consumers.targets import postgres_floors as floor
 from consumers.targets import postgres_parked as parked
@@ -132,6 +132,9 @@ async def write_batch(
     outcome = Outcome()
     begun = await begin(connection, batch, plans, flows, outcome)
     moves, floors, lost, work = begun.moves, begun.floors, begun.lost, begun.work
+    for move in batch.moves:
+        if move.expected == ANYWHERE:  # another process buries there, and this session does not know what
+            memory.buried[move.place] = TOP
     rereads: list[tuple[TableChanges, Reread]] = []
     for changes, folds in work:
         await floor.drop_gone(connection, changes, folds, floors, memory, outcome)
@@ -186,7 +189,10 @@ async def _lock(
     stands = {(flow, topic, partition): at for flow, topic, partition, at in await held.fetchall()}
     moves = []
     for move in batch.moves:
-        if stands.get((*move.place,)) == move.expected:
+        at = stands.get((*move.place,))
+        if move.expected == ANYWHERE and at is not None:
+            continue
+        if at == move.expected:
             moves.append(move)
         else:
             outcome.lost.append(move.place)

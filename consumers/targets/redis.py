@@ -1,9 +1,12 @@
-"""Redis as a target: a batch's rows, versions, parks and checkpoints in one script, on one server.
+"""Redis as a target: one server, where a batch is one script, or a Redis Cluster.
 
-What is kept beside the rows (database of the url; all of it is needed, none may be evicted):
+What is kept beside the rows (database of the url; all of it is needed, none may be evicted). On a cluster the
+first five begin with `_tailrace:{state}:`, and the others are in the slots of their rows (redis_slots,
+redis_marks):
 
     _tailrace:identity            hash: id of this target and the group bound to it (H30)
     _tailrace:checkpoints         hash: [flow, topic, partition] -> "next_offset last_record cluster" (H14)
+    _tailrace:replays             hash: [flow, topic, partition] -> "until_offset who": set back by a person
     _tailrace:floors              hash: [flow, schema, table] -> version that a truncate has raised (H5)
     _tailrace:tables              set of [flow, schema, table]
     _tailrace:rows:<table>        hash: record of each row -> its version, with `d` behind it: it is gone
@@ -12,18 +15,20 @@ What is kept beside the rows (database of the url; all of it is needed, none may
 
 and what redis_parked owns. A truncate is the one thing that takes several scripts: it raises the floor, then
 takes rows away in steps, and only then goes the batch, so that a step that is not done is done again.
+Rows themselves are written by redis_one and redis_cluster_rows.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 from orjson import loads
 
-from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.apply.checkpoint import ANYWHERE, Checkpoint, Move, Place, Rewind
 from consumers.apply.fold import BOTTOM
 from consumers.apply.mapping import map_columns
 from consumers.targets import redis_parked as parked
@@ -33,32 +38,63 @@ from consumers.targets.base import (
     Batch,
     FlowError,
     Gate,
+    Look,
     Outcome,
     Parked,
+    Refused,
     RowsRefused,
     TableChanges,
+    Unwhole,
+    Versions,
     reread_cure,
 )
-from consumers.targets.redis_layout import Names, Plan, key_prefix, layout_of, packed, soft_mark
+from consumers.targets.redis_cluster import Call, ClusterSession
+from consumers.targets.redis_cluster_rows import ClusterRows
+from consumers.targets.redis_layout import (
+    CLUSTER,
+    ONE_SERVER,
+    VERSION_BYTES,
+    Arg,
+    Names,
+    Plan,
+    Space,
+    key_prefix,
+    layout_of,
+    packed,
+    soft_mark,
+    unpacked,
+)
+from consumers.targets.redis_marks import STATE_KEYS
+from consumers.targets.redis_one import OneServer
 from consumers.targets.redis_scripts import Script
 from consumers.targets.redis_session import RedisSession
-from consumers.targets.redis_write import Request, checkpoint_of, outcome_of, place_field, request_of
+from consumers.targets.redis_slots import tags
+from consumers.targets.redis_write import checkpoint_of, last_text, place_field
 from streamer.config import Flow
 from streamer.config import RedisTarget as Settings
 from streamer.errors import ConfigError, FatalError
 from streamer.redis.address import place as describe
-from streamer.redis.store import POLICY_FIX, policy_problem, refusal
+from streamer.redis.rights import apply_rights
+from streamer.redis.store import POLICY_FIX, in_cluster, policy_problem, refusal
 
 FORMAT = 1
-STEP_ROWS = 300  # of a truncate or a purge: the server does nothing else for some 2 ms
 PURGE_LIMIT = 20_000  # records forgotten in one sweep
+PIN_ATTEMPTS = 100  # a script takes milliseconds, and so does a batch of apply between two of them
 QUEUES_READ = 100  # parked keys read at once: a queue may be long
 
-_APPLY, _RAISE, _TRUNCATE = Script(scripts.APPLY), Script(scripts.RAISE_FLOOR), Script(scripts.TRUNCATE)
-_FORGET, _PURGE, _COUNT = Script(scripts.FORGET_REREADS), Script(scripts.PURGE), Script(scripts.COUNT)
-_IDENTITY, _CHECKPOINTS = Script(state_scripts.IDENTITY), Script(state_scripts.CHECKPOINTS)
-_QUEUES, _ASK, _PROBE = Script(state_scripts.QUEUES), Script(state_scripts.ASK), Script(state_scripts.PROBE)
-_HOLD, _DECIDE = Script(state_scripts.HOLD), Script(state_scripts.DECIDE)
+_PROBE = Script(state_scripts.PROBE)
+
+
+class _Scripts:
+    """On the target's own state, wherever it is."""
+
+    def __init__(self, space: Space) -> None:
+        self.identity, self.checkpoints = (
+            Script(text, space) for text in (state_scripts.IDENTITY, state_scripts.CHECKPOINTS)
+        )
+        self.queues, self.ask = Script(state_scripts.QUEUES, space), Script(state_scripts.ASK, space)
+        self.hold, self.decide = Script(state_scripts.HOLD, space), Script(state_scripts.DECIDE, space)
+        self.rewind, self.floor = Script(state_scripts.REWIND, space), Script(scripts.RAISE_FLOOR, space)
 
 
 class RedisTarget:
@@ -69,7 +105,8 @@ class RedisTarget:
         self.place = f"target {settings.name!r} ({describe(url)})"
         self._group = group
         self._flows = {flow.name: flow for flow in flows}
-        self._session = RedisSession(url, self.place, f"tailrace-apply-{settings.name}")
+        self._wanted = url, self.place, f"tailrace-apply-{settings.name}"
+        self._on_one_server()
         self._plans: dict[tuple[str, str, str, str], Plan] = {}
         self._id = ""
         self._clock_offset_s = 0.0
@@ -87,24 +124,63 @@ class RedisTarget:
 
     # Session
 
+    def _on_one_server(self) -> None:
+        session = RedisSession(*self._wanted, apply_rights(self._flows.values()))
+        self._session: RedisSession | ClusterSession = session
+        self._rows: OneServer | ClusterRows = OneServer(session)
+        self._space, self._scripts = ONE_SERVER, _Scripts(ONE_SERVER)
+        self._state_keys: Sequence[str] = ()
+
+    def _on_cluster(self) -> None:
+        session = ClusterSession(*self._wanted, apply_rights(self._flows.values(), cluster=True))
+        self._session, self._rows = session, ClusterRows(session)
+        self._space, self._scripts, self._state_keys = CLUSTER, _Scripts(CLUSTER), STATE_KEYS
+
     async def open(self) -> None:
         """Raises TargetUnavailable, ConfigError, FatalError."""
-        session = self._session
-        await session.connect()
+        await self._connect()
         try:
-            refused = refusal(await session.info(), self.place)
-            if refused is not None:
-                raise refused
-            await session.script(_PROBE, (), ["_tailrace:probe"], opening=True)
+            for node, info in (await self._session.infos()).items():
+                if refused := refusal(info, f"{self.place}, {node}" if self._is_cluster else self.place):
+                    raise refused
+            await self._probe()
             await self._identify()
             await self._read_clock()
         except BaseException:
-            await session.close()
+            await self._session.close()
             raise
+
+    async def _connect(self) -> None:
+        """The server of the url says what it is; a cluster's nodes are known to each other from then on."""
+        try:
+            await self._session.connect()
+            if not self._is_cluster and any(map(in_cluster, (await self._session.infos()).values())):
+                await self._session.close()
+                self._on_cluster()
+                await self._session.connect()
+        except ConfigError:
+            if self._is_cluster:  # it may be one server by now
+                self._on_one_server()
+            raise
+
+    @property
+    def _is_cluster(self) -> bool:
+        return isinstance(self._session, ClusterSession)
+
+    async def _probe(self) -> None:
+        if isinstance(self._session, ClusterSession):
+            keys = [f"_tailrace:probe:{{{tags()[slot]}}}" for slot in self._session.masters]
+            await self._session.scripts([Call(_PROBE, (key,), ()) for key in keys], opening=True)
+        else:
+            await self._session.script(_PROBE, (), ["_tailrace:probe"], opening=True)
+
+    async def _ask(self, script: Script, args: Sequence[Arg]) -> Any:
+        """Of the target's own state."""
+        return await self._session.script(script, args, self._state_keys)
 
     async def _identify(self) -> None:
         made = str(uuid4()), self._group, FORMAT, round(time.time())
-        id_, group, format_ = [value.decode() for value in await self._session.script(_IDENTITY, made)]
+        id_, group, format_ = [value.decode() for value in await self._ask(self._scripts.identity, made)]
         if int(format_) > FORMAT:
             raise FatalError(
                 f"the target's keys _tailrace:* have format {format_}, this program knows {FORMAT}",
@@ -116,7 +192,7 @@ class RedisTarget:
                 f"this target belongs to the consumer group {group!r}, not to {self._group!r}",
                 where=self.place,
                 fix="give the target the name it had in the config (and `name:` too), or another database of"
-                f" the server; to hand it over: HSET _tailrace:identity group {self._group}",
+                f" the server; to hand it over: HSET {self._space.key('identity')} group {self._group}",
             )
         self._id = id_
 
@@ -135,46 +211,101 @@ class RedisTarget:
         if not wanted:
             return {}
         await self._identify()  # somebody may have emptied the database under an open session
-        found = await self._session.script(_CHECKPOINTS, [place_field(place) for place in wanted])
-        return {place: checkpoint_of(place, text) for place, text in zip(wanted, found, strict=True)}
+        fields = [place_field(place) for place in wanted]
+        found = await self._ask(self._scripts.checkpoints, fields)
+        if isinstance(self._rows, ClusterRows):
+            stands = {p: checkpoint_of(p, text).next_offset for p, text in zip(wanted, found, strict=True)}
+            if await self._rows.marks.lower(stands):
+                found = await self._ask(self._scripts.checkpoints, fields)
+        replays = await self._session.command("HMGET", self._space.key("replays"), *fields)
+        return {
+            place: checkpoint_of(place, text, replay)
+            for place, text, replay in zip(wanted, found, replays, strict=True)
+        }
+
+    async def rewind(self, rewinds: Iterable[Rewind], who: str) -> dict[Place, Checkpoint]:
+        wanted = list(rewinds)
+        args = [who]
+        for place, next_offset, last in wanted:
+            args += place_field(place), str(next_offset), last_text(last) or "-"
+        found = await self._ask(self._scripts.rewind, args)
+        return {
+            place: checkpoint_of(place, text)
+            for (place, _, _), text in zip(wanted, found, strict=True)
+            if text
+        }
+
+    async def look(self, places: Iterable[Place]) -> Look:
+        wanted = list(places)
+        id_ = await self._session.command("HGET", self._space.key("identity"), "id")
+        self._id = id_.decode() if id_ else ""
+        stands = await self._stands(wanted)
+        if isinstance(self._rows, ClusterRows):
+            for place, mark in (await self._rows.marks.lowest(list(stands))).items():
+                stands[place] = min(stands[place], mark)
+        return Look(self._id, stands)
+
+    async def _stands(self, places: Sequence[Place]) -> dict[Place, int]:
+        """Next offsets of those that are there."""
+        if not places:
+            return {}
+        fields = [place_field(place) for place in places]
+        found = await self._session.command("HMGET", self._space.key("checkpoints"), *fields)
+        return {
+            place: checkpoint_of(place, text).next_offset
+            for place, text in zip(places, found, strict=True)
+            if text is not None
+        }
 
     async def findings(self) -> list[str]:
         found = []
-        problem = policy_problem(await self._session.info())
-        if problem:
-            found.append(f"{problem}: {POLICY_FIX}")
-        for names in await self._tables():
-            count = int(await self._session.command("HLEN", names.rereads))
-            if count:
-                found.append(
-                    f"flow {names.flow}: {count} rows of {names.schema}.{names.table} are not whole until"
-                    f" they are read again from the source: HGETALL '{names.rereads}' in the target"
-                    + reread_cure(self._flows.get(names.flow))
-                )
+        for node, info in (await self._session.infos()).items():
+            if problem := policy_problem(info):
+                where = f"{node}: " if self._is_cluster else ""
+                found.append(f"{where}{problem}: {POLICY_FIX}")
+        for names, count, key in await self._rows.waiting(await self._tables()):
+            found.append(
+                f"flow {names.flow}: {count} rows of {names.schema}.{names.table} are not whole until"
+                f" they are read again from the source: HGETALL '{key}' in the target"
+                + reread_cure(self._flows.get(names.flow))
+            )
         return found
 
+    async def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]:
+        """Of every topic: notes are kept by the target's tables."""
+        found: dict[tuple[str, str, str], list[Unwhole]] = {}
+        for names in await self._rows.noted(await self._tables()):
+            rows = found.setdefault((names.flow, names.schema, names.table), [])
+            cursor = b"0"
+            while len(rows) < limit:
+                cursor, fields = await self._session.command("HSCAN", names.rereads, cursor, "COUNT", limit)
+                for note in fields[1::2]:
+                    key, _, _ = note[VERSION_BYTES:].partition(b"\n")
+                    version = unpacked(note[:VERSION_BYTES])
+                    rows.append(Unwhole(names.flow, "", names.schema, names.table, key, version))
+                if cursor == b"0":
+                    break
+        return [row for rows in found.values() for row in rows]
+
     async def _tables(self) -> list[Names]:
-        found = await self._session.command("SMEMBERS", "_tailrace:tables")
+        found = await self._session.command("SMEMBERS", self._space.key("tables"))
         return [Names(*loads(name)) for name in sorted(found)]
 
     async def sweep(self, keep_s: float) -> None:
         left = PURGE_LIMIT
         for names in await self._tables():
             flow = self._flows.get(names.flow)
-            while flow is not None and left > 0:
-                args = *self._layout(flow, names), names.rows, names.gone, round(keep_s * 1e6), STEP_ROWS
-                done = int(await self._session.script(_PURGE, args))
-                left -= done
-                if done < STEP_ROWS:
-                    break
+            if flow is not None and left > 0:
+                left -= await self._rows.purge(names, self._layout(flow, names), round(keep_s * 1e6), left)
         await self._forget_deletes()
         await self._read_clock()
 
     async def _forget_deletes(self) -> None:
         before_us = await self._now_us() - round(parked.DELETED_KEEP_S * 1e6)
-        places = [Place(*loads(f)) for f in await self._session.command("HKEYS", "_tailrace:checkpoints")]
+        fields = await self._session.command("HKEYS", self._space.key("checkpoints"))
+        places = [Place(*loads(field)) for field in fields]
         for flow, topic in sorted({place[:2] for place in places}):
-            key = parked.deleted_key(flow, topic)
+            key = parked.deleted_key(self._space, flow, topic)
             await self._session.command("ZREMRANGEBYSCORE", key, "-inf", before_us)
 
     async def _now_us(self) -> int:
@@ -185,14 +316,17 @@ class RedisTarget:
     def _layout(flow: Flow, names: Names) -> tuple[str, str]:
         return layout_of(flow), key_prefix(flow, names.schema, names.table)
 
+    async def versions(self, batch: Batch) -> Versions | None:
+        return None
+
     # What waits
 
     async def parked(self, places: Iterable[Place] | None = None, *, asked: bool = False) -> list[Parked]:
         session = self._session
         if asked:
-            queues = await session.command("HKEYS", "_tailrace:asked")
+            queues = await session.command("HKEYS", self._space.key("asked"))
         else:
-            queues = await session.command("SMEMBERS", parked.PARKED)
+            queues = await session.command("SMEMBERS", self._space.key("parked"))
         if places is not None:
             wanted = set(places)
             queues = [queue for queue in queues if parked.place_of(queue) in wanted]
@@ -200,56 +334,81 @@ class RedisTarget:
         found = []
         for start in range(0, len(queues), QUEUES_READ):
             some = queues[start : start + QUEUES_READ]
-            for queue, (wish, entries) in zip(some, await session.script(_QUEUES, some), strict=True):
+            for queue, (wish, entries) in zip(some, await self._ask(self._scripts.queues, some), strict=True):
                 found += [parked.entry_of(queue, entry, wish) for entry in entries]
         return sorted(found, key=lambda entry: (entry.place, entry.key, entry.sequence))
 
     async def ask(self, keys: Iterable[tuple[Place, bytes]], action: str, who: str) -> int:
         queues = {parked.queue_of(place, key) for place, key in keys}
-        return int(await self._session.script(_ASK, [parked.asked_text(action, who), *queues]))
+        return int(await self._ask(self._scripts.ask, [parked.asked_text(action, who), *queues]))
 
     async def gates(self) -> list[Gate]:
-        found = await self._session.command("HGETALL", parked.GATES)
+        found = await self._session.command("HGETALL", self._space.key("gates"))
         return sorted(_gates(found), key=lambda gate: (gate.flow, gate.topic))
 
     async def hold(self, gate: Gate) -> None:
         args = parked.gate_field(gate), gate.state, gate.since_us, parked.gate_rest(gate)
-        await self._session.script(_HOLD, args)
+        await self._ask(self._scripts.hold, args)
 
     async def decide(self, flow: str, state: str, who: str, up_to_us: int) -> list[Gate]:
         args = parked.gate_fields_of(flow), state, up_to_us, parked.who_text(who)
-        return _gates(await self._session.script(_DECIDE, args))
+        return _gates(await self._ask(self._scripts.decide, args))
 
     async def recent_deletes(self, flow: str, topic: str, window_s: float) -> int:
         since_us = await self._now_us() - round(window_s * 1e6)
-        key = parked.deleted_key(flow, topic)
+        key = parked.deleted_key(self._space, flow, topic)
         found = await self._session.command("ZRANGEBYSCORE", key, since_us, "+inf")
         return sum(int(entry.rpartition(b" ")[2]) for entry in found)
 
     async def count_rows(self, flow: str, schema: str, table: str) -> int:
-        names = Names(flow, schema, table)
-        return int(await self._session.script(_COUNT, (names.rows, names.gone)))
+        return await self._rows.count(Names(flow, schema, table))
 
     # Batches
 
     async def prepare(self, batch: Batch) -> None:
-        return
+        for changes in batch.tables:
+            try:
+                self._plan(changes, batch)
+            except FlowError:
+                continue  # left for `apply` to name
+            await self._rows.make_ready(changes, self._plans)
 
     async def apply(self, batch: Batch) -> Outcome:
         """Raises TargetUnavailable (all of it again later), RowsRefused (again without those rows) and
         FlowError (again without that flow)."""
+        if not any(move.expected == ANYWHERE for move in batch.moves):
+            return await self._apply(batch)
+        for _ in range(PIN_ATTEMPTS):
+            stands = (await self.look([move.place for move in batch.moves])).stands
+            ats = [(move.place, stands.get(move.place, ANYWHERE)) for move in batch.moves]
+            pinned = replace(batch, moves=[Move(place, at, at, None) for place, at in ats])
+            outcome = await self._apply(pinned)
+            if not outcome.lost:
+                return outcome
+        return outcome
+
+    async def _apply(self, batch: Batch) -> Outcome:
         for changes in batch.tables:
             self._plan(changes, batch)
-        request = await request_of(batch, self._plans)
+        rows = self._rows
+        if isinstance(rows, ClusterRows):
+            slots = await rows.request(batch, self._plans)
+            lost = await self._lost(batch)
+            await self._make_way(batch, slots.unfit, lost)
+            return await rows.write(batch, slots, self._plans, lost)
+        request = await rows.request(batch, self._plans)
         if request.unfit:
             lost = await self._lost(batch)
-            if rows := [row for row in request.unfit if row.place not in lost]:
-                raise RowsRefused(rows, where=self.place)
+        await self._make_way(batch, request.unfit, lost if request.unfit else ())
+        return await rows.write(batch, request)
+
+    async def _make_way(self, batch: Batch, unfit: Sequence[Refused], lost: Collection[Place]) -> None:
+        """What comes before the rows."""
+        if rows := [row for row in unfit if row.place not in lost]:
+            raise RowsRefused(rows, where=self.place)
         for changes in batch.tables:
             if changes.floor > BOTTOM:
                 await self._truncate(batch, changes)
-        reply = await _send(self._session, request)
-        return outcome_of(batch, request, reply, self.place)
 
     def _plan(self, changes: TableChanges, batch: Batch) -> None:
         """Plans of the batch's schema records. Raises FlowError."""
@@ -265,16 +424,8 @@ class RedisTarget:
                 self._plans[known] = plan
 
     async def _lost(self, batch: Batch) -> set[Place]:
-        if not batch.moves:
-            return set()
-        stands = await self._session.command(
-            "HMGET", "_tailrace:checkpoints", *[place_field(move.place) for move in batch.moves]
-        )
-        return {
-            move.place
-            for move, stand in zip(batch.moves, stands, strict=True)
-            if stand is None or checkpoint_of(move.place, stand).next_offset != move.expected
-        }
+        stands = await self._stands([move.place for move in batch.moves])
+        return {move.place for move in batch.moves if stands.get(move.place) != move.expected}
 
     async def _truncate(self, batch: Batch, changes: TableChanges) -> None:
         """Raise the floor and take away what is at or below it; also what a killed process has left."""
@@ -283,26 +434,11 @@ class RedisTarget:
         if expected is None:
             return
         names, floor = Names(changes.flow, changes.schema, changes.table), packed(changes.floor)
-        session = self._session
-        if int(await session.script(_RAISE, (place_field(place), expected, names.name, floor))) != 1:
+        raised = place_field(place), expected, names.name, floor
+        if int(await self._ask(self._scripts.floor, raised)) != 1:
             return
         flow = self._flows[changes.flow]
-        layout, mark = self._layout(flow, names), soft_mark(flow, changes.floor_us)
-        cursor: bytes | int = 0
-        while True:
-            args = *layout, names.rows, names.gone, names.rereads, floor, cursor, STEP_ROWS, *mark
-            cursor = await session.script(_TRUNCATE, args)
-            if int(cursor) == 0:
-                break
-        while True:
-            cursor = await session.script(_FORGET, (names.rereads, floor, cursor, STEP_ROWS))
-            if int(cursor) == 0:
-                break
-
-
-async def _send(session: RedisSession, request: Request) -> list[Any]:
-    """Rows, checkpoints and all: one command, which the server carries out whole or not at all."""
-    return list(await session.script(_APPLY, request.args, request.keys))
+        await self._rows.clear(names, self._layout(flow, names), floor, soft_mark(flow, changes.floor_us))
 
 
 def _gates(found: Sequence[bytes] | Mapping[bytes, bytes]) -> list[Gate]:

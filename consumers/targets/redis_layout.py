@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isnan
 from struct import Struct
 from typing import Any, NamedTuple
@@ -34,9 +35,11 @@ NULL_KEY, BAD_SCORE = "null_key", "bad_score"
 EVENT_MARK = b"@"
 
 Arg = str | bytes | int
-pack_version = Struct(">IQQ").pack
+_VERSION = Struct(">IQQ")
+VERSION_BYTES = _VERSION.size
+pack_version = _VERSION.pack
 
-_TRUE, _FALSE, _NULL = b"true", b"false", b"null"
+_tuple = tuple.__new__  # of a NamedTuple: half the price of its constructor, and this is a hot path
 
 
 class Unfit(Exception):
@@ -59,44 +62,69 @@ def packed(version: Version) -> bytes:
     return pack_version(*version)
 
 
-def text_of(value: Any) -> str | bytes | int:
+def unpacked(text: bytes) -> Version:
+    """`text`: VERSION_BYTES of it."""
+    epoch, lsn, ordinal = _VERSION.unpack(text)
+    return epoch, lsn, ordinal
+
+
+def text_of(value: Any) -> str:
     """A value that is not null, as a hash's field or a part of a key has it."""
     kind = type(value)
-    if kind is str or kind is int:
+    if kind is str:
         return value  # type: ignore[no-any-return]
+    if kind is int:
+        return str(value)
     if kind is bool:
-        return _TRUE if value else _FALSE
-    return dumps(value)
+        return "true" if value else "false"
+    return dumps(value).decode()
 
 
-def _shown(value: Any) -> str:
-    found = text_of(value)
-    return found if isinstance(found, str) else found.decode() if isinstance(found, bytes) else str(found)
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What the names of the target's own state begin with."""
+
+    own: str = "_tailrace:"
+
+    def key(self, name: str) -> str:
+        return self.own + name
+
+
+ONE_SERVER, CLUSTER = Space(), Space("_tailrace:{state}:")  # all of it in one slot
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Where Redis keeps what of one table of one flow."""
+    """Where Redis keeps what of one table of one flow; on a cluster, of its rows in the slot of `tag`."""
 
     flow: str
     schema: str
     table: str
+    tag: str = ""
 
     @property
     def name(self) -> str:
-        return dumps([self.flow, self.schema, self.table]).decode()
+        return _table_name(self.flow, self.schema, self.table)
+
+    def _key(self, kind: str) -> str:
+        return f"_tailrace:{kind}:{{{self.tag}}}:{self.name}" if self.tag else f"_tailrace:{kind}:{self.name}"
 
     @property
     def rows(self) -> str:
-        return f"_tailrace:rows:{self.name}"
+        return self._key("rows")
 
     @property
     def gone(self) -> str:
-        return f"_tailrace:gone:{self.name}"
+        return self._key("gone")
 
     @property
     def rereads(self) -> str:
-        return f"_tailrace:rereads:{self.name}"
+        return self._key("rereads")
+
+
+@lru_cache(maxsize=10_000)  # a cluster asks for one some 16,384 times in turn
+def _table_name(flow: str, schema: str, table: str) -> str:
+    return dumps([flow, schema, table]).decode()
 
 
 def layout_of(flow: Flow) -> str:
@@ -117,17 +145,17 @@ def key_prefix(flow: Flow, schema: str, table: str) -> str:
     return key_template(flow, schema, table, ()).prefix
 
 
-def soft_mark(flow: Flow, at_us: int) -> list[Arg]:
+def soft_mark(flow: Flow, at_us: int) -> list[str]:
     """The column of `delete: soft(column)` and a time, as a row has them; empty without one."""
     column = soft_column(flow)
     if column is None:
         return []
     pair = column, time_text(at_us)
-    return [dumps(part) for part in pair] if layout_of(flow) == "json" else list(pair)
+    return [dumps(part).decode() for part in pair] if layout_of(flow) == "json" else list(pair)
 
 
 class Plan:
-    """For one flow, table and schema record. `named` and the payloads raise Unfit."""
+    """For one flow, table and schema record. `named`, `whole`, `part` raise Unfit and add nothing then."""
 
     def __init__(self, flow: Flow, schema: str, table: str, columns: Columns) -> None:
         self.flow = flow
@@ -138,18 +166,20 @@ class Plan:
         known = {column.name: column for column in columns.columns}
         self._template = key_template(flow, schema, table, columns.key_columns)
         self._member = _member_template(flow)
+        self.has_members = self._member is not None
         self._check(known, where)
         self._prefix = self._template.prefix
         self._key_parts = [_part(known[name]) for name in self._template.names]
         self._member_parts = [_part(known[name]) for name in self._member.names] if self._member else []
         self._sourced = [(c.column.name, c.name) for c in columns.columns if c.column is not None]
         self._constants = {c.name: c.value for c in columns.columns if c.column is None}
-        self._fields: list[Arg] = [
+        self._fields = [
             part
             for name, value in self._constants.items()
             if value is not None
             for part in (name, text_of(value))
         ]
+        self._only = self._only_part()
         self._score: tuple[str | None, Any] = (
             _part(known[flow.score]) if flow.score is not None else (None, None)
         )
@@ -195,10 +225,19 @@ class Plan:
                 what = f"the score's column {flow.score!r} is {column.type}, which is no number"
                 raise ConfigError(what, where=where, fix="name a column of numbers as `score`")
 
+    def _only_part(self) -> str | None:
+        """The source's column that is the record's name by itself, as of most tables."""
+        if self._member is not None or self.flow.write == "append" or len(self._key_parts) != 1:
+            return None
+        return self._key_parts[0][0] if self._template.literals[1] == "" else None
+
     # Of a row
 
     def named(self, row: Mapping[str, Any], event_key: bytes) -> Named:
         """`event_key`: the Kafka key; under `write: append` its mark is the event's own."""
+        if self._only is not None and (value := row.get(self._only)) is not None:
+            tail = value if type(value) is str else text_of(value)
+            return _tuple(Named, (self._prefix + tail, "", tail))
         tail = self._template.tail(_values(self._key_parts, row)) if self._key_parts else "".join(
             self._template.literals[1:]
         )  # fmt: skip
@@ -209,63 +248,65 @@ class Plan:
         member = self._member.prefix + self._member.tail(_values(self._member_parts, row))
         return Named(self._prefix + tail, member, f"{len(tail.encode())}:{tail}{member}")
 
-    def whole(self, row: Mapping[str, Any]) -> list[Arg]:
-        """The payload of a row with all its values."""
+    def whole(self, row: Mapping[str, Any], values: list[str]) -> list[str]:
+        """Adds what a row with all its values is; gives the names of fields that it does not have."""
         if self.layout == "hash":
-            return self._hash(row)
+            return self._hash(row, values)
         if self.layout == "json":
-            values = {to: row.get(name) for name, to in self._sourced}
-            values |= self._constants
+            found = {to: row.get(name) for name, to in self._sourced}
+            found |= self._constants
             if self.columns.soft_delete is not None:
-                values[self.columns.soft_delete] = None
-            return [1, dumps(values)]
-        if self.layout == "set":
-            return [0]
-        score = self._score_of(row)
-        return [0] if score is None else [1, score]
+                found[self.columns.soft_delete] = None
+            values.append(dumps(found).decode())
+        elif self.layout == "zset" and (score := self._score_of(row)) is not None:
+            values.append(score)
+        return []
 
-    def _hash(self, row: Mapping[str, Any]) -> list[Arg]:
-        payload: list[Arg] = [0, *self._fields]
-        append = payload.append
-        nulls: list[Arg] = []
+    def _hash(self, row: Mapping[str, Any], values: list[str]) -> list[str]:
+        nulls = []
+        values += self._fields
+        get, append = row.get, values.append
         for name, to in self._sourced:
-            value = row.get(name)
-            if value is None:
-                nulls.append(to)
-                continue
-            append(to)
+            value = get(name)
             kind = type(value)
-            append(value if kind is str or kind is int else text_of(value))
+            if kind is str:
+                append(to)
+                append(value)  # type: ignore[arg-type]
+            elif value is None:
+                nulls.append(to)
+            else:
+                append(to)
+                append(str(value) if kind is int else text_of(value))
         if self.columns.soft_delete is not None:
             nulls.append(self.columns.soft_delete)
-        payload[0] = len(payload) - 1
-        return payload + nulls if nulls else payload
+        return nulls
 
-    def part(self, row: Mapping[str, Any]) -> list[Arg]:
-        """The payload of the values that an event has, over the row that is there."""
+    def part(self, row: Mapping[str, Any], values: list[str]) -> list[str]:
+        """The same of the values that an event has, to be written over the row that is there."""
         if self.layout == "set":
-            return [0]
+            return []
         if self.layout == "zset":
             source = self._score[0]
             if source is not None and row.get(source, UNAVAILABLE) == UNAVAILABLE:
-                return [0]
+                return []
             score = self._score_of(row)
-            return [0, ""] if score is None else [1, score]
+            if score is None:
+                return [""]
+            values.append(score)
+            return []
         given = {to: row[n] for n, to in self._sourced if row.get(n, UNAVAILABLE) != UNAVAILABLE}
-        return self._given({**given, **self._constants})
-
-    def soft(self, at_us: int) -> list[Arg]:
-        """The payload of a delete that keeps the row."""
-        return [2, *soft_mark(self.flow, at_us)]
-
-    def _given(self, values: Mapping[str, Any]) -> list[Arg]:
+        given |= self._constants
         if self.layout == "json":
-            pairs: list[Arg] = [part for item in values.items() for part in map(dumps, item)]
-            return [len(pairs), *pairs]
-        there: list[Arg] = [p for n, v in values.items() if v is not None for p in (n, text_of(v))]
-        return [len(there), *there, *(name for name, value in values.items() if value is None)]
+            values += [dumps(part).decode() for item in given.items() for part in item]
+            return []
+        values += [part for n, v in given.items() if v is not None for part in (n, text_of(v))]
+        return [name for name, value in given.items() if value is None]
 
-    def _score_of(self, row: Mapping[str, Any]) -> Arg | None:
+    def soft(self, at_us: int) -> list[str]:
+        """What a delete that keeps the row writes."""
+        return soft_mark(self.flow, at_us)
+
+    def _score_of(self, row: Mapping[str, Any]) -> str | None:
         source, constant = self._score
         value = constant if source is None else row.get(source)
         if value is None:
@@ -276,7 +317,7 @@ class Plan:
             number = float("nan")
         if isnan(number):
             raise Unfit(BAD_SCORE, f"the score {str(value)[:40]!r} is no number that a zset can hold")
-        return value if type(value) is int else str(number)
+        return str(value if type(value) is int else number)
 
 
 def _member_template(flow: Flow) -> KeyTemplate | None:
@@ -297,5 +338,5 @@ def _values(parts: Sequence[tuple[str | None, Any]], row: Mapping[str, Any]) -> 
         value = constant if source is None else row.get(source)
         if value is None:
             raise Unfit(NULL_KEY, f"the key's column {source!r} is null")
-        found.append(value if type(value) is str else _shown(value))
+        found.append(value if type(value) is str else text_of(value))
     return found

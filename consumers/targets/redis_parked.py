@@ -6,7 +6,8 @@
     _tailrace:gates           hash: [flow, topic] -> "state since_us up_to_us decided_by rest"
     _tailrace:deleted:<flow and topic>   zset by time: "us partition rows"
 
-Entries are JSON, bytes in base64. Owns these forms; runs nothing.
+On a cluster `_tailrace:{state}:` stands in place of `_tailrace:`. Entries are JSON, bytes in base64. Owns
+these forms; runs nothing.
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from orjson import dumps, loads
 
 from consumers.apply.checkpoint import Place
 from consumers.targets.base import Batch, Gate, Parked
-from consumers.targets.redis_layout import Arg
+from consumers.targets.redis_layout import Arg, Space
 
 DELETED_KEEP_S = 3600.0  # counts of deletes: longer than any gate looks back
-PARKED = "_tailrace:parked"
-GATES = "_tailrace:gates"
 
 
 def queue_of(place: Place, key: bytes) -> bytes:
@@ -51,11 +50,11 @@ def _place_end(queue: bytes) -> int:
     raise ValueError("no place in the name of a queue")
 
 
-def deleted_key(flow: str, topic: str) -> str:
-    return f"_tailrace:deleted:{dumps([flow, topic]).decode()}"
+def deleted_key(space: Space, flow: str, topic: str) -> str:
+    return space.key(f"deleted:{dumps([flow, topic]).decode()}")
 
 
-def state_args(batch: Batch, moves: Mapping[Place, int]) -> list[Arg]:
+def state_args(batch: Batch, moves: Mapping[Place, int], space: Space) -> list[Arg]:
     """What the batch parks, un-parks and counts, as the script reads it."""
     args: list[Arg] = [len(batch.unparks)]
     for place, key in batch.unparks:
@@ -67,7 +66,7 @@ def state_args(batch: Batch, moves: Mapping[Place, int]) -> list[Arg]:
     deleted = [(place, rows) for place, rows in batch.deleted.items() if rows]
     args.append(len(deleted))
     for place, rows in deleted:
-        args += (moves.get(place, 0), deleted_key(place.flow, place.topic), place.partition, rows)
+        args += (moves.get(place, 0), deleted_key(space, place.flow, place.topic), place.partition, rows)
     return args
 
 

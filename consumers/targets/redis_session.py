@@ -19,17 +19,35 @@ from consumers.targets.redis_errors import translate
 from consumers.targets.redis_layout import Arg
 from consumers.targets.redis_scripts import Script
 from streamer.errors import TargetUnavailable
+from streamer.redis.acl import SELECTORS_SINCE, Rights, major_of
 from streamer.redis.address import Address, parse_address
 
 CONNECT_LIMIT_S = 10.0
 ANSWER_LIMIT_S = 30.0  # no script of ours takes a second
 
 
+def line_to(url: str, application: str) -> Redis:
+    """A client with one line, not connected, that tries nothing twice."""
+    return Redis.from_url(
+        url,
+        protocol=2,
+        client_name=application,
+        single_connection_client=True,
+        socket_connect_timeout=CONNECT_LIMIT_S,
+        socket_timeout=ANSWER_LIMIT_S,
+        retry=Retry(NoBackoff(), 0),
+        **({"socket_keepalive": True} if parse_address(url).path is None else {}),
+    )
+
+
 class RedisSession:
     """Not for concurrent use."""
 
-    def __init__(self, url: str, place: str, application: str) -> None:
+    def __init__(self, url: str, place: str, application: str, rights: Rights) -> None:
+        """`rights`: what the error for a user who lacks one of them is to ask for."""
         self.place = place
+        self._rights = rights
+        self._major = SELECTORS_SINCE  # of the server's release, until it has said it
         self._url = url
         self._application = application.replace(" ", "-")
         self._client: Redis | None = None
@@ -39,16 +57,7 @@ class RedisSession:
         """Raises TargetUnavailable, and ConfigError for a url or a login that a person must mend."""
         await self.close()
         self._address = parse_address(self._url)
-        self._client = Redis.from_url(
-            self._url,
-            protocol=2,
-            client_name=self._application,
-            single_connection_client=True,
-            socket_connect_timeout=CONNECT_LIMIT_S,
-            socket_timeout=ANSWER_LIMIT_S,
-            retry=Retry(NoBackoff(), 0),
-            **({"socket_keepalive": True} if self._address.path is None else {}),
-        )
+        self._client = line_to(self._url, self._application)
         try:
             await self._client.initialize()
         except (RedisError, OSError) as error:
@@ -70,13 +79,16 @@ class RedisSession:
     async def command(self, *args: Arg, opening: bool = False) -> Any:
         return await self._run(args, opening=opening)
 
-    async def info(self) -> dict[str, Any]:
+    async def infos(self) -> dict[str, dict[str, Any]]:
+        """What the server says of itself; of a cluster's nodes there are many."""
         client = self._open()
         try:
-            return dict(await client.info())
+            found = dict(await client.info())
         except (RedisError, OSError) as error:
             await self.close()
             raise self._translated(error, opening=True) from error
+        self._major = major_of(found)
+        return {str(self._address): found}
 
     async def script(self, script: Script, args: Sequence[Arg], keys: Sequence[str] = (), **how: Any) -> Any:
         """By its name; with its text where the server does not know it yet."""
@@ -107,4 +119,5 @@ class RedisSession:
 
     def _translated(self, error: Exception, *, opening: bool) -> Exception:
         user = self._address.user if self._address is not None else ""
-        return translate(error, self.place, user, opening=opening)
+        rule = self._rights.rule(user, self._major)
+        return translate(error, self.place, user, rule=rule, opening=opening)

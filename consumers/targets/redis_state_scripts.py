@@ -5,6 +5,8 @@ Small ones, outside of batches; those that write rows are in redis_scripts. Form
 
 from __future__ import annotations
 
+from consumers.targets.redis_lua import COMMON
+
 # ARGV: id, group, format, time, for a target that has none.
 IDENTITY = """
 local key = '_tailrace:identity'
@@ -20,6 +22,27 @@ local found = {}
 for i, field in ipairs(ARGV) do
   redis.call('HSETNX', '_tailrace:checkpoints', field, '0 - -')
   found[i] = redis.call('HGET', '_tailrace:checkpoints', field)
+end
+return found
+"""
+
+# ARGV: who asks, then a field, the offset to go back to and the last record before it, each. The checkpoints
+# as they were; nothing in the place of one that stays.
+REWIND = """
+local found = {}
+for i = 2, #ARGV, 3 do
+  local field, back = ARGV[i], tonumber(ARGV[i + 1])
+  local was = redis.call('HGET', '_tailrace:checkpoints', field) or '0 - -'
+  local at, cluster = string.match(was, '^(%d+) %S+ (.*)$')
+  local noted = string.match(redis.call('HGET', '_tailrace:replays', field) or '0', '^%d+')
+  if tonumber(at) > back then
+    local until_offset = tonumber(noted) > tonumber(at) and noted or at
+    redis.call('HSET', '_tailrace:checkpoints', field, ARGV[i + 1] .. ' ' .. ARGV[i + 2] .. ' ' .. cluster)
+    redis.call('HSET', '_tailrace:replays', field, until_offset .. ' ' .. ARGV[1])
+    found[#found + 1] = was
+  else
+    found[#found + 1] = ''
+  end
 end
 return found
 """
@@ -72,6 +95,43 @@ end
 return found
 """
 
+# Of a cluster. KEYS[1]: a master's marks. ARGV: field, expected offset, next offset, 1 when it is known to be
+# there, each. Numbers of those that are lower than expected.
+MARK = """
+local lost = {}
+for i = 1, #ARGV, 4 do
+  local stand = tonumber(redis.call('HGET', KEYS[1], ARGV[i]) or -1)
+  local expected, after = tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
+  if ARGV[i + 3] == '' or stand == expected or (stand > expected and after > stand) then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2])
+  elseif stand < expected then
+    lost[#lost + 1] = (i - 1) / 4
+  end
+end
+return lost
+"""
+
+# ARGV: field, where the checkpoint must be, where it goes back to.
+LOWER = """
+local stand = redis.call('HGET', '_tailrace:checkpoints', ARGV[1])
+if stand and string.match(stand, '^%d+') == ARGV[2] then
+  redis.call('HSET', '_tailrace:checkpoints', ARGV[1], ARGV[3] .. string.match(stand, '^%d+(.*)$'))
+  redis.call('HDEL', '_tailrace:marked', ARGV[1])
+end
+return 1
+"""
+
+# ARGV: what a truncate raises in a slot: the table, its floor. KEYS: those of the table in the slot. How many
+# records and notes are there.
+SLOT_FLOOR = (
+    COMMON
+    + """
+local floor = call('HGET', KEYS[4], ARGV[1])
+if not (floor and older(ARGV[2], floor)) then call('HSET', KEYS[4], ARGV[1], ARGV[2]) end
+return call('HLEN', KEYS[1]) + call('HLEN', KEYS[3])
+"""
+)
+
 # Every command that the others use, on a key of its own; the error names the first that is refused.
 PROBE = """
 local key = KEYS[1]
@@ -84,6 +144,7 @@ for _, words in ipairs({
   {'PEXPIRE', key, 1000},
   {'PTTL', key},
   {'EXISTS', key},
+  {'STRLEN', key},
   {'UNLINK', key},
   {'HSET', key, 'a', '1'},
   {'HSETNX', key, 'a', '1'},

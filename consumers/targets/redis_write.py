@@ -4,46 +4,32 @@ The other half of redis_scripts.APPLY. Owns the order of its arguments:
 
     moves    count, then (field, expected offset, next offset, last record or "", cluster) each
     groups   count, then one a table and partition: move, layout, rows, gone, rereads, name, ttl, write,
-             ops: count, then (kind, record's field, key's number, member, version, length, payload...) each,
+             soft or "", singly or "", the columns of redis_ops,
              notes: count, then (field, version, text) each
     state    un-parked, parked, counts of deletes: count, then what redis_parked makes of each
 
-Kinds of ops: `d` delete, `s` soft delete, `p` patch, `w` whole row, in this order in a group: a row that is
-made again after its delete comes behind it.
+A group stands by itself: its keys follow one another in KEYS, and of the batch it names its move alone.
+`singly`: a record may be there twice, or has been written by a group before, and so none is read ahead.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from orjson import dumps
 
 from consumers.apply.checkpoint import Checkpoint, LastRecord, Place
-from consumers.apply.fold import PartitionFold, Reread, Write
+from consumers.apply.fold import PartitionFold, Reread
 from consumers.targets.base import Batch, Outcome, Refused, RowsRefused, TableChanges
-from consumers.targets.redis_layout import Arg, Plan, Unfit, packed
+from consumers.targets.redis_layout import Arg, Names, Space, Unfit, packed
+from consumers.targets.redis_ops import REFUSED_LIMIT, Ops, Plans, note_text, ops_of
 from consumers.targets.redis_parked import state_args
-from streamer.changes.kinds import UNAVAILABLE
 
-REFUSED_LIMIT = 100  # rows named at once, as every target does
-SLICE = 500  # rows between two turns of the event loop: some 2 ms
 WRONG_TYPE = "wrong_type"
-MISSING_BASE = "an update whose row is not in the target"
 
-Plans = Mapping[tuple[str, str, str, str], Plan]  # by flow, schema, table, schema id
-
-
-@dataclass(slots=True)
-class Group:
-    """A table's part of one partition. `ops`, as the script numbers them: (Kafka key, write, key)."""
-
-    changes: TableChanges
-    fold: PartitionFold
-    place: Place
-    ops: list[tuple[bytes, Write, str]] = field(default_factory=list)
+Note = tuple[str, bytes, bytes]  # name of the record, version, text
 
 
 @dataclass(slots=True)
@@ -52,31 +38,77 @@ class Request:
 
     keys: list[str] = field(default_factory=list)
     args: list[Arg] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
-    unfit: list[Refused] = field(default_factory=list)
-    numbers: dict[str, int] = field(default_factory=dict)  # of keys that several rows share
+    groups: list[Ops] = field(default_factory=list)
+
+    @property
+    def unfit(self) -> list[Refused]:
+        return [refused for ops in self.groups for refused in ops.unfit][:REFUSED_LIMIT]
 
 
-async def request_of(batch: Batch, plans: Plans) -> Request:
+async def request_of(batch: Batch, plans: Plans, space: Space) -> Request:
     request = Request()
-    request.args += _moves(batch)
+    request.args += moves_args(batch)
     moves = {move.place: number for number, move in enumerate(batch.moves, 1)}
-    groups = [
-        Group(changes, fold, Place(changes.flow, changes.topic, fold.partition))
-        for changes in batch.tables
-        for fold in changes.folds
-    ]
-    request.args.append(len(groups))
-    for group in groups:
-        await _add_group(request, group, moves.get(group.place, 0), plans)
-    request.args += state_args(batch, moves)
+    for changes in batch.tables:
+        request.groups += await _ready(changes, plans)
+    request.args.append(len(request.groups))
+    written: dict[str, set[str]] = {}
+    for ops in request.groups:
+        notes = [note for _, note in notes_of(ops.changes, ops.fold, plans)]
+        add_group(request, ops, moves.get(ops.place, 0), ops.plan.names, notes, written)
+    request.args += state_args(batch, moves, space)
     return request
 
 
-def _moves(batch: Batch) -> list[Arg]:
+async def _ready(changes: TableChanges, plans: Plans) -> list[Ops]:
+    """What was made ahead, where no row was taken out since."""
+    ahead = changes.ready if isinstance(changes.ready, list) else []
+    made = {id(ops.fold): ops for ops in ahead if isinstance(ops, Ops)}
+    found = []
+    for fold in changes.folds:
+        ops = made.get(id(fold))
+        found.append(ops if ops is not None and ops.is_of(fold) else await ops_of(changes, fold, plans))
+    return found
+
+
+def add_group(
+    request: Request, ops: Ops, move: int, names: Names, notes: Sequence[Note], written: dict[str, set[str]]
+) -> None:
+    """`written`: names of records by table, of the groups before."""
+    plan, args = ops.plan, request.args
+    flow = plan.flow
+    before = written.get(names.rows)
+    singly = len(ops.names) < len(ops.fields) or (before is not None and not before.isdisjoint(ops.names))
+    written[names.rows] = ops.names if before is None else before | ops.names
+    args += (move, plan.layout, names.rows, names.gone, names.rereads, names.name)
+    args += (round(flow.ttl_s * 1000) if flow.ttl_s else 0, flow.write)
+    args += ("soft" if plan.columns.soft_delete is not None else "", "singly" if singly else "")
+    args += ops.args
+    args.append(len(notes))
+    for note in notes:
+        args += note
+    request.keys += ops.keys
+
+
+def notes_of(changes: TableChanges, fold: PartitionFold, plans: Plans) -> list[tuple[str, Note]]:
+    """(key in Redis, its note) of rows that are to be read again."""
+    notes = []
+    for key, reread in fold.rereads.items():
+        plan = plans[changes.flow, changes.schema, changes.table, reread.change.schema_id]
+        try:
+            named = plan.named(_row_of(fold, key, reread), key)
+        except Unfit:
+            continue  # the row itself is refused
+        note = named.field, packed(reread.change.version), note_text(key, reread.reason)
+        notes.append((named.key, note))
+    return notes
+
+
+def moves_args(batch: Batch) -> list[Arg]:
     args: list[Arg] = [len(batch.moves)]
     for move in batch.moves:
-        args += (place_field(move.place), move.expected, move.next_offset, _last(move.last), batch.cluster_id)
+        args += (place_field(move.place), move.expected, move.next_offset)
+        args += (last_text(move.last), batch.cluster_id)
     return args
 
 
@@ -84,86 +116,17 @@ def place_field(place: Place) -> str:
     return dumps(list(place)).decode()
 
 
-def _last(last: LastRecord | None) -> str:
+def last_text(last: LastRecord | None) -> str:
     if last is None:
         return ""
     return f"{last.offset},{last.checksum},{last.epoch},{last.commit_lsn},{last.ordinal}"
 
 
-def checkpoint_of(place: Place, text: bytes) -> Checkpoint:
+def checkpoint_of(place: Place, text: bytes, replay: bytes | None = None) -> Checkpoint:
     next_offset, last, cluster = text.decode().split(" ", 2)
     record = None if last == "-" else LastRecord(*map(int, last.split(",")))
-    return Checkpoint(place, int(next_offset), None if cluster == "-" else cluster, record)
-
-
-async def _add_group(request: Request, group: Group, move: int, plans: Plans) -> None:
-    changes, fold, args = group.changes, group.fold, request.args
-    place = changes.flow, changes.schema, changes.table
-    plan = plans[(*place, changes.record.id)]
-    names, flow = plan.names, plan.flow
-    ttl_ms = round(flow.ttl_s * 1000) if flow.ttl_s else 0
-    args += (move, plan.layout, names.rows, names.gone, names.rereads, names.name, ttl_ms, flow.write)
-    counted = len(args)
-    args.append(0)
-    for number, (kind, key, write) in enumerate(_writes(fold, soft=plan.columns.soft_delete is not None)):
-        if number % SLICE == SLICE - 1:
-            await asyncio.sleep(0)  # the next batch is decoded meanwhile
-        try:
-            _add_op(request, group, plans[(*place, write.change.schema_id)], kind, key, write)
-        except Unfit as error:
-            _unfit(request, group.place, key, write, error)
-    args[counted] = len(group.ops)
-    notes = []
-    for key, reread in fold.rereads.items():
-        row = _row_of(fold, key, reread)
-        try:
-            at = plans[(*place, reread.change.schema_id)].named(row, key).field
-        except Unfit:
-            continue  # the row itself is refused
-        notes.append((at, packed(reread.change.version), _note(key, reread.reason)))
-    args.append(len(notes))
-    for note in notes:
-        args += note
-    request.groups.append(group)
-
-
-def _writes(fold: PartitionFold, *, soft: bool) -> Iterator[tuple[str, bytes, Write]]:
-    for key, write in fold.deletes.items():
-        yield "s" if soft else "d", key, write
-    for key, write in fold.patches.items():
-        yield "p", key, write
-    for key, write in fold.rows.items():
-        yield "w", key, write
-    for key, write in fold.creates.items():
-        yield "w", key, _without_placeholders(write)
-
-
-def _without_placeholders(write: Write) -> Write:
-    """A create with placeholders gets null there (H6)."""
-    return write._replace(row={n: None if v == UNAVAILABLE else v for n, v in write.row.items()})
-
-
-def _add_op(request: Request, group: Group, plan: Plan, kind: str, key: bytes, write: Write) -> None:
-    row = write.row
-    name, member, record = plan.named(row, key)
-    payload: list[Arg] = []
-    if kind == "w":
-        payload = plan.whole(row)
-    elif kind == "p":
-        payload = [*plan.part(row), _note(key, MISSING_BASE)]
-    elif kind == "s":
-        payload = plan.soft(write.change.commit_us)
-    keys = request.keys
-    if member:
-        number = request.numbers.get(name)
-        if number is None:
-            keys.append(name)
-            number = request.numbers[name] = len(keys)
-    else:
-        keys.append(name)
-        number = len(keys)
-    request.args += (kind, record, number, member, packed(write.change.version), len(payload), *payload)
-    group.ops.append((key, write, name))
+    until = 0 if replay is None else int(replay.partition(b" ")[0])
+    return Checkpoint(place, int(next_offset), None if cluster == "-" else cluster, record, until)
 
 
 def _row_of(fold: PartitionFold, key: bytes, reread: Reread) -> Mapping[str, Any]:
@@ -174,15 +137,6 @@ def _row_of(fold: PartitionFold, key: bytes, reread: Reread) -> Mapping[str, Any
     return reread.change.after or reread.change.before or {}
 
 
-def _note(key: bytes, reason: str) -> bytes:
-    return key + b"\n" + reason.encode()
-
-
-def _unfit(request: Request, place: Place, key: bytes, write: Write, error: Unfit) -> None:
-    if len(request.unfit) < REFUSED_LIMIT:
-        request.unfit.append(Refused(place, key, write, error.code, str(error), transient=False))
-
-
 # What the script says
 
 
@@ -191,25 +145,29 @@ def outcome_of(batch: Batch, request: Request, reply: list[Any], where: str) -> 
     lost_moves, counts, refused = reply
     outcome = Outcome(lost=[batch.moves[number].place for number in lost_moves])
     lost = set(outcome.lost)
-    rows = []
-    for group_number, op, found in refused:
-        group = request.groups[group_number]
-        key, write, name = group.ops[op]
-        what = f"the key {name!r} is there with another type ({found.decode()}), which is not overwritten"
-        rows.append(Refused(group.place, key, write, WRONG_TYPE, what, transient=False))
-    if rows:
+    if rows := refused_of(request, refused):
         raise RowsRefused(rows, where=where)
     for group in request.groups:
         if group.place not in lost:
-            _count(outcome.applied, group.changes.flow, group.fold.events)
-            _count(outcome.guarded, group.changes.flow, group.fold.skipped)
+            count(outcome.applied, group.changes.flow, group.fold.events)
+            count(outcome.guarded, group.changes.flow, group.fold.skipped)
     for group_number, guarded, missed in counts:
         flow = request.groups[group_number].changes.flow
-        _count(outcome.guarded, flow, guarded)
-        _count(outcome.rereads, flow, missed)
+        count(outcome.guarded, flow, guarded)
+        count(outcome.rereads, flow, missed)
     return outcome
 
 
-def _count(counts: dict[str, int], flow: str, more: int) -> None:
+def refused_of(request: Request, refused: Sequence[Any]) -> list[Refused]:
+    rows = []
+    for group_number, op, found in refused:
+        group = request.groups[group_number]
+        key, write, name = group.writes[op]
+        what = f"the key {name!r} is there with another type ({found.decode()}), which is not overwritten"
+        rows.append(Refused(group.place, key, write, WRONG_TYPE, what, transient=False))
+    return rows
+
+
+def count(counts: dict[str, int], flow: str, more: int) -> None:
     if more:
         counts[flow] = counts.get(flow, 0) + more

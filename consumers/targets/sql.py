@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from consumers.apply.checkpoint import Checkpoint, Place
-from consumers.targets.base import Batch, Gate, Outcome, Parked
+from consumers.apply.checkpoint import Checkpoint, Place, Rewind
+from consumers.targets.base import Batch, Gate, Look, Outcome, Parked, Unwhole, Versions
 from consumers.targets.sql_dialect import dialect_of
 from consumers.targets.sql_session import SqlSession
 from streamer.config import Flow, sqlite_path
@@ -95,18 +95,35 @@ class SqlTarget:
             raise TargetUnavailable(
                 "the session with the target has ended", where=self.place, fix="it opens again by itself"
             )
-        return await asyncio.get_running_loop().run_in_executor(executor, call, session)
+
+        def run() -> T:
+            session.check()
+            return call(session)
+
+        return await asyncio.get_running_loop().run_in_executor(executor, run)
 
     # State
 
     async def checkpoints(self, places: Iterable[Place]) -> dict[Place, Checkpoint]:
         return await self._run(lambda session: session.checkpoints(places))
 
+    async def rewind(self, rewinds: Iterable[Rewind], who: str) -> dict[Place, Checkpoint]:
+        return await self._run(lambda session: session.rewind(rewinds, who))
+
+    async def look(self, places: Iterable[Place]) -> Look:
+        return await self._run(lambda session: session.look(places))
+
     async def findings(self) -> list[str]:
         return await self._run(SqlSession.findings)
 
+    async def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]:
+        return await self._run(lambda session: session.rereads(topics, limit))
+
     async def sweep(self, keep_s: float) -> None:
         await self._run(lambda session: session.sweep(keep_s))
+
+    async def versions(self, batch: Batch) -> Versions | None:
+        return await self._run(lambda session: session.versions(batch))
 
     async def parked(self, places: Iterable[Place] | None = None, *, asked: bool = False) -> list[Parked]:
         return await self._run(lambda session: session.parked(places, asked))

@@ -79,6 +79,11 @@ class Dialect(Protocol):
     def connect(self) -> Connection:
         """A session, outside of a transaction. Raises TailraceError."""
 
+    def disconnect(self, connection: Connection) -> None: ...
+
+    def check(self) -> None:
+        """That the session's store is still the one that the url names. Raises TargetUnavailable."""
+
     def begin(self, connection: Connection) -> None:
         """A transaction that writes; others wait."""
 

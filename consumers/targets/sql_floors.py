@@ -47,13 +47,18 @@ def _drop_buried(connection: Connection, place: Place, fold: PartitionFold, high
     dropped = 0
     for part in (fold.rows, fold.creates, fold.patches):
         for key in [key for key, write in part.items() if write.change[3:6] <= highest]:
-            at = {**place._asdict(), "key_hash": state.key_hash(key)}
-            stored = connection.execute(_BURIED, at).first()
-            if stored is not None and part[key].change[3:6] < tuple(stored):
+            stored = buried(connection, place, key)
+            if stored is not None and part[key].change[3:6] < stored:
                 del part[key]
                 fold.rereads.pop(key, None)
                 dropped += 1
     return dropped
+
+
+def buried(connection: Connection, place: Place, key: bytes) -> Version | None:
+    """The version of the key's delete."""
+    row = connection.execute(_BURIED, {**place._asdict(), "key_hash": state.key_hash(key)}).first()
+    return None if row is None else (row[0], row[1], row[2])
 
 
 def check(connection: Connection, changes: TableChanges, plan: Plan, floors: Mapping[str, Version]) -> None:

@@ -6,23 +6,37 @@ what the session knew of tables is looked up again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import Connection, func, select, table
 
-from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.apply.checkpoint import Checkpoint, Place, Rewind
+from consumers.targets import sql_known as known
 from consumers.targets import sql_parked as parked
 from consumers.targets import sql_state as state
-from consumers.targets.base import Batch, FlowError, Gate, Outcome, Parked, RowsRefused, reread_cure
+from consumers.targets.base import (
+    Batch,
+    FlowError,
+    Gate,
+    Look,
+    Outcome,
+    Parked,
+    RowsRefused,
+    TableLost,
+    Unwhole,
+    Versions,
+    reread_cure,
+)
 from consumers.targets.sql_dialect import Dialect
 from consumers.targets.sql_plans import Plan, plan_for
 from consumers.targets.sql_refused import find_refused
 from consumers.targets.sql_tables import fit_table
 from consumers.targets.sql_write import write_batch
 from streamer.config import Flow
-from streamer.errors import BadRecordError, ConfigError
+from streamer.errors import BadRecordError, ConfigError, TargetUnavailable
 
 ATTEMPTS = 2  # of one batch: the second with tables looked up again
 
@@ -52,15 +66,23 @@ class SqlSession:
         try:
             self.id = state.ensure(self._connection, dialect, group, file, now_us())
         except dialect.errors as error:
-            self._connection.close()
+            dialect.disconnect(self._connection)
             raise dialect.fault(error) from error
         except BaseException:
-            self._connection.close()
+            dialect.disconnect(self._connection)
             raise
 
     def close(self) -> None:
         self._undo()
-        self._connection.close()
+        self._dialect.disconnect(self._connection)
+
+    def check(self) -> None:
+        """Before each call. Raises TargetUnavailable when the session has lost its store."""
+        try:
+            self._dialect.check()
+        except TargetUnavailable:
+            self.has_ended = True
+            raise
 
     def _undo(self) -> None:
         try:
@@ -104,6 +126,16 @@ class SqlSession:
                 found |= state.read_stands(connection, missing)
         return {place: stand.checkpoint for place, stand in found.items()}
 
+    def rewind(self, rewinds: Iterable[Rewind], who: str) -> dict[Place, Checkpoint]:
+        with self._writing() as connection:
+            return state.rewind(connection, self._dialect, rewinds, who, self._now_us())
+
+    def look(self, places: Iterable[Place]) -> Look:
+        with self._reading() as connection:
+            id_ = connection.execute(select(state.identity.c.id)).scalar()
+            stands = state.read_stands(connection, places)
+        return Look(id_ or "", {place: stand.checkpoint.next_offset for place, stand in stands.items()})
+
     def findings(self) -> list[str]:
         noted = state.needs_reread.c
         names = noted.flow, noted.table_name
@@ -117,11 +149,27 @@ class SqlSession:
             for flow, name, count, key in rows
         ]
 
+    def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]:
+        noted = state.needs_reread.c
+        wanted = noted.topic, noted.table_name, noted.key, noted.epoch, noted.lsn, noted.ordinal
+        found = []
+        with self._reading() as connection:
+            for flow, topic in itertools.product(self._flows, topics):
+                here = (noted.flow == flow) & (noted.topic == topic)
+                for row in connection.execute(select(*wanted).where(here).limit(limit)):
+                    found.append(Unwhole(flow, row[0], "", row[1], row[2].encode(), tuple(row[3:6])))
+        return found
+
     def sweep(self, keep_s: float) -> None:
         now_us = self._now_us()
         with self._writing() as connection:
             state.purge(connection, now_us - round(keep_s * 1e6))
             parked.purge(connection, now_us)
+
+    def versions(self, batch: Batch) -> Versions | None:
+        plans = self._prepare(batch)
+        with self._reading() as connection:
+            return known.versions(connection, batch, plans)
 
     def parked(self, places: Iterable[Place] | None, asked: bool) -> list[Parked]:
         with self._reading() as connection:
@@ -206,10 +254,17 @@ class SqlSession:
                 try:
                     with self._writing() as connection:
                         record = batch.records.get(schema_id, changes.record)
+                        remake = (changes.flow, changes.topic) in batch.remakes
                         fitted = fit_table(
-                            connection, self._dialect, flow, record, changes.topic, changes.table
+                            connection,
+                            self._dialect,
+                            flow,
+                            record,
+                            changes.topic,
+                            changes.table,
+                            remake=remake,
                         )
-                except ConfigError as error:
+                except (ConfigError, TableLost) as error:
                     raise FlowError(changes.flow, error) from error
                 self._plans[key] = plan_for(self._dialect, flow, fitted)
         return self._plans

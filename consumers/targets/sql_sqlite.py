@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from consumers.targets.sql_dialect import Refusal, Row, Shape, TableColumn, UniqueIndex
+from consumers.targets.sql_sqlite_file import OpenFile, identity_of
 from consumers.targets.sql_types import Stored, why_unfit
 from streamer.config import SqlTarget, sqlite_path
 from streamer.errors import ConfigError, FatalError, TailraceError, TargetUnavailable
@@ -67,6 +68,7 @@ class SqliteDialect:
         self._engine: Engine | None = None
         self._statements: dict[tuple[Shape, int], str] = {}
         self._was_open = False
+        self._file: OpenFile | None = None
 
     # Session
 
@@ -87,15 +89,37 @@ class SqliteDialect:
                 isolation_level="AUTOCOMMIT",
                 connect_args={"timeout": BUSY_TIMEOUT_S, "cached_statements": 512},
             )
+        before = identity_of(self.path)
         connection = self._engine.connect()
         try:
             for pragma in _PRAGMAS:
                 connection.exec_driver_sql(pragma)
+            connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").all()
+            self._file = OpenFile(self.path)
+            if before not in (None, self._file.identity):
+                raise self._moved()  # which of the two was opened is not known
         except BaseException:
-            connection.close()
+            self.disconnect(connection)
             raise
         self._was_open = True
         return connection
+
+    def disconnect(self, connection: Connection) -> None:
+        connection.close()
+        file, self._file = self._file, None
+        if file is not None:
+            file.leave()
+
+    def check(self) -> None:
+        if self._file is not None and not self._file.is_in_place:
+            raise self._moved()
+
+    def _moved(self) -> TargetUnavailable:
+        return TargetUnavailable(
+            f"the file {self.path} was moved away, deleted or replaced while it was open",
+            where=self._place,
+            fix="it is opened again by itself; what it does not hold is applied again from Kafka's log",
+        )
 
     def _check_place(self) -> None:
         """SQLite says "unable to open database file" for all of these."""

@@ -3,6 +3,7 @@
     _tailrace_identity      one row: id of this target, the group bound to it, the file it was made in (H30)
     _tailrace_checkpoints   (flow, topic, partition): next offset, Kafka cluster, the last record (H14),
                             and the highest tombstone
+    _tailrace_replays       (flow, topic, partition): up to where records come a second time, who asked
     _tailrace_tables        (table): the topic that is written to it, since names meet without schemas
     _tailrace_floors        (table): rows and events at or below this version are gone (H5)
     _tailrace_tombstones    (flow, topic, partition, key): version of a delete, kept as long as the topics
@@ -19,7 +20,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,12 @@ from sqlalchemy import (
     Table,
     Text,
     delete,
+    func,
     select,
     update,
 )
 
-from consumers.apply.checkpoint import Checkpoint, LastRecord, Move, Place
+from consumers.apply.checkpoint import ANYWHERE, Checkpoint, LastRecord, Move, Place, Rewind
 from consumers.apply.fold import BOTTOM, Version
 from consumers.targets.sql_dialect import Dialect, Shape
 from streamer.errors import FatalError
@@ -93,6 +95,14 @@ checkpoints = Table(
     Column("buried_ordinal", BigInteger, nullable=False),
     Column("updated_us", BigInteger),
 )
+replays = Table(
+    "_tailrace_replays",
+    meta,
+    *_place(),
+    Column("until_offset", BigInteger, nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("asked_us", BigInteger, nullable=False),
+)
 tables = Table("_tailrace_tables", meta, _key("table_name", Text), Column("topic", Text, nullable=False))
 floors = Table("_tailrace_floors", meta, _key("table_name", Text), *_version())
 tombstones = Table(
@@ -138,7 +148,8 @@ def shape_of(table: Table) -> Shape:
 
 
 BURY, NOTE, VERSION = shape_of(tombstones), shape_of(needs_reread), shape_of(versions)
-PLACE, FLOOR = shape_of(checkpoints), shape_of(floors)
+PLACE, FLOOR, REPLAY = shape_of(checkpoints), shape_of(floors), shape_of(replays)
+_PLACE_OF_REPLAY = replays.c.flow, replays.c.topic, replays.c.partition
 
 
 def key_hash(key: bytes) -> bytes:
@@ -234,7 +245,39 @@ def read_stands(connection: Connection, places: Iterable[Place]) -> dict[Place, 
             last = None if None in parts else LastRecord(*parts)
             checkpoint = Checkpoint(place, row.next_offset, row.cluster_id, last)
             found[place] = Stand(checkpoint, (row.buried_epoch, row.buried_lsn, row.buried_ordinal))
+    until = replays.c.until_offset
+    for row in connection.execute(select(*_PLACE_OF_REPLAY, until).where(replays.c.flow.in_(flows))):
+        place = Place(row.flow, row.topic, row.partition)
+        if place in found:
+            stand = found[place]
+            found[place] = replace(stand, checkpoint=replace(stand.checkpoint, replay_until=row.until_offset))
     return found
+
+
+def rewind(
+    connection: Connection, dialect: Dialect, rewinds: Iterable[Rewind], who: str, now_us: int
+) -> dict[Place, Checkpoint]:
+    """As Target.rewind has it, in a transaction that has the write lock."""
+    wanted = {rewind.place: rewind for rewind in rewinds}
+    moved, rows, noted = {}, [], []
+    for place, stand in read_stands(connection, wanted).items():
+        was, rewind = stand.checkpoint, wanted[place]
+        if was.next_offset <= rewind.next_offset:
+            continue
+        moved[place] = was
+        rows.append(_row(place, rewind.next_offset, was.cluster_id, rewind.last, stand.buried, now_us))
+        noted.append((*place, was.replayed_to, who, now_us))
+    dialect.put(connection, PLACE, rows)
+    dialect.put(connection, REPLAY, noted)
+    return moved
+
+
+def written_epoch(connection: Connection, flow: str, topic: str) -> int:
+    """The highest epoch that the flow has applied of the topic, by any process; 0: nothing so far. A
+    checkpoint that was set back to 0 by hand begins anew, whatever it had applied."""
+    at = checkpoints.c
+    of_topic = (at.flow == flow) & (at.topic == topic) & (at.next_offset > 0)
+    return connection.execute(select(func.max(at.last_epoch)).where(of_topic)).scalar() or 0
 
 
 def move(
@@ -250,13 +293,27 @@ def move(
     rows = []
     for step in moves:
         stand = stands[step.place]
+        stays = step.expected == ANYWHERE
+        next_offset = stand.checkpoint.next_offset if stays else step.next_offset
         last = step.last or stand.checkpoint.last
-        parts: tuple[int | None, ...] = (None,) * 5
-        if last is not None:
-            parts = last.offset, last.checksum, last.epoch, last.commit_lsn, last.ordinal
         highest = max(stand.buried, buried.get(step.place, BOTTOM))
-        rows.append((*step.place, step.next_offset, cluster_id, *parts, *highest, now_us))
+        rows.append(_row(step.place, next_offset, cluster_id, last, highest, now_us))
     dialect.put(connection, PLACE, rows)
+
+
+def _row(
+    place: Place,
+    next_offset: int,
+    cluster_id: str | None,
+    last: LastRecord | None,
+    buried: Version,
+    now_us: int,
+) -> tuple[Any, ...]:
+    """Of the table of checkpoints."""
+    parts: tuple[int | None, ...] = (None,) * 5
+    if last is not None:
+        parts = last.offset, last.checksum, last.epoch, last.commit_lsn, last.ordinal
+    return (*place, next_offset, cluster_id, *parts, *buried, now_us)
 
 
 def start(connection: Connection, dialect: Dialect, places: Iterable[Place]) -> None:

@@ -32,6 +32,7 @@ from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 from consumers.apply.mapping import OWN_PREFIX, MappedColumn, map_columns
 from consumers.apply.mapping import Mapping as Columns
 from consumers.targets import sql_state as state
+from consumers.targets.base import TableLost
 from consumers.targets.sql_dialect import Dialect, TableColumn
 from consumers.targets.sql_types import SOFT_DELETE, ColumnType, Stored, cast_to, constant, stored_as
 from streamer.changes.schema import SchemaRecord
@@ -58,9 +59,17 @@ class Fitted:
 
 
 def fit_table(
-    connection: Connection, dialect: Dialect, flow: Flow, record: SchemaRecord, topic: str, name: str
+    connection: Connection,
+    dialect: Dialect,
+    flow: Flow,
+    record: SchemaRecord,
+    topic: str,
+    name: str,
+    *,
+    remake: bool,
 ) -> Fitted:
-    """In the batch's transaction, as SQLite's DDL may be. Raises ConfigError for what does not fit."""
+    """In a transaction, as SQLite's DDL may be. Raises ConfigError for what does not fit, and TableLost for
+    a table that was there, unless `remake`."""
     where = f"flow {flow.name!r}, target table {name}"
     _check_flow(flow, record, where)
     if name.lower().startswith((OWN_PREFIX, "sqlite_")):
@@ -75,6 +84,8 @@ def fit_table(
     stored = {c.name: _stored(c, where) for c in mapping.columns}
     wanted = _wanted(flow, mapping, stored)
     if not columns:
+        if not remake and (epoch := state.written_epoch(connection, flow.name, topic)):
+            raise TableLost(flow, topic, name, epoch, where=f"flow {flow.name!r}, target {flow.target!r}")
         _create(connection, dialect, flow, mapping, name, wanted)
     else:
         _complete(connection, dialect, columns, name, wanted)

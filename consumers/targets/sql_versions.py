@@ -40,6 +40,13 @@ def not_newer(connection: Connection, plan: Plan, items: Keyed) -> tuple[Keyed, 
     return free, len(items) - len(free)
 
 
+def stored(connection: Connection, plan: Plan, key: bytes) -> Version | None:
+    """The version that is noted of a key."""
+    at = {"b_table": plan.name.lower(), "b_key": state.key_hash(key)}
+    row = connection.execute(_READ, at).first()
+    return None if row is None else (row[0], row[1], row[2])
+
+
 def written(connection: Connection, plan: Plan, items: Keyed) -> None:
     name = plan.name.lower()
     rows = [(name, state.key_hash(key), *write.change[3:6], key) for key, write in items]

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, tuple_
 
-from consumers.apply.checkpoint import Move, Place
+from consumers.apply.checkpoint import ANYWHERE, Move, Place
 from consumers.apply.fold import BOTTOM, PartitionFold, Reread, Version, Write
 from consumers.targets import sql_floors as floor
 from consumers.targets import sql_parked as parked
@@ -56,7 +56,8 @@ def begin(connection: Connection, dialect: Dialect, batch: Batch, plans: Plans, 
     stands = state.read_stands(connection, [move.place for move in batch.moves])
     moves = []
     for move in batch.moves:
-        if move.place in stands and stands[move.place].checkpoint.next_offset == move.expected:
+        stand = stands.get(move.place)
+        if stand is not None and move.expected in (stand.checkpoint.next_offset, ANYWHERE):
             moves.append(move)
         else:
             outcome.lost.append(move.place)

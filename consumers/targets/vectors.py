@@ -17,7 +17,7 @@ from psycopg import errors
 
 from consumers.targets import postgres_constraints as constraints
 from consumers.targets import postgres_state as state
-from consumers.targets.base import Batch, FlowError, Outcome, Refused, RowsRefused, TableChanges
+from consumers.targets.base import Batch, FlowError, Outcome, Refused, RowsRefused, TableChanges, Versions
 from consumers.targets.postgres import PostgresTarget
 from consumers.targets.postgres_catalog import quote
 from consumers.targets.postgres_plans import Plan
@@ -138,6 +138,9 @@ class VectorTarget(PostgresTarget):
 
     # Batches
 
+    async def versions(self, batch: Batch) -> Versions | None:
+        return None  # a row is several here
+
     async def prepare(self, batch: Batch) -> None:
         """What fails here, and what is left over, is done again by `apply`, which says why."""
         until_s = self._clock() + AHEAD_LIMIT_S
@@ -208,10 +211,17 @@ class VectorTarget(PostgresTarget):
         return self._models[flow.name]
 
     async def _plan(
-        self, connection: state.Connection, place: tuple[str, str], record: SchemaRecord, flow: Flow
+        self,
+        connection: state.Connection,
+        place: tuple[str, str],
+        record: SchemaRecord,
+        flow: Flow,
+        topic: str,
+        *,
+        remake: bool,
     ) -> Plan:
         texts = self._texts[flow.name]
-        fitted = await ensure_chunks(connection, *place, record, flow, texts)
+        fitted = await ensure_chunks(connection, *place, record, flow, texts, topic=topic, remake=remake)
         if not self._silent:
             await constraints.ensure(connection, fitted.table)
         return VectorPlan(fitted, flow, texts, record, silent=self._silent)

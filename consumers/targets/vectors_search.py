@@ -15,6 +15,8 @@ from consumers.targets.postgres_errors import not_let_in, unavailable
 from consumers.targets.postgres_state import Connection
 from consumers.targets.vectors_model import Model
 from consumers.targets.vectors_statements import CHUNK, EMBEDDING, OWN, TEXT
+from consumers.targets.vectors_tables import check_model
+from consumers.targets.vectors_texts import Texts
 from streamer.config import Flow, VectorTarget, describe_postgres
 from streamer.config.patterns import fits
 from streamer.errors import BadRecordError, ConfigError
@@ -61,6 +63,9 @@ async def search(target: VectorTarget, flow: Flow, words: str, limit: int) -> li
         async with connection:
             await connection.execute(_PATH)
             tables = await _tables(connection, flow)
+            for table in tables:
+                where = f"flow {flow.name!r}, target table {table.text}"
+                await check_model(connection, table, flow, Texts(flow), where)
             if not tables:
                 raise ConfigError(
                     f"flow {flow.name!r} has filled no table yet",

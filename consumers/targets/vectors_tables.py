@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from consumers.apply.mapping import MappedColumn
 from consumers.targets import vectors_statements as chunks
-from consumers.targets.postgres_catalog import TargetTable, read_table
+from consumers.targets.postgres_catalog import TargetTable, quote, read_table
 from consumers.targets.postgres_state import LOCK, Connection
 from consumers.targets.postgres_tables import LOCK_TIMEOUT, Fitted, ensure_table
 from consumers.targets.vectors_plans import source_of
@@ -28,11 +28,24 @@ from streamer.errors import ConfigError
 
 _CHECKED = "SELECT FROM pg_constraint WHERE conrelid = to_regclass($1) AND conname = $2"
 
+_ONE = (
+    f"SELECT {quote(chunks.TEXT)}, {quote(chunks.HASH)}::text FROM {{}}"
+    f" WHERE {quote(chunks.EMBEDDING)} IS NOT NULL LIMIT 1"
+)
+
 
 async def ensure_chunks(
-    connection: Connection, schema: str, name: str, record: SchemaRecord, flow: Flow, texts: Texts
+    connection: Connection,
+    schema: str,
+    name: str,
+    record: SchemaRecord,
+    flow: Flow,
+    texts: Texts,
+    *,
+    topic: str,
+    remake: bool,
 ) -> Fitted:
-    """Raises ConfigError."""
+    """Raises ConfigError, TableLost."""
     where = f"flow {flow.name!r}, target table {schema}.{name}"
     texts.check(flow, record)
     if not record.key_columns:
@@ -45,10 +58,12 @@ async def ensure_chunks(
     table = await read_table(connection, schema, name)
     if table is not None:
         _check_vector(table, flow, where)
+        await check_model(connection, table, flow, texts, where)
     metadata = replace(
         record, columns=tuple(c for c in record.columns if is_metadata(flow, c, texts.columns))
     )
-    fitted = await ensure_table(connection, schema, name, metadata, flow, own_columns(flow))
+    own = own_columns(flow)
+    fitted = await ensure_table(connection, schema, name, metadata, flow, own, topic=topic, remake=remake)
     await _ensure_check(connection, fitted.table)
     return fitted
 
@@ -103,9 +118,28 @@ def _check_vector(table: TargetTable, flow: Flow, where: str) -> None:
     raise ConfigError(
         f"its column {chunks.EMBEDDING!r} is {found.full_type}, and the flow makes {wanted}",
         where=where,
-        fix="write the dimensions that it has; or, for another model, have the flow read all of it again:"
-        f" DROP TABLE {table.relation};"
-        f" UPDATE _tailrace.checkpoints SET next_offset = 0 WHERE flow = '{flow.name}';",
+        fix=f"write `dimensions` as it has them; or, for another model, {_anew(table, flow)}",
+    )
+
+
+def _anew(table: TargetTable, flow: Flow) -> str:
+    return f"have everything embedded again: DROP TABLE {table.relation}; then `tailrace reset {flow.source}`"
+
+
+async def check_model(
+    connection: Connection, table: TargetTable, flow: Flow, texts: Texts, where: str
+) -> None:
+    """Raises ConfigError for vectors that another function made: they do not compare. A chunk's hash is of
+    its function too, and all of a table's are of one, so that one chunk tells."""
+    if not {chunks.TEXT, chunks.HASH, chunks.EMBEDDING} <= table.columns.keys():
+        return
+    found = await (await connection.execute(_ONE.format(table.relation), prepare=False)).fetchone()
+    if found is None or texts.hash_of(str(found[0])) == str(found[1]).replace("-", ""):
+        return
+    raise ConfigError(
+        f"its vectors were not made by {flow.embed}: those of two functions do not compare",
+        where=where,
+        fix=f"write `embed` as it was, where it is the same function; or {_anew(table, flow)}",
     )
 
 

@@ -92,8 +92,11 @@ class Texts:
                 break
         return parts
 
+    def hash_of(self, text: str) -> str:
+        return blake2b(self._mark + text.encode(), digest_size=16).hexdigest()
+
     def _piece(self, text: str) -> Piece:
-        return Piece(text, blake2b(self._mark + text.encode(), digest_size=16).hexdigest())
+        return Piece(text, self.hash_of(text))
 
 
 def _plain(value: Any) -> str:

@@ -22,4 +22,5 @@ kinds that have it and is not collected for the others. They are
     durable   outlives the process that wrote it
     tables    a table is something that is there before its rows, and can have columns of its own
     schemas   keeps tables of one name apart by their schema
+    ddl       a table is made before its first row, and may be dropped
 """

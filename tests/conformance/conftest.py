@@ -11,7 +11,8 @@ from tests.conformance.adapters.base import Adapter
 from tests.harness.tiers import corners
 
 # Its rows are written as those of postgres; the fast suite has the machine of test_vectors_chunks.py for it.
-THOROUGH = {"pgvector"}
+# A cluster has test_redis_cluster.py there.
+THOROUGH = {"pgvector", "redis-cluster"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

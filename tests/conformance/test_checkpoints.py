@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from consumers.apply.checkpoint import Place
+from consumers.apply.checkpoint import ANYWHERE, LastRecord, Move, Place, Rewind
 from streamer.errors import TailraceError, TargetUnavailable
 from tests.conformance.adapters import ADAPTERS
 from tests.conformance.adapters.base import SOURCE, Adapter
@@ -150,7 +150,8 @@ async def test_tombstones_are_kept_for_as_long_as_they_are_asked(adapter: Adapte
         table.read(person(1, "older"), 150)
         await s.apply()
         assert await s.rows() == []
-        await s.target.sweep(0)
+        for _ in range(adapter.sweeps):
+            await s.target.sweep(0)
         assert await adapter.tombstones() == 0
 
 
@@ -160,3 +161,137 @@ async def test_a_topic_of_another_source_has_its_own_checkpoints(adapter: Adapte
         s.log.table("things", {"id": "integer"}).create({"id": 1})
         await s.apply()
         assert {place.topic for place in await s.stands()} == {f"{SOURCE}.public.people"}
+
+
+LAST = LastRecord(2, 77, 1, 40, 0)
+
+
+async def test_a_rewind_sets_checkpoints_back_and_says_how_far_it_is_a_replay(adapter: Adapter) -> None:
+    """Only back, and only what is there; a second one before the first is done keeps the first one's end."""
+    async with session(adapter) as s, s.another() as other:
+        table = people(s.log)
+        for number in range(1, 13):
+            table.create(person(number, "first"))
+        await s.apply()
+        before = await s.target.checkpoints(s.log.places(s.flows))
+        place, beside = sorted(before, key=lambda p: before[p].next_offset, reverse=True)
+        end = before[place].next_offset
+        nowhere = Place("mirror", table.topic, 9)
+        rewinds = [
+            Rewind(place, 3, LAST),
+            Rewind(beside, before[beside].next_offset, None),
+            Rewind(nowhere, 0, None),
+        ]
+        assert await other.target.rewind(rewinds, "ann@desk") == {place: before[place]}
+        found = await s.target.checkpoints([place, beside])
+        assert (found[place].next_offset, found[place].last, found[place].replay_until) == (3, LAST, end)
+        assert found[place].cluster_id == before[place].cluster_id
+        assert found[beside] == before[beside]
+        assert nowhere not in (await s.target.look([nowhere])).stands
+        assert set(await s.target.rewind([Rewind(place, 0, None)], "bob@desk")) == {place}
+        again = (await other.target.checkpoints([place]))[place]
+        assert (again.next_offset, again.last, again.replay_until) == (0, None, end)
+        assert await s.target.rewind([Rewind(place, 1, None)], "bob@desk") == {}
+        await s.apply()
+        assert (await s.stands())[place] == end
+        assert await s.rows() == [person(number, "first") for number in range(1, 13)]
+
+
+async def test_what_was_read_before_a_rewind_is_refused(adapter: Adapter) -> None:
+    """A process that has a batch in hand writes nothing of it; from the new offset it all goes."""
+    async with session(adapter) as s, s.another() as operator:
+        table = people(s.log)
+        for number in range(1, 9):
+            table.create(person(number, "first"))
+        await s.apply()
+        for number in range(1, 9):
+            table.update(person(number, "second"))
+        batch = await s.batch()
+        back = [Rewind(place, 0, None) for place in s.log.places(s.flows)]
+        assert len(await operator.target.rewind(back, "ann")) == 2
+        outcome = await s.target.apply(batch)
+        assert set(outcome.lost) == {rewind.place for rewind in back}
+        assert await s.rows() == [person(number, "first") for number in range(1, 9)]
+        await s.apply()
+        assert await s.rows() == [person(number, "second") for number in range(1, 9)]
+
+
+async def test_a_replay_step_by_step_never_takes_a_row_back(adapter: Adapter) -> None:
+    """Every event again, in batches as small as can be: newer rows stay, and what was deleted stays gone."""
+    async with session(adapter) as s:
+        table = people(s.log)
+        for number in range(1, 7):
+            for name in ("first", "second", "third"):
+                table.create(person(number, name))
+        table.delete(person(1))
+        table.delete(person(2))
+        table.truncate()
+        for number in range(2, 7):
+            table.create(person(number, "last"))
+        table.delete(person(6))
+        await s.apply()
+        rows = [person(number, "last") for number in range(2, 6)]
+        assert await s.rows() == rows
+        ends = await s.stands()
+        await s.target.rewind([Rewind(place, 0, None) for place in ends], "ann")
+        for place, end in ends.items():
+            for offset in range(end):
+                upto = {(place.topic, place.partition): offset + 1}
+                await s.target.apply(await s.log.batch(s.flows, {place: offset}, upto))  # type: ignore[arg-type]
+                assert await s.rows() == rows
+        assert await s.stands() == ends
+
+
+async def test_rows_that_are_written_anywhere_move_no_checkpoint(adapter: Adapter) -> None:
+    """Beside the process that applies: older rows are put where they are missing, and nowhere else."""
+    async with session(adapter) as s, s.another() as beside:
+        table = people(s.log)
+        for number in range(1, 9):
+            table.create(person(number, "first"))
+        places = s.log.places(s.flows)
+        old = await s.log.batch(s.flows, dict.fromkeys(places, 0))
+        await beside.target.checkpoints(places)  # what a session knows of tombstones is from here
+        await s.apply()
+        table.update(person(1, "second"))
+        table.delete(person(2))
+        await s.apply()
+        ends = await s.stands()
+        old.moves = [Move(place, ANYWHERE, ANYWHERE, None) for place in places]
+        outcome = await beside.target.apply(old)
+        assert outcome.lost == []
+        assert await s.rows() == [
+            person(1, "second"),
+            *(person(number, "first") for number in range(3, 9)),
+        ]
+        assert await s.stands() == ends
+        nowhere = Place("mirror", table.topic, 9)
+        old.moves = [Move(nowhere, ANYWHERE, ANYWHERE, None)]
+        old.tables.clear()
+        assert (await beside.target.apply(old)).lost == [nowhere]
+
+
+async def test_versions_of_keys_tell_what_a_replay_would_change(adapter: Adapter) -> None:
+    """The row's, its delete's, a truncate's; nothing of a row that somebody has taken away. Reads only."""
+    async with session(adapter) as s:
+        table = people(s.log)
+        table.create(person(1), 10)
+        table.truncate(20)
+        for number in (2, 3, 4):
+            table.create(person(number), 100 + number)
+        table.update(person(3, "later"), 203)
+        table.delete(person(4), 204)
+        await s.apply()
+        places = s.log.places(s.flows)
+        everything = await s.log.batch(s.flows, dict.fromkeys(places, 0))
+        found = await s.target.versions(everything)
+        if found is None:
+            assert not adapter.tells_versions
+            return
+        assert adapter.tells_versions
+        by_key = {json.loads(key)["id"]: version for (_, key), version in found.items()}
+        by_key.pop(1, None)  # dropped by the batch's own truncate where the fold has it
+        assert by_key == {2: (1, 102, 0), 3: (1, 203, 0), 4: (1, 204, 0)}
+        table.create(person(5), 300)
+        unseen = await s.target.versions(await s.batch())
+        assert unseen is not None
+        assert set(unseen.values()) == {(1, 20, 0)}

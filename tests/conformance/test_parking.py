@@ -67,7 +67,8 @@ async def test_a_refused_row_is_named_and_nothing_is_written(adapter: Adapter) -
         assert refused.code
         assert refused.message
         assert not refused.transient
-        assert await s.rows() == []
+        assert person(37, BAD) not in await s.rows()
+        assert not adapter.writes_whole or await s.rows() == []
         assert set((await s.stands()).values()) == {0}
 
 

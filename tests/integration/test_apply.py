@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import psycopg
 import pytest
 
@@ -12,15 +10,7 @@ from consumers.apply import condition
 from streamer.changes.kinds import UNAVAILABLE
 from streamer.sandbox import PostgresServer
 from tests.harness.feeder import Feeder, applying, config_of
-from tests.servers import fresh_database
-
-COLUMNS = [("id", "integer", "number"), ("name", "text", "text"), ("note", "text", "text")]
-
-
-@pytest.fixture
-async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
-    async with Feeder(kafka, kafka_name) as feeder:
-        yield feeder
+from tests.harness.people import COLUMNS, IDS, filled, make
 
 
 async def test_inserts_updates_deletes_and_key_changes_arrive(feeder: Feeder, target_database: str) -> None:
@@ -74,42 +64,6 @@ async def test_truncate_leaves_what_came_after_it_in_every_partition(
         await run.rows(target_database, "SELECT name, count(*) FROM mirror.people GROUP BY 1", [("after", 5)])
 
 
-async def test_h05_rows_below_the_floor_never_come_back(feeder: Feeder, target_database: str) -> None:
-    """The truncate is in one partition; the others' older rows may come later."""
-    table = await feeder.table("people", COLUMNS, partitions=4)
-    table.create({"id": 1, "name": "a", "note": None}, 100)
-    await feeder.flush()
-    async with applying(config_of(feeder, target_database)) as run:
-        await run.rows(target_database, "SELECT id FROM mirror.people", [(1,)])
-        table.truncate(200)
-        await feeder.flush()
-        await run.rows(target_database, "SELECT count(*) FROM mirror.people", [(0,)])
-        for n in range(20):
-            table.create({"id": n, "name": "late", "note": None}, 150)
-        table.create({"id": 99, "name": "new", "note": None}, 300)
-        await feeder.flush()
-        await run.settled(feeder)
-        await run.rows(target_database, "SELECT id FROM mirror.people", [(99,)])
-        assert run.flow()["guarded"] == 20
-
-
-async def test_h03_a_floor_of_a_reset_deletes_what_only_older_epochs_wrote(
-    feeder: Feeder, target_database: str
-) -> None:
-    table = await feeder.table("people", COLUMNS)
-    for n in range(6):
-        table.create({"id": n, "name": "old", "note": None}, 1000)
-    await feeder.flush()
-    async with applying(config_of(feeder, target_database)) as run:
-        await run.rows(target_database, "SELECT count(*) FROM mirror.people", [(6,)])
-        for n in range(3):
-            table.read({"id": n, "name": "new", "note": None}, 500, epoch=2)
-        table.floor(2)
-        await feeder.flush()
-        query = "SELECT id, name, _tailrace_epoch FROM mirror.people ORDER BY id"
-        await run.rows(target_database, query, [(0, "new", 2), (1, "new", 2), (2, "new", 2)])
-
-
 async def test_an_older_version_never_overwrites_a_newer_row(feeder: Feeder, target_database: str) -> None:
     table = await feeder.table("people", COLUMNS)
     table.create({"id": 1, "name": "new", "note": None}, 200, 5)
@@ -148,50 +102,6 @@ async def test_everything_again_changes_nothing_and_is_counted(feeder: Feeder, t
         await run.settled(feeder)
         await run.rows(target_database, query, before)
         assert run.flow()["guarded"] == 2  # the first version of row 1, and of row 2, which a tombstone holds
-
-
-async def test_h06_a_create_never_takes_placeholders_from_another_row(
-    feeder: Feeder, target_database: str
-) -> None:
-    """Two rows swap their keys; the unchanged value of each is only in its old row."""
-    table = await feeder.table("docs", COLUMNS)
-    table.create({"id": 1, "name": "one", "note": "big one"}, 100)
-    table.create({"id": 2, "name": "two", "note": "big two"}, 100)
-    await feeder.flush()
-    async with applying(config_of(feeder, target_database)) as run:
-        await run.rows(target_database, "SELECT count(*) FROM mirror.docs", [(2,)])
-        table.delete({"id": 1, "name": None, "note": None}, 200, 0)
-        table.create({"id": 2, "name": "one", "note": UNAVAILABLE}, 200, 1)
-        await feeder.flush()
-        query = "SELECT id, name, note FROM mirror.docs ORDER BY id"
-        await run.rows(target_database, query, [(2, "one", None)])
-        noted = "SELECT key, reason FROM _tailrace.needs_reread"
-        reason = "a create whose unchanged value was in the old row"
-        await run.rows(target_database, noted, [('{"id":2}', reason)])
-        table.update({"id": 2, "name": "one", "note": "big one"}, 300)
-        await feeder.flush()
-        await run.rows(target_database, query, [(2, "one", "big one")])
-        await run.rows(target_database, noted, [])
-
-
-async def test_h07_a_patch_without_its_row_is_noted_and_no_bad_row(
-    feeder: Feeder, target_database: str
-) -> None:
-    table = await feeder.table("docs", COLUMNS)
-    table.create({"id": 1, "name": "one", "note": "big"}, 100)
-    table.update({"id": 7, "name": "seven", "note": UNAVAILABLE}, 110)
-    await feeder.flush()
-    async with applying(config_of(feeder, target_database)) as run:
-        await run.rows(target_database, "SELECT id FROM mirror.docs", [(1,)])
-        table.update({"id": 1, "name": "uno", "note": UNAVAILABLE}, 120)
-        await feeder.flush()
-        await run.rows(target_database, "SELECT id, name, note FROM mirror.docs", [(1, "uno", "big")])
-        await run.rows(target_database, "SELECT key FROM _tailrace.needs_reread", [('{"id":7}',)])
-        await run.until(lambda: run.flow().get("rereads") == 1, "the finding")
-        await run.until(lambda: bool(run.status.record.detail.get("findings")), "its text")
-        [finding] = run.status.record.detail["findings"]
-        assert "SET big = big || ''" in finding
-        assert f"`tailrace reset {feeder.source}`" in finding
 
 
 async def test_placeholders_merge_with_what_went_before_in_the_batch(
@@ -254,38 +164,8 @@ async def test_odd_names(feeder: Feeder, target_database: str) -> None:
         await run.rows(target_database, query, [(1, "c", "b", 1, 110, 0)])
 
 
-async def test_h30_a_process_that_has_lost_its_partition_writes_nothing_of_it(
-    feeder: Feeder, target_database: str
-) -> None:
-    """Another process moves one checkpoint on: only that partition's rows are refused."""
-    table = await feeder.table("people", COLUMNS, partitions=2)
-    table.create({"id": 1, "name": "a", "note": None}, 100)
-    await feeder.flush()
-    async with applying(config_of(feeder, target_database)) as run:
-        await run.rows(target_database, "SELECT count(*) FROM mirror.people", [(1,)])
-        await run.settled(feeder)
-        rows = [{"id": n, "name": "b", "note": None} for n in range(20, 40)]
-        lost = [row for row in rows if table.partition_of(row) == 0]
-        assert 0 < len(lost) < 20
-        async with await psycopg.AsyncConnection.connect(target_database) as other:
-            await other.execute(
-                "UPDATE _tailrace.checkpoints SET next_offset = next_offset + %s WHERE partition = 0",
-                (len(lost),),
-            )
-            for row in rows:
-                table.create(row, 200)
-            await feeder.flush()
-            await other.commit()
-        await run.rows(target_database, "SELECT count(*) FROM mirror.people", [(21 - len(lost),)])
-        table.create({"id": lost[0]["id"], "name": "c", "note": None}, 300)
-        await feeder.flush()
-        await run.rows(target_database, "SELECT count(*) FROM mirror.people", [(22 - len(lost),)])
-
-
 async def test_rows_and_checkpoint_are_one_transaction(feeder: Feeder, target_database: str) -> None:
-    table = await feeder.table("people", COLUMNS, partitions=1)
-    table.create({"id": 1, "name": "a", "note": None}, 100)
-    await feeder.flush()
+    await filled(feeder, 1, partitions=1)
     async with applying(config_of(feeder, target_database)) as run:
         query = """SELECT p.xmin = c.xmin FROM mirror.people p, _tailrace.checkpoints c
         WHERE c.topic LIKE '%.people'"""
@@ -404,7 +284,7 @@ async def test_columns_are_added_and_dropped(feeder: Feeder, target_database: st
 async def test_h29_an_unknown_schema_id_is_an_error(feeder: Feeder, target_database: str) -> None:
     table = await feeder.table("people", COLUMNS)
     feeder._known.add(table.record.id)  # its schema record is never published
-    table.create({"id": 1, "name": "a", "note": None}, 100)
+    make(table, 1, lsn=100)
     await feeder.flush()
     async with applying(config_of(feeder, target_database)) as run:
         error = await run.fails()
@@ -412,101 +292,12 @@ async def test_h29_an_unknown_schema_id_is_an_error(feeder: Feeder, target_datab
     assert "tailrace reset" in str(error)
 
 
-async def test_h14_a_topic_made_again_is_found_out(feeder: Feeder, target_database: str) -> None:
-    table = await feeder.table("people", COLUMNS, partitions=1)
-    table.create({"id": 1, "name": "a", "note": None}, 100)
-    await feeder.flush()
-    config = config_of(feeder, target_database)
-    async with applying(config) as run:
-        await run.rows(target_database, "SELECT id FROM mirror.people", [(1,)])
-        await run.settled(feeder)
-        await run.stop()
-    await feeder.delete_topic(table.topic)
-    await feeder.make_topic_again(table.topic, 1)
-    for n in range(10):
-        table.create({"id": n, "name": "b", "note": None}, 100)
-    await feeder.flush()
-    async with applying(config) as run:
-        error = await run.fails()
-    assert "made again" in str(error)
-    assert table.topic in str(error)
-    assert f"tailrace reset {feeder.source}" in str(error)
-
-
-async def test_h14_retention_that_has_passed_is_an_error(feeder: Feeder, target_database: str) -> None:
-    table = await feeder.table("people", COLUMNS, partitions=1)
-    for n in range(5):
-        table.create({"id": n, "name": "a", "note": None}, 100)
-    await feeder.flush()
-    await feeder.delete_records(table.topic, {0: 3})
-    async with applying(config_of(feeder, target_database)) as run:
-        error = await run.fails()
-    assert "removed 3 offsets" in str(error)
-    assert table.topic in str(error)
-    assert f"tailrace reset {feeder.source}" in str(error)
-
-
-async def test_h14_another_cluster_is_an_error(feeder: Feeder, target_database: str) -> None:
-    table = await feeder.table("people", COLUMNS)
-    table.create({"id": 1, "name": "a", "note": None}, 100)
-    await feeder.flush()
-    config = config_of(feeder, target_database)
-    async with applying(config) as run:
-        await run.rows(target_database, "SELECT id FROM mirror.people", [(1,)])
-        await run.stop()
-    async with await psycopg.AsyncConnection.connect(target_database) as connection:
-        await connection.execute("UPDATE _tailrace.checkpoints SET cluster_id = 'another'")
-    async with applying(config) as run:
-        error = await run.fails()
-    assert "another Kafka cluster" in str(error)
-
-
-async def test_h30_a_cloned_target_is_refused(
-    feeder: Feeder, target_database: str, postgres_target_server: PostgresServer
-) -> None:
-    table = await feeder.table("people", COLUMNS)
-    table.create({"id": 1, "name": "a", "note": None}, 100)
-    await feeder.flush()
-    async with applying(config_of(feeder, target_database)) as run:
-        await run.rows(target_database, "SELECT id FROM mirror.people", [(1,)])
-        await run.stop()
-    original = target_database.rsplit("/", 1)[1]
-    clone = f"{original}_clone"
-    with psycopg.connect(postgres_target_server.url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {clone} TEMPLATE {original}")
-    try:
-        async with applying(config_of(feeder, postgres_target_server.url_of(clone))) as run:
-            error = await run.fails()
-    finally:
-        with psycopg.connect(postgres_target_server.url, autocommit=True) as connection:
-            connection.execute(f"DROP DATABASE {clone} WITH (FORCE)")
-    assert "copy of another" in str(error)
-    assert "UPDATE _tailrace.identity" in str(error)
-
-
-async def test_h30_a_group_is_bound_to_one_target(
-    feeder: Feeder, target_database: str, postgres_target_server: PostgresServer
-) -> None:
-    table = await feeder.table("people", COLUMNS)
-    table.create({"id": 1, "name": "a", "note": None}, 100)
-    await feeder.flush()
-    async with applying(config_of(feeder, target_database)) as run:
-        await run.rows(target_database, "SELECT id FROM mirror.people", [(1,)])
-        await run.stop()
-    for other in fresh_database(postgres_target_server):
-        async with applying(config_of(feeder, other)) as run:
-            error = await run.fails()
-        assert "belongs to another target" in str(error)
-
-
 async def test_a_target_that_is_down_is_waited_for(
     feeder: Feeder, target_database: str, postgres_target_server: PostgresServer
 ) -> None:
-    table = await feeder.table("people", COLUMNS)
-    table.create({"id": 1, "name": "a", "note": None}, 100)
-    await feeder.flush()
+    table = await filled(feeder, 1)
     async with applying(config_of(feeder, target_database)) as run:
-        await run.rows(target_database, "SELECT id FROM mirror.people", [(1,)])
+        await run.rows(target_database, IDS, [(1,)])
         postgres_target_server.kill()
         table.create({"id": 2, "name": "a", "note": None}, 200)
         await feeder.flush()

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-
-import pytest
 
 from consumers.apply.feed import Feed
 from consumers.apply.resets import Resets
 from tests.harness.feeder import WAIT_S, Feeder, config_of
 
 COLUMNS = [("id", "integer", "number")]
-
-
-@pytest.fixture
-async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
-    async with Feeder(kafka, kafka_name) as feeder:
-        yield feeder
 
 
 async def test_h30_a_busy_target_keeps_its_membership_when_a_table_comes(

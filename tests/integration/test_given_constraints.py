@@ -263,12 +263,6 @@ async def test_h23_a_swap_does_not_reach_children_where_the_role_may_not(modest_
 # Through the whole of apply: parked, tried again
 
 
-@pytest.fixture
-async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
-    async with Feeder(kafka, kafka_name) as feeder:
-        yield feeder
-
-
 def ids(table: Table, partition: int, count: int) -> list[int]:
     """Keys of one partition."""
     return [n for n in range(200) if table.partition_of({"id": n}) == partition][:count]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -15,12 +14,6 @@ from tests.harness.tiers import corners
 COLUMNS = [("id", "integer", "number"), ("email", "text", "text"), ("name", "text", "text")]
 ROWS = 12
 STEPS = 60
-
-
-@pytest.fixture
-async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
-    async with Feeder(kafka, kafka_name) as feeder:
-        yield feeder
 
 
 class Source:

@@ -35,17 +35,6 @@ ALL = "SELECT id, name, price, paid FROM orders ORDER BY id"
 END_S = 40.0
 
 
-@pytest.fixture
-async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
-    async with Feeder(kafka, kafka_name) as feeder:
-        yield feeder
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    return tmp_path / "copy.db"
-
-
 def text_of(feeder: Feeder, url: str = "sqlite:///copy.db", flow: str = "") -> str:
     return f"""
 name: {feeder.name}

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
-import pytest
 
 from streamer.sandbox import KafkaServer
 from tests.harness.feeder import Feeder, Table, applying, config_of
 
 COLUMNS = [("id", "integer", "number"), ("name", "text", "text"), ("note", "text", "text")]
-
-
-@pytest.fixture
-async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
-    async with Feeder(kafka, kafka_name) as feeder:
-        yield feeder
 
 
 async def execute(url: str, *statements: str) -> None:

@@ -16,6 +16,7 @@ from consumers.apply import clocks as comparing
 from consumers.apply.assemble import Prepared
 from consumers.apply.checkpoint import LastRecord, Move, Place
 from consumers.apply.clocks import LOOKS, Clocks, Offset, estimate, instance_of
+from consumers.apply.epochs import Epochs
 from consumers.apply.report import Report
 from consumers.targets.base import Batch, Outcome
 from streamer.postgres.watch import ServerClock
@@ -196,7 +197,8 @@ def report_of(offset: Offset | None, *, age_us: int, capture_us: int) -> dict[st
         def observe(self, flow: str, stage: str, seconds: float, weight: int = 1) -> None:
             observed[stage] = seconds
 
-    report = Report(["mirror"], Metrics(), lambda flow: offset)
+    epochs = Epochs({"mirror": "shop"}, lambda flow: None)
+    report = Report(["mirror"], Metrics(), lambda flow: offset, epochs)
     now_us = time.time_ns() // 1000
     partition = TopicPartition("shop.public.people", 0)
     move = Move(Place("mirror", *partition), 0, 1, LastRecord(0, 0, 1, 2, 3))

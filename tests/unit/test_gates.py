@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -333,3 +334,36 @@ async def test_a_batch_that_is_assembled_again_counts_once(clock: Clock) -> None
         assert await gates.judge(flow_both(), TOPIC, RECORD, decoded(*deletes(0, 20))) == {0: 0}
     assert await gates.judge(flow_both(), TOPIC, RECORD, decoded(event("c", 0, 1))) == {}
     assert not gates.holds("both", TOPIC)
+
+
+def test_deletes_that_were_let_through_once_do_not_count() -> None:
+    """A store that was emptied gets them again; the first that is new counts, and so do truncates."""
+    again = Part([event("c", 0, 200), *deletes(0, 40, 1), *deletes(100, 5, 50)], {}, passed=50)
+    verdict = verdict_of(again)
+    assert (verdict.ends, verdict.passed, verdict.made) == ({}, {0: 5}, 1 - 40)
+    more = Part([*deletes(0, 40), *deletes(100, 11, 50), event("t", 70)], {}, passed=50)
+    verdict = verdict_of(more)
+    assert (verdict.ends, verdict.kind) == ({0: 50}, "truncate")
+    refused = Part(deletes(0, 40), {}, passed=50)
+    assert len(verdict_of(refused, gate=decision("refused")).dropped[0]) == 40, "by a person, for good"
+
+
+def test_a_replay_makes_and_deletes_no_row_and_passes_over_its_truncates() -> None:
+    """The store has it all still. What comes behind it is judged as ever, by the rows that are there."""
+    replayed = [*[event("c", n, n) for n in range(40)], *deletes(0, 40, 40), event("t", 90)]
+    verdict = verdict_of(Part(replayed, {}, passed=100, stays=True))
+    assert (verdict.ends, verdict.passed, verdict.made, verdict.known) == ({}, {}, 0, {0: {90}})
+    more = Part([*replayed, *deletes(200, 11, 100)], {}, passed=100, stays=True)
+    assert verdict_of(more).ends == {0: 100}
+    truncate = Part([*replayed, event("t", 100)], {}, passed=100, stays=True)
+    assert (verdict_of(truncate).ends, verdict_of(truncate).kind) == ({0: 100}, "truncate")
+
+
+async def test_a_decision_outlives_a_store_that_was_emptied(clock: Clock) -> None:
+    store = MemoryStore("acme.copy", clock_us=clock)
+    gates = await gates_of(store, clock)
+    store.gates["both", TOPIC] = replace(decision("refused"), flow="both")
+    await gates.poll()
+    store.gates.clear()
+    await gates.poll()
+    assert store.gates["both", TOPIC].state == "refused"

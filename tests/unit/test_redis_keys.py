@@ -90,4 +90,4 @@ def test_what_is_built_of_a_redis_flow() -> None:
     assert unbuilt_flow(config, config.flows["f0"]) == []
     assert [found.path for found in unbuilt_flow(config, config.flows["f1"])] == ["flows.f1.version"]
     assert unbuilt_flow(config, config.flows["f2"]) == []
-    assert config.targets["cache"].batch.rows == 1000
+    assert config.targets["cache"].batch.rows == 500

@@ -12,6 +12,9 @@ import yaml
 from rich.console import Console
 
 from consumers import screens, views
+from consumers.views.backfills import Pace, left_s
+from streamer.changes.backfill import Progress
+from streamer.changes.backfill import State as BackfillState
 from streamer.config import Config, parse
 from streamer.status import StatusRecord
 
@@ -216,6 +219,55 @@ def test_much_wal_is_a_finding(config: Config) -> None:
     assert status.sources[0]["findings"]
 
 
+TWO_SOURCES = CONFIG.replace(
+    "targets:",
+    """  game:
+    kind: redis
+    url: "redis://h/0"
+    entities: {users: {pattern: "user:{id}", type: string}, boards: {pattern: "board:{id}", type: string}}
+targets:""",
+)
+BAD = {"lsn": NOW_US, "bad": {"users": 2, "boards": 1300}, "bad_last_us": NOW_US - 60 * S}
+
+
+def test_bad_values_are_one_note_behind_what_waits_for_a_person(config: Config) -> None:
+    both = parse(TWO_SOURCES, Path("tailrace.yaml"), environ={})
+    game = record("capture:game", detail=BAD)
+    for flow in ({"state": "held", "reason": "600 deletes of boards"}, {"state": "error", "reason": "gone"}):
+        status = build(both, capture(), apply(flow), game)
+        assert "flow mirror is" in status.verdict
+        last = status.findings[-1]
+        assert last.text.startswith(
+            "game: 1,302 values could not be used (boards 1,300, users 2), the last at 2027-01-15T07:59:00"
+        )
+        assert last.text.endswith("see the topic acme.__bad.game")
+    status = build(both, capture(), apply(), game)
+    assert (len(status.findings), status.exit_code) == (1, 1)
+
+
+@pytest.mark.parametrize(("age_s", "notes"), [(3599, 1), (3601, 0)])
+def test_bad_values_are_told_for_an_hour(age_s: int, notes: int) -> None:
+    both = parse(TWO_SOURCES, Path("tailrace.yaml"), environ={})
+    game = record("capture:game", detail={**BAD, "bad_last_us": NOW_US - age_s * S})
+    status = build(both, capture(), apply(), game)
+    assert len(status.findings) == len(status.sources[1]["findings"]) == notes
+
+
+def test_a_source_without_a_slot_keeps_nothing_in_one(config: Config) -> None:
+    both = parse(TWO_SOURCES, Path("tailrace.yaml"), environ={})
+    game = record("capture:game", detail={"lsn": NOW_US})
+    shown = text(build(both, capture(), apply(), game))
+    assert "100 B of 1.0 MiB" in shown
+    assert "- of -" not in shown
+    lines = TWO_SOURCES.splitlines()
+    only = "\n".join(
+        [*(line for line in lines if "shop" not in line), "  m: {from: game.users, to: warehouse.m}"]
+    )
+    shown = text(build(parse(only, Path("tailrace.yaml"), environ={}), game))
+    assert "POSITION" in shown
+    assert "SLOT KEEPS" not in shown
+
+
 def test_a_standby_is_counted_and_is_no_finding(config: Config) -> None:
     standby = capture(state="standby", instance="other-2", host="other", started_us=NOW_US)
     status = build(config, capture(), standby, apply())
@@ -302,6 +354,11 @@ def test_a_stopped_flow_is_an_error_of_its_own_and_of_no_other(config: Config) -
     assert status.verdict == "flow mirror is ERROR: column 'a' is text"
     assert len(status.findings) == 1
     assert status.flows[0]["lag_s"] is None
+    waits = apply({**stopped, "state": "stalled"}, state="waiting", reason=reason)
+    waits.detail["flows"]["other"] = apply().detail["flows"]["mirror"]
+    status = build(both, capture(), waits)
+    assert {flow["name"]: flow["state"] for flow in status.flows} == {"mirror": "STALLED", "other": "OK"}
+    assert [finding.text for finding in status.findings] == ["flow mirror is STALLED: " + reason]
     paused = replace(broken, reason="too much is refused")
     assert {flow["state"] for flow in build(both, capture(), paused).flows} == {"ERROR"}, "the process's own"
 
@@ -420,3 +477,62 @@ def test_durations(value: float | None, shown: str) -> None:
 )
 def test_sizes(value: int | None, shown: str) -> None:
     assert views.size(value) == shown
+
+
+BACKFILL = {
+    "run": "20261122T115639-1f3a",
+    "table": "public.orders",
+    "state": "running",
+    "reason": "",
+    "rows": 1_200_000,
+    "estimated_rows": 3_000_000,
+    "rows_per_s": 40_000.0,
+    "left_s": 45.0,
+    "chunks": 1_200,
+    "reread": 2,
+}
+
+
+def test_backfills_are_told_with_their_source(config: Config) -> None:
+    paused = {**BACKFILL, "table": "public.notes", "state": "paused", "rows_per_s": 0.0, "left_s": None}
+    done = {**BACKFILL, "table": "public.old", "state": "done"}
+    found = views.build(config, [capture(detail={"backfills": [BACKFILL, paused, done]}), apply()], NOW_US)
+    assert found.exit_code == 0
+    assert [each["table"] for each in found.sources[0]["backfills"]] == [
+        "public.orders",
+        "public.notes",
+        "public.old",
+    ]
+    console = Console(file=io.StringIO(), width=110)
+    screens.show(console, screens.status_screen(found))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    running = "running: 1,200,000 of about 3,000,000 rows, 40,000/s, 45s left"
+    assert f"shop: backfill of public.orders {running}" in text
+    assert "shop: backfill of public.notes paused: 1,200,000 of about 3,000,000 rows" in text
+    assert "public.old" not in text
+
+
+def test_a_backfill_that_failed_is_a_finding(config: Config) -> None:
+    failed = {**BACKFILL, "state": "failed", "reason": "the table is gone", "left_s": None}
+    found = views.build(config, [capture(detail={"backfills": [failed]}), apply()], NOW_US)
+    assert found.exit_code == 1
+    (finding,) = found.findings
+    assert finding.text.startswith("shop: the backfill of public.orders failed: the table is gone\n")
+    assert "`tailrace backfills resume 20261122T115639-1f3a`" in finding.text
+
+
+def test_the_pace_of_a_backfill_is_that_of_its_last_seconds() -> None:
+    pace = Pace()
+    rows = [0, 1_000, 3_000, 3_000]
+    rates = [
+        pace.rows_per_s(Progress(BackfillState.RUNNING, rows=n, updated_us=at_s * S))
+        for at_s, n in enumerate(rows)
+    ]
+    assert rates == [None, 1_000.0, 1_500.0, 1_000.0]
+    progress = Progress(BackfillState.RUNNING, rows=50_000, estimated_rows=53_000, updated_us=30 * S)
+    late = pace.rows_per_s(progress)
+    assert late == 47_000 / 27  # from the last look that is older than ten seconds
+    assert left_s(progress, 1_000.0) == 3.0
+    assert pace.rows_per_s(replace(progress, state=BackfillState.PAUSED)) is None
+    assert left_s(progress, None) is None

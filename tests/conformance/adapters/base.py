@@ -27,10 +27,14 @@ SOURCE_CONFIG = {"kind": "postgres", "url": "postgresql://u@localhost/none", "ta
 class Adapter(ABC):
     """One empty store. `address` is all that another process needs to reach it."""
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"keyless", "durable", "tables", "schemas"})
+    abilities: ClassVar[frozenset[str]] = frozenset({"keyless", "durable", "tables", "schemas", "ddl"})
     # "module:function" of the target, called between the rows' writes and the checkpoint's: the suite
     # puts a kill -9 in its place, in a process of its own. None: nothing outlives the process anyway.
     killed_at: ClassVar[str | None] = None
+
+    tells_versions: ClassVar[bool] = True  # of single keys
+    writes_whole: ClassVar[bool] = True  # of a batch with a refused row, nothing
+    sweeps: ClassVar[int] = 1  # until all of the store was looked at
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -70,6 +74,10 @@ class Adapter(ABC):
     @abstractmethod
     async def make_table(self, table: str, columns: Sequence[str]) -> None:
         """A table of somebody else's: `id` is the key, a number; the other columns are text."""
+
+    async def drop_table(self, table: str) -> None:
+        """Of kinds with the ability `ddl`: as a person would."""
+        raise NotImplementedError
 
     @abstractmethod
     async def rewind(self, places: Sequence[Place], offset: int = 0) -> None:

@@ -24,7 +24,8 @@ def embed(texts: list[str]) -> list[list[float]]:
 
 
 class PgvectorAdapter(PostgresAdapter):
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "tables"})
+    tells_versions: ClassVar[bool] = False
+    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "tables", "ddl"})
     text: ClassVar[str] = "{id}"
     chunk: ClassVar[dict[str, int] | None] = None
 

@@ -59,6 +59,9 @@ class PostgresAdapter(Adapter):
         await self._execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(SCHEMA)))
         await self._execute(made)
 
+    async def drop_table(self, table: str) -> None:
+        await self._execute(sql.SQL("DROP TABLE {}").format(_name(table)))
+
     async def rewind(self, places: Sequence[Place], offset: int = 0) -> None:
         for place in places:
             await self._execute(

@@ -14,7 +14,7 @@ from hiredis import pack_command
 from redis.asyncio import Redis
 
 from consumers.apply.checkpoint import Place
-from consumers.targets import redis_scripts as scripts
+from consumers.targets import redis_batch_script as scripts
 from consumers.targets.base import Batch, Outcome, Target
 from consumers.targets.redis import RedisTarget
 from consumers.targets.redis_write import Request, place_field
@@ -28,7 +28,8 @@ class RedisAdapter(Adapter):
     """`layout`: the flows' `as`."""
 
     abilities: ClassVar[frozenset[str]] = frozenset({"durable"})
-    killed_at: ClassVar[str | None] = "consumers.targets.redis:_send"
+    killed_at: ClassVar[str | None] = "consumers.targets.redis_one:send"
+    tells_versions: ClassVar[bool] = False
     layout: ClassVar[str]
 
     def __init__(self, address: str) -> None:

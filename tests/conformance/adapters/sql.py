@@ -23,7 +23,7 @@ PEOPLE = "people"
 
 
 class SqlAdapter(Adapter):
-    abilities: ClassVar[frozenset[str]] = frozenset({"keyless", "durable", "tables"})
+    abilities: ClassVar[frozenset[str]] = frozenset({"keyless", "durable", "tables", "ddl"})
     killed_at: ClassVar[str | None] = "consumers.targets.sql_write:move_checkpoints"
 
     def __init__(self, address: str) -> None:
@@ -80,6 +80,9 @@ class SqlAdapter(Adapter):
     async def make_table(self, table: str, columns: Sequence[str]) -> None:
         texts = "".join(f", {name} text" for name in columns if name != "id")
         self._execute(f"CREATE TABLE {table} (id integer PRIMARY KEY{texts})")
+
+    async def drop_table(self, table: str) -> None:
+        self._execute(f"DROP TABLE {table}")
 
     async def rewind(self, places: Sequence[Place], offset: int = 0) -> None:
         for place in places:

@@ -1,0 +1,111 @@
+"""Changes that come a second time: what the target has lost behind our back, and what a person replays.
+
+A store that was emptied, replaced, or restored from a backup has lost rows; a replay has lost none.
+
+Its checkpoints tell, as they go with the rows: one that is lower than it was left, or gone, takes its
+partition back to where it is now. A partition with a batch finds that when the target refuses the batch; the
+keeper looks after the others. This owns what is said of it, and up to where changes come a second time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from consumers.apply.checkpoint import Checkpoint, Move, Place
+from consumers.targets.base import Look
+
+SHOWN_S = 600.0  # a finding stays so long after the last loss: what is applied again may take a moment only
+NAMED = 3  # partitions that a finding names
+
+log = logging.getLogger(__name__)
+
+
+class Losses:
+    """Of one apply process. `look_for` comes with the target's session held."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._id = ""  # of the store, when it was looked at last
+        self._refused: dict[Place, int] = {}  # where we had it, of places whose move was refused
+        self._ends: dict[Place, int] = {}  # up to where places come again
+        self._replays: dict[Place, tuple[int, int]] = {}  # from where, to where
+        self._lost: dict[str, dict[Place, tuple[int, int]]] = {}  # by flow: from where, to where
+        self._lost_s: dict[str, float] = {}
+
+    def look_for(self, look: Look, at: Mapping[Place, int]) -> set[str]:
+        """`at`: checkpoints as we know them. Gives topics to be placed again."""
+        replaced = self._id not in ("", look.id)
+        self._id = look.id
+        return {place.topic for place, held in at.items() if replaced or look.stands.get(place, 0) < held}
+
+    def refused(self, move: Move) -> None:
+        """The target has it elsewhere: moved on by another process, or lost. The next placing shows it."""
+        self._refused[move.place] = max(move.expected, self._refused.get(move.place, 0))
+
+    def placed(self, checkpoints: Mapping[Place, Checkpoint], at: Mapping[Place, int]) -> None:
+        """`at`: where they were, as far as we know."""
+        found: dict[str, dict[Place, tuple[int, int]]] = {}
+        for place, checkpoint in checkpoints.items():
+            held = max(at.get(place, 0), self._refused.pop(place, 0))
+            until = checkpoint.replay_until
+            if checkpoint.next_offset < until:
+                self._ends[place] = max(until, self._ends.get(place, 0))
+                if self._replays.get(place, (0, 0))[1] != until or checkpoint.next_offset < held:
+                    log.warning("%s", _replayed(place.flow, {place: (checkpoint.next_offset, until)}))
+                self._replays[place] = checkpoint.next_offset, until
+            if checkpoint.next_offset < held and held > until:
+                found.setdefault(place.flow, {})[place] = checkpoint.next_offset, held
+                self._ends[place] = max(held, self._ends.get(place, 0))
+        for flow, places in found.items():
+            self._lost.setdefault(flow, {}).update(places)
+            self._lost_s[flow] = self._clock()
+            log.warning("%s", self._text(flow, places))
+
+    def passed(self, place: Place) -> int:
+        """Changes before this offset come again."""
+        return self._ends.get(place, 0)
+
+    def stays(self, place: Place) -> bool:
+        """What comes again is in the target still, where it has not been deleted since."""
+        return place in self._replays
+
+    def findings(self, at: Mapping[Place, int]) -> list[str]:
+        """`at`: checkpoints now. What is applied again, and for a time what was."""
+        for place in [p for p, end in self._ends.items() if at.get(p, -1) >= end]:
+            del self._ends[place]
+            self._replays.pop(place, None)
+        coming = {place.flow for place in self._ends if place in at}  # the others are another process's now
+        before_s = self._clock() - SHOWN_S
+        for flow in [f for f, lost_s in self._lost_s.items() if lost_s < before_s and f not in coming]:
+            del self._lost[flow], self._lost_s[flow]
+            self._ends = {place: end for place, end in self._ends.items() if place.flow != flow}
+        replays: dict[str, dict[Place, tuple[int, int]]] = {}
+        for place, span in self._replays.items():
+            if place in at:
+                replays.setdefault(place.flow, {})[place] = span
+        found = [self._text(flow, places) for flow, places in sorted(self._lost.items())]
+        return found + [_replayed(flow, places) for flow, places in sorted(replays.items())]
+
+    @staticmethod
+    def _text(flow: str, places: Mapping[Place, tuple[int, int]]) -> str:
+        return (
+            f"flow {flow}: the target has lost rows that were written to it ({_named(places)}): it"
+            " was emptied, replaced, or restored from a backup; they are applied again from Kafka's log"
+        )
+
+
+def _replayed(flow: str, places: Mapping[Place, tuple[int, int]]) -> str:
+    return (
+        f"flow {flow}: replayed as a person has asked ({_named(places)}); newer rows stay as they are, and it"
+        " goes on by itself"
+    )
+
+
+def _named(places: Mapping[Place, tuple[int, int]]) -> str:
+    named = [
+        f"{p.topic}[{p.partition}] from offset {held} back to {now}"
+        for p, (now, held) in sorted(places.items())[:NAMED]
+    ]
+    return ", ".join(named) + (f" and {len(places) - NAMED} more partitions" if len(places) > NAMED else "")

@@ -1,0 +1,128 @@
+"""What `status` shows of a flow: it is as well as the worst on its way. Pure.
+
+Its way is its source's capture, its target's apply, and itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from consumers.views.findings import FINDINGS_FROM, RANK, Finding, FlowState
+from consumers.views.parts import Part
+from streamer.changes.topics import data_topic, entity_topic
+from streamer.config import Flow
+from streamer.status import StatusRecord
+
+SLOW_S = 10.0  # later than this somebody waits for the data
+
+STALLED_S = 30.0  # so late, and nothing moves
+
+
+def flow_view(
+    flow: Flow,
+    parts: dict[str, Part],
+    everything: list[StatusRecord],
+    findings: list[Finding],
+) -> dict[str, Any]:
+    capture, apply = parts[f"capture:{flow.source}"], parts[f"apply:{flow.target}"]
+    reported = (r.detail.get("flows", {}).get(flow.name) for r in apply.living)
+    details = [d for d in reported if d]  # a process that has only just begun says nothing yet
+    figures = _merged(details)
+    state, reason = _flow_state(flow, capture, apply, details, figures)
+    if RANK[state] >= RANK[FlowState.SLOW]:
+        text = (
+            reason
+            if reason.startswith((capture.part, apply.part))
+            else f"flow {flow.name} is {state}: {reason}"
+        )
+        findings.append(Finding(RANK[state], f"flow {flow.name}", text, RANK[state] >= FINDINGS_FROM))
+    past = [r.detail.get("flows", {}).get(flow.name) or {} for r in everything if r.part == apply.part]
+    return {
+        "name": flow.name,
+        "from": flow.source_pattern,
+        "to": flow.to,
+        "target": flow.target,
+        "state": state,
+        "reason": reason,
+        "captured": _captured(flow, [r for r in everything if r.part == capture.part]),
+        "applied": _total(past, "applied"),
+        "guarded": _total(past, "guarded"),
+        "held": _held(details),
+        **figures,
+    }
+
+
+def _held(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Closed gates; each process reports those of all."""
+    return list({gate["topic"]: gate for detail in details for gate in detail.get("held") or ()}.values())
+
+
+def _flow_state(
+    flow: Flow, capture: Part, apply: Part, details: list[dict[str, Any]], figures: dict[str, Any]
+) -> tuple[FlowState, str]:
+    own = [
+        (FlowState(str(d["state"]).upper()), str(d.get("reason") or ""))
+        for d in details
+        if str(d.get("state", "")).upper() in RANK
+    ]
+    how_to_start = f"start it with `tailrace run`, or `tailrace apply {flow.target}`"
+    troubles = [
+        None if details and apply.is_partly_well else apply.problem(how_to_start),
+        capture.problem(f"start it with `tailrace run`, or `tailrace capture {flow.source}`"),
+        *(o for o in own if RANK[o[0]] >= RANK[FlowState.PAUSED]),
+    ]
+    found = [t for t in troubles if t is not None]
+    if found:
+        return max(found, key=lambda t: RANK[t[0]])
+    lag_s, records, rate = figures["lag_s"], figures["lag_records"], figures["rate"]
+    if not details:
+        return FlowState.UNKNOWN, f"{apply.part} does not report it yet"
+    if lag_s is not None and lag_s > SLOW_S:
+        if lag_s > STALLED_S and not rate:
+            return FlowState.STALLED, f"{lag_s:.0f} s behind ({records} records), and nothing moves"
+        return FlowState.SLOW, f"{lag_s:.0f} s behind ({records} records)"
+    snapshot = (capture.speaker.detail if capture.speaker else {}).get("snapshot")
+    if snapshot:
+        return FlowState.OK, f"first copy: {snapshot.get('tables_done')} of {snapshot.get('tables')} tables"
+    if not records and not rate:
+        return FlowState.IDLE, ""
+    return FlowState.OK, ""
+
+
+def _merged(details: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several apply processes share a flow's partitions: sums, and the worst of times."""
+    latencies = [d["latency_ms"] for d in details if d.get("latency_ms")]
+    keys = {key for latency in latencies for key in latency}
+    return {
+        "parked": _total(details, "parked"),
+        "waiting": _total(details, "waiting"),
+        "lag_records": _total(details, "lag_records"),
+        "lag_s": max((d["lag_s"] for d in details if d.get("lag_s") is not None), default=None),
+        "rate": _total(details, "rate"),
+        "latency_ms": {k: max(lat[k] for lat in latencies if k in lat) for k in sorted(keys)} or None,
+        "partitions": sorted(
+            (p for d in details for p in d.get("partitions") or ()),
+            key=lambda p: (p["topic"], p["partition"]),
+        ),
+    }
+
+
+def _total(details: list[dict[str, Any]], key: str) -> Any:
+    values = [d[key] for d in details if d.get(key) is not None]
+    return sum(values) if values else None
+
+
+def _captured(flow: Flow, captures: list[StatusRecord]) -> int | None:
+    counts = [
+        values.get("captured", 0)
+        for record in captures
+        for table, values in (record.detail.get("tables") or {}).items()
+        if flow.matches(_topic_of(flow.source, table))
+    ]
+    return sum(counts) if captures else None
+
+
+def _topic_of(source: str, table: str) -> str:
+    """`table`: schema.table, or the name of an entity, which has no dot."""
+    schema, dot, name = table.partition(".")
+    return data_topic(source, schema, name) if dot else entity_topic(source, table)

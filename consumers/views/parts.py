@@ -1,0 +1,187 @@
+"""A part of the system: its processes, which of them speaks for it, what is wrong with it as a whole. Pure.
+
+What its flows tell is `flows`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from consumers.views.amounts import duration
+from consumers.views.findings import RANK, Finding, FlowState
+from streamer.config import Config, built_flows, unbuilt_source, unbuilt_target
+from streamer.status import State, StatusRecord
+
+MISSED_S = 2.5  # two heartbeats missed, and another process has begun since: it has taken the place
+
+ENDED_LONG_S = 60.0  # beyond every wait of `tailrace run` before it starts a part again
+
+RESTARTS_S = 600.0  # a part that was started again so recently is worth a look
+
+SILENT = "silent"  # shown in place of the state that a silent process had last
+
+
+@dataclass(slots=True)
+class Part:
+    """The instances of one part, and the one that speaks for it."""
+
+    part: str
+    records: list[StatusRecord]
+    at_us: int
+    speaker: StatusRecord | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.speaker = max(self.records, key=self._weight) if self.records else None
+
+    def _weight(self, record: StatusRecord) -> tuple[bool, bool, bool, int]:
+        live = self.live(record)
+        fallen = not live and record.state == State.ERROR
+        return (live, live and record.state != State.STANDBY, fallen, record.started_us)
+
+    def _age(self, record: StatusRecord) -> str:
+        return duration(record.age_s(self.at_us))
+
+    def live(self, record: StatusRecord) -> bool:
+        return not record.ended and not record.silent(self.at_us)
+
+    @property
+    def living(self) -> list[StatusRecord]:
+        return [r for r in self.records if self.live(r)]
+
+    @property
+    def is_partly_well(self) -> bool:
+        """Its trouble is that of flows which have stopped: each flow tells its own, and the others go on."""
+        speaker = self.speaker
+        return speaker is not None and self.live(speaker) and _is_of_flows(speaker)
+
+    def problem(self, how_to_start: str) -> tuple[FlowState, str] | None:
+        """What is wrong with the part as a whole."""
+        speaker = self.speaker
+        if speaker is None:
+            return FlowState.UNKNOWN, f"{self.part} has not run yet: {how_to_start}"
+        if speaker.state == State.ERROR:
+            long_ago = speaker.ended and speaker.age_s(self.at_us) > ENDED_LONG_S
+            ended = f" ended {self._age(speaker)} ago" if long_ago else ""
+            return FlowState.ERROR, f"{self.part}{ended}: {speaker.reason}"
+        if speaker.ended:
+            return FlowState.UNKNOWN, f"{self.part} was stopped {self._age(speaker)} ago: {how_to_start}"
+        if not self.live(speaker):
+            text = f"{self.part} is silent since {self._age(speaker)} (process {speaker.instance})"
+            return FlowState.UNKNOWN, f"{text}: {how_to_start}"
+        if speaker.state == State.WAITING:
+            return FlowState.STALLED, f"{self.part} waits: {speaker.reason}"
+        if speaker.state == State.HELD:
+            return FlowState.HELD, f"{self.part}: {speaker.reason}"
+        return None
+
+
+def shown(records: Iterable[StatusRecord], at_us: int) -> list[StatusRecord]:
+    """Without the instances that a later one of the same part has taken the place of.
+
+    What ended is replaced by any that began later, or lives; what ended with an error, by one that lives or
+    began after its last word: one that was stopped beside it has mended nothing. What fell quiet is replaced
+    by one that began after its last word on the same host: there it was started again.
+    """
+    records = list(records)
+
+    def replaced(old: StatusRecord) -> bool:
+        others = [r for r in records if r.part == old.part and r is not old]
+        if old.ended:
+            after_us = old.at_us if old.state == State.ERROR else old.started_us
+            return any(r.started_us > after_us or not (r.ended or r.silent(at_us)) for r in others)
+        quiet = old.age_s(at_us) > MISSED_S
+        return quiet and any(r.host == old.host and r.started_us >= old.at_us for r in others)
+
+    return [r for r in records if not replaced(r)]
+
+
+def concerns(record: StatusRecord, at_us: int) -> bool:
+    """Of a part that the file does not name: whether it runs, or is the `run` that was here last."""
+    return record.kind == "run" or not (record.ended or record.silent(at_us))
+
+
+def expected_parts(config: Config) -> list[str]:
+    """What `tailrace run` starts for this config: one capture a source, one apply a target with flows."""
+    captures = [f"capture:{s.name}" for s in config.sources.values() if not unbuilt_source(s)]
+    applies = [
+        f"apply:{t.name}"
+        for t in config.targets.values()
+        if not unbuilt_target(t) and built_flows(config, t.name)[0]
+    ]
+    return captures + applies
+
+
+def state_of(part: Part, record: StatusRecord | None) -> str:
+    if record is None:
+        return "unknown"
+    return record.state if record.ended or part.live(record) else SILENT
+
+
+def part_view(part: Part, record: StatusRecord) -> dict[str, Any]:
+    port = record.metrics_port
+    return {
+        "part": record.part,
+        "instance": record.instance,
+        "pid": record.pid,
+        "host": record.host,
+        "state": state_of(part, record),
+        "reason": record.reason,
+        "since_us": record.since_us,
+        "started_us": record.started_us,
+        "age_s": round(max(0.0, record.age_s(part.at_us)), 1),
+        "restarts": record.restarts,
+        "ended": record.ended,
+        "metrics": f"http://127.0.0.1:{port}/metrics" if port else None,
+    }
+
+
+def part_findings(config: Config, parts: dict[str, Part], findings: list[Finding]) -> None:
+    """What the flows do not tell: parts without a flow, and trouble beside a healthy speaker."""
+    for part in parts.values():
+        kind, _, name = part.part.partition(":")
+        if kind in ("capture", "apply"):
+            trouble = part.problem(f"start it with `tailrace run`, or `tailrace {kind} {name}`")
+            if trouble is not None and not part.is_partly_well:
+                findings.append(Finding(RANK[trouble[0]], part.part, trouble[1]))
+        for record in part.records:
+            if record.ended or record is part.speaker:
+                continue
+            if record.silent(part.at_us):
+                since = duration(record.age_s(part.at_us))
+                text = (
+                    f"{record.part}: process {record.instance} is silent since {since}; another does its work"
+                )
+                findings.append(Finding(RANK[FlowState.SLOW], record.part, text, counts=False))
+            elif record.state == State.ERROR and not _is_of_flows(record):
+                findings.append(
+                    Finding(RANK[FlowState.ERROR], record.part, f"{record.part}: {record.reason}")
+                )
+        _run_findings(part, findings)
+
+
+def _is_of_flows(record: StatusRecord) -> bool:
+    """Whether what a process tells is the trouble of flows which it tells, too."""
+    flows = (record.detail.get("flows") or {}).values()
+    stopped = [
+        str(flow.get("reason") or "") for flow in flows if flow.get("state") in (State.ERROR, "stalled")
+    ]
+    troubled = record.state in (State.ERROR, State.WAITING)
+    return troubled and any(reason and reason in record.reason for reason in stopped)
+
+
+def _run_findings(part: Part, findings: list[Finding]) -> None:
+    """What `tailrace run` says of its parts: what it cannot keep running, and what keeps falling."""
+    speaker = part.speaker
+    if speaker is None or speaker.kind != "run" or not part.live(speaker):
+        return
+    for name, values in (speaker.detail.get("parts") or {}).items():
+        reason = values.get("reason") or ""
+        first_line = reason.split("\n", 1)[0]  # it runs: what was to be done is done
+        if values.get("state") in ("error", "backoff"):
+            findings.append(Finding(RANK[FlowState.ERROR], name, f"{name}: {reason}"))
+        elif values.get("restarts") and part.at_us - (values.get("started_us") or 0) < RESTARTS_S * 1e6:
+            times = "once" if values["restarts"] == 1 else f"{values['restarts']} times"
+            text = f"{name} was started again {times}, last because: {first_line or 'it ended'}"
+            findings.append(Finding(RANK[FlowState.OK], name, text, counts=False))

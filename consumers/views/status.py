@@ -1,0 +1,130 @@
+"""Everything that `tailrace status` and `lag` show, built from the config and the heartbeats. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from consumers.views.findings import RANK, Finding, FlowState, without_repeats
+from consumers.views.flows import flow_view
+from consumers.views.parts import Part, concerns, expected_parts, part_findings, part_view, shown
+from consumers.views.sources import source_view
+from streamer.config import Config, Flow, PostgresSource, RedisSource, built_flows, unbuilt_source
+from streamer.errors import EXIT_FINDING, EXIT_OK
+from streamer.status import StatusRecord
+
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Status:
+    """Everything that `tailrace status` shows."""
+
+    name: str
+    at_us: int
+    findings: list[Finding]
+    sources: list[dict[str, Any]]
+    flows: list[dict[str, Any]]
+    parts: list[dict[str, Any]]
+
+    @property
+    def verdict(self) -> str:
+        """The worst thing, in one sentence."""
+        if self.is_well:
+            return _all_well(self.flows)
+        worst = self.findings[0]
+        more = len(self.findings) - 1
+        first_line = worst.text.split("\n", 1)[0]
+        return f"{first_line}{f' (and {more} more)' if more else ''}"
+
+    @property
+    def is_well(self) -> bool:
+        """Nothing is wrong now; what is told is past."""
+        return all(f.rank == RANK[FlowState.OK] for f in self.findings)
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_FINDING if any(f.counts for f in self.findings) else EXIT_OK
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; documented in docs/status.md."""
+        return {
+            "format": FORMAT,
+            "name": self.name,
+            "at_us": self.at_us,
+            "ok": self.exit_code == EXIT_OK,
+            "verdict": self.verdict,
+            "findings": [{"subject": f.subject, "text": f.text, "finding": f.counts} for f in self.findings],
+            "sources": self.sources,
+            "flows": self.flows,
+            "parts": self.parts,
+        }
+
+
+def _all_well(flows: list[dict[str, Any]]) -> str:
+    if not flows:
+        return "all parts run; no flow is set up"
+    lags = [f["lag_s"] for f in flows if f["lag_s"] is not None]
+    worst = f", at most {max(lags):.1f} s behind" if lags else ""
+    return f"all {len(flows)} flows run{worst}" if len(flows) > 1 else f"the flow runs{worst}"
+
+
+def build(config: Config, records: Iterable[StatusRecord], at_us: int) -> Status:
+    """The records must include those that ended or fell silent: counts are summed over them too."""
+    everything = list(records)
+    expected = expected_parts(config)
+    present = [r for r in shown(everything, at_us) if r.part in expected or concerns(r, at_us)]
+    parts = {
+        part: Part(part, [r for r in present if r.part == part], at_us)
+        for part in [*expected, *(r.part for r in present)]
+    }
+    findings: list[Finding] = []
+    sources = [
+        source_view(config.name, source, parts[f"capture:{source.name}"], findings)
+        for source in config.sources.values()
+        if isinstance(source, PostgresSource | RedisSource) and not unbuilt_source(source)
+    ]
+    flows = []
+    for flow in _flows(config):
+        flows.append(flow_view(flow, parts, everything, findings))
+    part_findings(config, parts, findings)
+    for part in parts.values():
+        if part.part.startswith("apply:"):
+            notes = [note for record in part.living for note in record.detail.get("findings") or ()]
+            findings += [Finding(RANK[FlowState.STALLED], part.part, note) for note in notes]
+            told = [note for record in part.living for note in record.detail.get("notes") or ()]
+            findings += [Finding(RANK[FlowState.SLOW], part.part, note, counts=False) for note in told]
+    findings.sort(key=lambda f: -f.rank)
+    shown_parts = [part_view(part, record) for part in parts.values() for record in part.records]
+    return Status(config.name, at_us, without_repeats(findings), sources, flows, shown_parts)
+
+
+def _flows(config: Config) -> list[Flow]:
+    return [flow for target in config.targets for flow in built_flows(config, target)[0]]
+
+
+def lag(status: Status) -> dict[str, Any]:
+    """The JSON of `tailrace lag`: each flow end to end, its three stages, and its partitions."""
+    flows = []
+    for flow in status.flows:
+        latency = flow["latency_ms"] or {}
+        stages = {
+            stage: {"p50_ms": latency.get(f"{prefix}p50"), "p99_ms": latency.get(f"{prefix}p99")}
+            for stage, prefix in (
+                ("total", ""),
+                ("capture", "capture_"),
+                ("kafka", "kafka_"),
+                ("apply", "apply_"),
+            )
+        }
+        keys = ("name", "target", "state", "reason", "lag_records", "lag_s", "rate")
+        flows.append({**{k: flow[k] for k in keys}, **stages, "partitions": flow["partitions"]})
+    return {
+        "format": FORMAT,
+        "name": status.name,
+        "at_us": status.at_us,
+        "ok": status.exit_code == EXIT_OK,
+        "verdict": status.verdict,
+        "flows": flows,
+    }

@@ -1,0 +1,329 @@
+"""A target that loses what was written to it under apply, mostly while there is nothing to write."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import psycopg
+import pytest
+from redis.asyncio import Redis
+
+from streamer.config import Config, parse
+from streamer.sandbox import ValkeyServer
+from tests.harness.capture import until
+from tests.harness.feeder import Feeder, Running, Table, applying, config_of
+from tests.harness.people import IDS, drop, filled, make
+from tests.harness.redis_target import redis_config_of
+from tests.harness.tiers import corners
+
+
+@pytest.fixture
+async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
+    async with Feeder(kafka, kafka_name) as feeder:
+        yield feeder
+
+
+@pytest.fixture
+async def store(valkey_server: ValkeyServer) -> AsyncIterator[Redis]:
+    valkey_server.start()
+    client = Redis.from_url(valkey_server.url, protocol=2, decode_responses=True)
+    await client.flushall()
+    yield client
+    await client.flushall()
+    await client.aclose()
+
+
+async def keys_are(store: Redis, *ids: int) -> None:
+    async def there() -> bool:
+        found = [int(key.rpartition(":")[2]) async for key in store.scan_iter(match="mirror:people:*")]
+        return sorted(found) == list(ids)
+
+    await until(there)
+
+
+def losses(run: Running) -> list[str]:
+    return [text for text in run.status.record.detail["findings"] if "has lost rows" in text]
+
+
+async def said(run: Running) -> str:
+    await run.until(lambda: bool(losses(run)), "the loss in status")
+    (text,) = losses(run)
+    return text
+
+
+# Redis
+
+
+async def test_an_emptied_redis_is_filled_while_no_change_comes(
+    feeder: Feeder, store: Redis, valkey_server: ValkeyServer
+) -> None:
+    config = redis_config_of(feeder, valkey_server.url)
+    table = await filled(feeder, *range(20))
+    async with applying(config) as run:
+        await keys_are(store, *range(20))
+        await run.settled(feeder)
+        assert losses(run) == []
+        await store.flushall()
+        await keys_are(store, *range(20))
+        text = await said(run)
+        for words in (
+            "flow mirror:",
+            f"{table.topic}[0] from offset ",
+            " back to 0",
+            "applied again from Kafka",
+        ):
+            assert words in text
+        await run.settled(feeder)
+        await run.stop()
+    make(table, 20, lsn=200)
+    await feeder.flush()
+    async with applying(config):  # its group is the new store's
+        await keys_are(store, *range(21))
+
+
+async def test_what_was_deleted_once_passes_the_gate_again_and_no_other_delete_does(
+    feeder: Feeder, store: Redis, valkey_server: ValkeyServer
+) -> None:
+    table = await filled(feeder, *range(100))
+    async with applying(redis_config_of(feeder, valkey_server.url)) as run:
+        await keys_are(store, *range(100))
+        for n in range(50, 100):
+            drop(table, n, 200)
+        await feeder.flush()
+        await keys_are(store, *range(50))
+        await run.stop()
+    gated = redis_config_of(feeder, valkey_server.url, {"mirror": {"hold_deletes_above": "10%"}})
+    async with applying(gated) as run:
+        await run.settled(feeder)
+        await store.flushall()
+        await said(run)
+        await keys_are(store, *range(50))
+        await run.settled(feeder)
+        assert run.flow()["held"] == []
+        for n in range(20):
+            drop(table, n, 300)
+        await feeder.flush()
+        await run.until(lambda: run.flow()["state"] == "held", "held")
+        assert "20 of 50 rows" in run.flow()["reason"]
+        await keys_are(store, *range(50))
+
+
+async def test_what_the_log_has_no_more_is_an_error_with_its_cure(
+    feeder: Feeder, store: Redis, valkey_server: ValkeyServer
+) -> None:
+    table = await filled(feeder, *range(20))
+    async with applying(redis_config_of(feeder, valkey_server.url)) as run:
+        await run.settled(feeder)
+        await feeder.delete_records(table.topic, {0: 3, 1: 3})
+        await store.flushall()
+        error = str(await run.fails())
+    assert "Kafka's retention has removed 3 offsets that flow 'mirror' has not applied" in error
+    assert f"`tailrace reset {feeder.source}`" in error
+
+
+async def test_a_redis_that_is_away_is_said_while_no_change_comes(
+    feeder: Feeder, tmp_path: Path, redis_program: Path | None
+) -> None:
+    """Started again without its data, it is filled."""
+    settings = {"appendonly": "no"}
+    with ValkeyServer(tmp_path / "valkey", program=redis_program, settings=settings) as server:
+        await filled(feeder, 1, 2)
+        async with applying(redis_config_of(feeder, server.url)) as run:
+            await run.settled(feeder)
+            server.kill()
+            await run.until(lambda: run.status.record.state == "waiting", "waiting")
+            server.start()
+            await said(run)
+            client = Redis.from_url(server.url, protocol=2, decode_responses=True)
+            await keys_are(client, 1, 2)
+            await client.aclose()
+            await run.until(lambda: run.status.record.state == "streaming", "streaming")
+
+
+# SQLite
+
+
+def lite_config(feeder: Feeder, file: Path) -> Config:
+    text = f"""
+name: {feeder.name}
+kafka: {{brokers: "{feeder.brokers}"}}
+sources:
+  {feeder.source}: {{kind: postgres, url: "postgresql://nobody@localhost/none", tables: {{"public.*": {{}}}}}}
+targets: {{copy: {{kind: sql, url: "sqlite:///{file}"}}}}
+flows: {{mirror: {{from: "{feeder.source}.public.*", to: copy}}}}
+"""
+    return parse(text, file.with_name("tailrace.yaml"), environ={})
+
+
+def ids_in(file: Path) -> list[int]:
+    """Nothing is made by looking."""
+    if not file.exists():
+        return []
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            return [n for (n,) in connection.execute("SELECT id FROM people ORDER BY id")]
+        except sqlite3.OperationalError:  # not made yet
+            return []
+
+
+async def rows_are(file: Path, *ids: int) -> None:
+    async def there() -> bool:
+        return ids_in(file) == list(ids)
+
+    await until(there)
+
+
+def is_sound(file: Path) -> bool:
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@asynccontextmanager
+async def lite(feeder: Feeder, file: Path) -> AsyncIterator[tuple[Running, Table]]:
+    """With rows 0 to 9."""
+    table = await filled(feeder, *range(10))
+    async with applying(lite_config(feeder, file)) as run:
+        await rows_are(file, *range(10))
+        await run.settled(feeder)
+        yield run, table
+
+
+def rename(file: Path) -> None:
+    file.rename(file.with_name("away.db"))
+
+
+def rename_all(file: Path) -> None:
+    for ending in ("", "-wal", "-shm"):
+        file.with_name(file.name + ending).rename(file.with_name(f"away.db{ending}"))
+
+
+def delete(file: Path) -> None:
+    file.unlink()
+
+
+def replace_by_nothing(file: Path) -> None:
+    other = file.with_name("other.db")
+    other.touch()
+    os.replace(other, file)
+
+
+WAYS = [rename, rename_all, delete, replace_by_nothing]
+
+
+@pytest.mark.parametrize("goes", corners(WAYS, rename))
+async def test_a_file_that_is_gone_is_noticed_while_no_change_comes(
+    feeder: Feeder, tmp_path: Path, goes: Callable[[Path], None]
+) -> None:
+    file = tmp_path / "copy.db"
+    async with lite(feeder, file) as (run, table):
+        goes(file)
+        await rows_are(file, *range(10))
+        assert f"{table.topic}[0] from offset " in await said(run)
+        make(table, 10, lsn=200)
+        await feeder.flush()
+        await rows_are(file, *range(11))
+        await run.stop()
+    assert is_sound(file)
+    if (away := tmp_path / "away.db").exists():
+        assert is_sound(away)
+
+
+async def test_a_batch_goes_into_the_file_that_is_there(feeder: Feeder, tmp_path: Path) -> None:
+    """A change right behind the deed: no row of it is written into what was moved away."""
+    file, away = tmp_path / "copy.db", tmp_path / "away.db"
+    async with lite(feeder, file) as (run, table):
+        rename_all(file)
+        make(table, 10, lsn=200)
+        await feeder.flush()
+        await rows_are(file, *range(11))
+        await run.settled(feeder)
+        assert ids_in(away) == list(range(10))
+
+
+async def test_a_backup_in_the_place_of_the_file_goes_on_from_its_own_checkpoint(
+    feeder: Feeder, tmp_path: Path
+) -> None:
+    """The log of the file that was there is beside it still, and is no log of the backup."""
+    file, backup = tmp_path / "copy.db", tmp_path / "backup.db"
+    async with lite(feeder, file) as (run, table):
+        with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(backup)) as new:
+            old.backup(new)
+        make(table, *range(10, 30), lsn=200)
+        await feeder.flush()
+        await rows_are(file, *range(30))
+        await run.settled(feeder)
+        assert file.with_name("copy.db-wal").stat().st_size > 0
+        shutil.copy(backup, tmp_path / "restored.db")
+        os.replace(tmp_path / "restored.db", file)
+        text = await said(run)
+        assert f"{table.topic}[0] from offset " in text
+        assert " back to 0" not in text
+        await rows_are(file, *range(30))
+        await run.settled(feeder)
+        await run.stop()
+    assert is_sound(file)
+
+
+@pytest.mark.thorough
+async def test_two_processes_leave_a_file_that_is_gone(feeder: Feeder, tmp_path: Path) -> None:
+    file = tmp_path / "copy.db"
+    async with lite(feeder, file) as (one, table), applying(lite_config(feeder, file)) as two:
+        await two.settled(feeder)
+        for round_ in range(3):
+            rename(file)
+            make(table, 10 + round_, lsn=200 + round_)
+            await feeder.flush()
+            await rows_are(file, *range(11 + round_))
+            await one.settled(feeder)
+            await two.settled(feeder)
+        assert (await said(one), await said(two)) != ("", "")
+        await one.stop()
+        await two.stop()
+    assert is_sound(file)
+
+
+async def test_a_file_of_another_group_is_said_and_not_written(feeder: Feeder, tmp_path: Path) -> None:
+    file = tmp_path / "copy.db"
+    async with lite(feeder, file) as (run, table):
+        other = tmp_path / "other.db"
+        with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(other)) as new:
+            old.backup(new)
+            new.execute("UPDATE _tailrace_identity SET consumer_group = 'others', made_in = ''")
+            new.commit()
+        os.replace(other, file)
+        await run.until(lambda: run.status.record.state == "waiting", "waiting")
+        assert "belongs to the consumer group 'others'" in run.status.record.reason
+        make(table, 10, lsn=200)
+        await feeder.flush()
+        assert "belongs to the consumer group 'others'" in str(await run.fails())
+    assert ids_in(file) == list(range(10))
+
+
+# Postgres
+
+
+DEEDS = [
+    "DROP SCHEMA mirror CASCADE; DROP SCHEMA _tailrace CASCADE",
+    "DELETE FROM mirror.people; UPDATE _tailrace.checkpoints SET next_offset = 0",
+]
+
+
+@pytest.mark.parametrize("deed", corners(DEEDS, DEEDS[0]))
+async def test_a_database_that_went_back_is_filled_while_no_change_comes(
+    feeder: Feeder, target_database: str, deed: str
+) -> None:
+    await filled(feeder, *range(10))
+    async with applying(config_of(feeder, target_database)) as run:
+        rows = [(n,) for n in range(10)]
+        await run.rows(target_database, IDS, rows)
+        await run.settled(feeder)
+        async with await psycopg.AsyncConnection.connect(target_database) as connection:
+            await connection.execute(deed)
+        await run.rows(target_database, IDS, rows)
+        assert " back to 0" in await said(run)
+        await run.settled(feeder)

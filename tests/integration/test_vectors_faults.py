@@ -1,0 +1,148 @@
+"""The pgvector target: whose fault a failure is, what it needs, and what the doctor says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from consumers.targets.base import RowsRefused
+from consumers.targets.vectors import VectorTarget
+from streamer.config import VectorTarget as Settings
+from streamer.doctor import examine
+from streamer.errors import ConfigError, TargetUnavailable
+from tests.harness.given import execute, rows
+from tests.harness.recorder import Recorder
+from tests.harness.vectors import config_for, note, opened
+
+# Whose fault it is
+
+
+async def test_a_text_that_the_model_refuses_is_a_refused_row(
+    recorder: Recorder, target_database: str
+) -> None:
+    async with opened(target_database) as s:
+        for number in range(20):
+            s.table.create(note(number, "poison" if number in (3, 11) else f"n{number}"))
+        with pytest.raises(RowsRefused) as caught:
+            await s.apply()
+        assert {row.write.row["id"] for row in caught.value.rows} == {3, 11}
+        assert {row.code for row in caught.value.rows} == {"embedding"}
+        assert (
+            "recorded:embed refuses the text: ValueError: I do not read that" in caught.value.rows[0].message
+        )
+        assert not any(row.transient for row in caught.value.rows)
+
+
+async def test_a_model_that_is_away_is_waited_for(recorder: Recorder, target_database: str) -> None:
+    async with opened(target_database) as s:
+        s.table.create(note(1))
+        for down in (ConnectionError("refused"), RuntimeError("whatever it is, for any text")):
+            recorder.down = down
+            with pytest.raises(TargetUnavailable, match=str(down)) as caught:
+                await s.apply()
+            assert "recorded:embed" in str(caught.value)
+        recorder.down = None
+        await s.apply()
+        assert len(await s.chunks()) == 1
+
+
+async def test_what_is_wrong_with_the_function_is_said(recorder: Recorder, target_database: str) -> None:
+    async def error(flow: dict[str, Any]) -> str:
+        async with opened(target_database, flow) as s:
+            s.table.create(note(1))
+            s.table.create(note(2, "other"))
+            return await s.stops()
+
+    assert "the module 'no_such_module' cannot be imported" in await error({"embed": "no_such_module:embed"})
+    assert "did you mean recorded:embed?" in await error({"embed": "recorded:embd"})
+    assert "'recorded:number' is an int, and not a function" in await error({"embed": "recorded:number"})
+    found = await error({"text": "{titel}"})
+    assert "`text` names 'titel'" in found
+    assert "did you mean 'title'?" in found
+    recorder.missing = 1
+    assert "was given 2 texts and gave 1 vectors" in await error({})
+    recorder.missing = 0
+    recorder.dimensions = 4
+    found = await error({})
+    assert "a vector of 4 dimensions, and the flow says dimensions: 3" in found
+    recorder.dimensions = 3
+    async with opened(target_database) as s:
+        s.table.create(note(1))
+        await s.apply()
+    assert "'embedding' is vector(3), and the flow makes vector(4)" in await error({"dimensions": 4})
+
+
+async def test_the_extension_is_made_or_its_sql_is_said(target_database: str) -> None:
+    await execute(target_database, "CREATE ROLE embedder LOGIN PASSWORD 'p'")
+    try:
+        conninfo = psycopg.conninfo.conninfo_to_dict(target_database)
+        place = f"{conninfo['host']}:{conninfo['port']}/{conninfo['dbname']}"
+        config = config_for(f"postgresql://embedder:p@{place}", {"embed": "json:loads"})
+        settings = config.targets["vectors"]
+        assert isinstance(settings, Settings)
+        target = VectorTarget(settings, "acme.vectors", list(config.flows.values()))
+        with pytest.raises(ConfigError, match="CREATE EXTENSION vector;"):
+            await target.open()
+        await target.close()
+        async with opened(target_database):
+            assert await rows(target_database, "SELECT 1 FROM pg_extension WHERE extname = 'vector'") == [
+                (1,)
+            ]
+    finally:
+        await execute(target_database, "DROP ROLE embedder")
+
+
+async def test_the_index_is_made_when_the_first_copy_is_through(
+    recorder: Recorder, target_database: str
+) -> None:
+    query = "SELECT indexdef LIKE '%USING hnsw (embedding vector_cosine_ops)' FROM pg_indexes"
+    query += " WHERE tablename = 'notes' AND indexname LIKE '%hnsw%'"
+    async with opened(target_database) as s:
+        for number in range(100):
+            s.table.read(note(number, f"n{number}"))
+        await s.apply()
+        await s.target.sweep(3600)  # rows of the first copy came since the last one
+        await s.target.indexed()
+        assert await rows(s.url, query) == []
+        await s.target.sweep(3600)
+        await s.target.indexed()
+        assert await rows(s.url, query) == [(True,)]
+        assert await s.target.findings() == []
+
+
+# The doctor
+
+
+async def test_the_doctor_tries_extension_function_and_columns(
+    recorder: Recorder, database: str, target_database: str
+) -> None:
+    await execute(database, "CREATE TABLE notes (id int PRIMARY KEY, title text, body text, tag text)")
+
+    async def found(flow: dict[str, Any]) -> dict[tuple[str, str], str]:
+        """Of the target, without what every Postgres target is asked."""
+        text = config_for(target_database, flow)
+        sources = {"shop": text.sources["shop"].model_copy(update={"url": SecretStr(database)})}
+        report = await examine(text.model_copy(update={"sources": sources}))
+        return {
+            (check.check, check.level.value): f"{check.what} {check.fix} {' '.join(check.sql)}"
+            for check in report.checks
+            if check.subject == "target vectors" and check.check in ("extension", "embed", "text", "columns")
+        }
+
+    checks = await found({})
+    assert set(checks) == {("extension", "ok"), ("embed", "ok")}
+    assert "can be made" in checks["extension", "ok"]
+    assert "vectors of 3 dimensions" in checks["embed", "ok"]
+    async with opened(target_database) as s:
+        s.table.create(note(1))
+        await s.apply()
+    assert set(await found({"embed": "recorded:slowly"})) == {("extension", "ok"), ("embed", "ok")}
+    checks = await found({"text": "{titel}", "dimensions": 4})
+    assert "did you mean 'title'?" in checks["text", "fail"]
+    assert "a vector of 3 dimensions, and the flow says dimensions: 4" in checks["embed", "fail"]
+    assert "search.notes.embedding is vector(3)" in checks["columns", "fail"]
+    recorder.down = RuntimeError("no key for the API")
+    assert "no key for the API" in (await found({}))["embed", "fail"]

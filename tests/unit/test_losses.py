@@ -1,0 +1,105 @@
+"""What is said of a store that has lost rows, and for how long they count as coming again."""
+
+from __future__ import annotations
+
+import pytest
+
+from consumers.apply.checkpoint import Checkpoint, Move, Place
+from consumers.apply.losses import SHOWN_S, Losses
+from consumers.targets.base import Look
+
+ZERO, ONE = Place("mirror", "shop.public.people", 0), Place("mirror", "shop.public.people", 1)
+OTHER = Place("other", "shop.public.things", 0)
+
+
+class Clock:
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def stands(**offsets: int) -> dict[Place, Checkpoint]:
+    return {place: Checkpoint(place, offsets[name]) for name, place in NAMED.items() if name in offsets}
+
+
+NAMED = {"zero": ZERO, "one": ONE, "other": OTHER}
+
+
+def test_lower_and_missing_checkpoints_and_another_store_are_losses() -> None:
+    losses = Losses()
+    at = {ZERO: 10, ONE: 0, OTHER: 5}
+    assert losses.look_for(Look("a", {ZERO: 10, ONE: 0, OTHER: 5}), at) == set()
+    assert losses.look_for(Look("a", {ZERO: 12, OTHER: 5}), at) == set(), "ahead by another process; not made"
+    assert losses.look_for(Look("a", {ZERO: 9, OTHER: 5}), at) == {ZERO.topic}
+    assert losses.look_for(Look("", {}), at) == {ZERO.topic, OTHER.topic}
+    assert losses.look_for(Look("b", dict(at)), at) == set(), "it is known to be gone"
+    assert losses.look_for(Look("c", dict(at)), at) == {ZERO.topic, OTHER.topic}
+    assert losses.look_for(Look("c", dict(at)), at) == set()
+
+
+def test_a_loss_is_said_until_it_is_mended_and_for_a_time(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    losses = Losses(clock)
+    losses.placed(stands(zero=10, one=3, other=5), {ONE: 3})
+    assert losses.findings({}) == []
+    losses.placed(stands(zero=0, one=2, other=5), {ZERO: 10, ONE: 3, OTHER: 5})
+    (text,) = losses.findings({ZERO: 0, ONE: 2, OTHER: 5})
+    for words in ("flow mirror:", "people[0] from offset 10 back to 0", "people[1] from offset 3 back to 2"):
+        assert words in text
+    assert [record.getMessage() for record in caplog.records] == [text]
+    assert (losses.passed(ZERO), losses.passed(ONE), losses.passed(OTHER)) == (10, 3, 0)
+    clock.now_s += SHOWN_S + 1
+    assert losses.findings({ZERO: 9, ONE: 3, OTHER: 5}) == [text], "not all of it is there again"
+    assert (losses.passed(ZERO), losses.passed(ONE)) == (10, 0)
+    assert losses.findings({ZERO: 10, ONE: 3, OTHER: 5}) == []
+    assert losses.passed(ZERO) == 0
+
+
+def test_a_move_that_was_refused_is_a_loss_when_the_checkpoint_is_lower() -> None:
+    losses = Losses()
+    losses.refused(Move(ZERO, 10, 12, None))
+    losses.refused(Move(OTHER, 5, 6, None))
+    losses.placed(stands(zero=4, other=7), {})
+    (text,) = losses.findings({ZERO: 4, OTHER: 7})
+    assert "from offset 10 back to 4" in text
+
+
+def test_a_replay_is_no_loss_and_is_said_until_it_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever has the partition knows it by its checkpoint, also a process that has just begun."""
+    losses = Losses()
+    losses.placed({ZERO: Checkpoint(ZERO, 4, replay_until=10), OTHER: Checkpoint(OTHER, 5)}, {})
+    assert (losses.passed(ZERO), losses.stays(ZERO)) == (10, True)
+    assert (losses.passed(OTHER), losses.stays(OTHER)) == (0, False)
+    (text,) = losses.findings({ZERO: 4})
+    assert "people[0] from offset 10 back to 4" in text
+    assert "replayed as a person has asked" in text
+    assert [record.getMessage() for record in caplog.records] == [text]
+    losses.placed({ZERO: Checkpoint(ZERO, 7, replay_until=10)}, {ZERO: 7})
+    assert len(caplog.records) == 1, "placed again on the way, it has been said"
+    assert losses.findings({}) == [], "another process has it now"
+    assert losses.findings({ZERO: 10}) == []
+    assert (losses.passed(ZERO), losses.stays(ZERO)) == (0, False)
+    losses.placed({ZERO: Checkpoint(ZERO, 10, replay_until=10)}, {ZERO: 10})
+    assert losses.findings({ZERO: 10}) == []
+
+
+def test_a_store_that_goes_back_further_than_a_replay_has_lost_rows() -> None:
+    losses = Losses()
+    losses.placed({ZERO: Checkpoint(ZERO, 4, replay_until=10)}, {ZERO: 30})
+    assert losses.passed(ZERO) == 30
+    lost, replayed = losses.findings({ZERO: 4})
+    assert "has lost rows" in lost
+    assert "replayed as" in replayed
+
+
+def test_a_second_loss_on_the_way_keeps_the_end() -> None:
+    """And partitions that another process has now are its to mend, and are said for a time only."""
+    clock = Clock()
+    losses = Losses(clock)
+    losses.placed(stands(zero=0), {ZERO: 10})
+    losses.placed(stands(zero=0), {ZERO: 4})
+    assert losses.passed(ZERO) == 10
+    assert len(losses.findings({})) == 1
+    clock.now_s += SHOWN_S + 1
+    assert losses.findings({}) == []
