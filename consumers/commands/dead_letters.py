@@ -7,14 +7,20 @@ from typing import Annotated
 import typer
 
 from streamer import DEFAULT_PATH
-from streamer.cli import ConfigOption, JsonOption, LogFormatOption, LogLevelOption, set_up_log
+from streamer.cli import set_up_log
+from streamer.options import (
+    ConfigOption,
+    FlowOption,
+    JsonOption,
+    LogFormatOption,
+    LogLevelOption,
+    TargetArgument,
+)
 
 app = typer.Typer(help="Rows that a target refused: list, show, retry or discard them.")
 
 WAIT_S = 30.0  # for the apply process to carry it out, which looks once a second
 
-TargetArgument = Annotated[str, typer.Argument(help="A name below `targets:`.")]
-FlowOption = Annotated[str, typer.Option("--flow", help="Of this flow only.")]
 TableOption = Annotated[
     str, typer.Option("--table", help="Of tables of the source that fit: shop.orders, orders or shop.*")
 ]
@@ -46,7 +52,8 @@ def list_(
     set_up_log(log_format, log_level)
     from consumers.commands import parked as work  # noqa: PLC0415
 
-    work.show(config, target, work.Filter(flow, table, key, reason), as_json=as_json, whole=False)
+    wanted = work.Filter(flow, table, key, reason)
+    raise typer.Exit(work.show(config, target, wanted, as_json=as_json, whole=False))
 
 
 @app.command()
@@ -61,11 +68,12 @@ def show(
     log_format: LogFormatOption = "human",
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Show the changes that wait, with their values, in order."""
+    """Show the changes that wait, with their values, in order. Exits 1 when none fits."""
     set_up_log(log_format, log_level)
     from consumers.commands import parked as work  # noqa: PLC0415
 
-    work.show(config, target, work.Filter(flow, table, key, reason), as_json=as_json, whole=True)
+    wanted = work.Filter(flow, table, key, reason)
+    raise typer.Exit(work.show(config, target, wanted, as_json=as_json, whole=True))
 
 
 @app.command()
@@ -82,7 +90,10 @@ def retry(
     log_format: LogFormatOption = "human",
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Apply the parked changes, in order. Exits 1 when some are refused again, 3 when nobody answers."""
+    """Apply the parked changes, in order.
+
+    Exits 1 when some are refused again or none fits, 3 when nobody answers.
+    """
     set_up_log(log_format, log_level)
     from consumers.commands import parked as work  # noqa: PLC0415
 
@@ -92,7 +103,7 @@ def retry(
     )
 
 
-@app.command()
+@app.command(short_help="Drop the parked changes for good.")
 def discard(
     target: TargetArgument,
     flow: FlowOption = "",
@@ -107,7 +118,11 @@ def discard(
     log_format: LogFormatOption = "human",
     log_level: LogLevelOption = "warning",
 ) -> None:
-    """Drop the parked changes for good; the dead-letter topic keeps a record of each. Exits as retry does."""
+    """Drop the parked changes for good; the dead-letter topic keeps a record of each.
+
+    What the target has of these rows stays there, also of rows that the source has deleted. Exits as
+    retry does.
+    """
     set_up_log(log_format, log_level)
     from consumers.commands import parked as work  # noqa: PLC0415
 

@@ -8,35 +8,31 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import shlex
 import socket
 import time
-from binascii import b2a_base64
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import orjson
 import typer
 import uvloop
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from consumers.apply.queues import Key
+from consumers.commands.parked_screen import Queues, count, deletes_of, named, plain, print_queue, table
+from consumers.keys import spellings
 from consumers.targets.base import Parked, Target
 from consumers.targets.registry import make_target
 from streamer.cli import print_json
 from streamer.config import Config, load
-from streamer.config.base import no_such
+from streamer.config.base import nearest, no_such
 from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, ConfigError
 
 POLL_S = 0.5  # between two looks for the outcome
-
-Queues = dict[Key, list[Parked]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,56 +48,64 @@ class Filter:
     def is_any(self) -> bool:
         return not (self.flow or self.table or self.key or self.reason)
 
+    def __str__(self) -> str:
+        given = {"--flow": self.flow, "--table": self.table, "--key": self.key, "--reason": self.reason}
+        return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if value)
+
+    def of(self, parked: Queues) -> Queues:
+        return {key: entries for key, entries in parked.items() if self.fits(entries[0])}
+
     def fits(self, head: Parked) -> bool:
         table = f"{head.schema}.{head.table}"
         return (
             self.flow in ("", head.place.flow)
             and (not self.table or fnmatchcase(table, self.table) or fnmatchcase(head.table, self.table))
-            and (not self.key or self.key in _spellings(head.key))
+            and (not self.key or self.key in spellings(head.key))
             and (self.reason in ("", head.code) or self.reason.lower() in head.message.lower())
         )
 
 
-def _spellings(key: bytes) -> set[str]:
-    """The key as in Kafka; and the value alone of a key of one column."""
-    text = key.decode(errors="replace")
-    found = {text}
-    try:
-        value = orjson.loads(key)
-    except ValueError:
-        return found
-    found.add(orjson.dumps(value).decode())
-    if isinstance(value, dict) and len(value) == 1:
-        (alone,) = value.values()
-        found |= {orjson.dumps(alone).decode(), str(alone)}
-    return found
-
-
-def show(path: Path, target: str, wanted: Filter, *, as_json: bool, whole: bool) -> None:
-    """`whole`: with the changes themselves."""
-    found = uvloop.run(_read(load(path), target, wanted))
+def show(path: Path, target: str, wanted: Filter, *, as_json: bool, whole: bool) -> int:
+    """The exit code. `whole`: with the changes themselves; then a filter that nothing fits is a finding."""
+    parked = uvloop.run(_read(load(path), target, wanted))
+    found = wanted.of(parked)
     if as_json:
-        print_json([_plain(key, entries, whole=whole) for key, entries in found.items()])
+        print_json([plain(key, entries, whole=whole) for key, entries in found.items()])
     elif not found:
-        typer.echo("nothing is parked" if wanted.is_any else "nothing that is parked fits")
+        typer.echo(_nothing(target, wanted, parked))
     elif whole:
         for key, entries in found.items():
-            _print_queue(key, entries)
+            print_queue(key, entries)
     else:
-        Console().print(_table(found))
+        Console().print(table(found))
+    return EXIT_OK if found or not whole else EXIT_FINDING
+
+
+def _nothing(target: str, wanted: Filter, parked: Queues) -> str:
+    if not parked:
+        return f"nothing is parked in {target}"
+    return f"nothing that is parked in {target} fits {wanted}; parked {_are(parked)}: {named(parked)}"
+
+
+def _are(keys: Queues) -> str:
+    return "is" if len(keys) == 1 else "are"
 
 
 async def _read(config: Config, name: str, wanted: Filter) -> Queues:
-    async with opened(config, name) as target:
-        return await _queues(target, wanted)
+    async with opened(config, name, wanted.flow) as target:
+        return await _parked(target)
 
 
 @asynccontextmanager
-async def opened(config: Config, name: str) -> AsyncIterator[Target]:
+async def opened(config: Config, name: str, flow: str = "") -> AsyncIterator[Target]:
+    """`flow`: one that must be of this target. Raises ConfigError for a name that is not there."""
     settings = config.targets.get(name)
     if settings is None:
         raise no_such("target", name, config.targets, config.path)
-    flows = [flow for flow in config.flows.values() if flow.target == name]
+    flows = [each for each in config.flows.values() if each.target == name]
+    if flow and flow not in {each.name for each in flows}:
+        fix = nearest(flow, [each.name for each in flows])
+        raise ConfigError(f"no flow {flow!r} goes to {name}", fix=fix, where=str(config.path))
     target = make_target(settings, f"{config.name}.{name}", flows)
     await target.open()
     try:
@@ -110,11 +114,11 @@ async def opened(config: Config, name: str) -> AsyncIterator[Target]:
         await target.close()
 
 
-async def _queues(target: Target, wanted: Filter) -> Queues:
+async def _parked(target: Target) -> Queues:
     found: Queues = {}
     for entry in await target.parked():
         found.setdefault(Key(entry.place, entry.key), []).append(entry)
-    return {key: entries for key, entries in found.items() if wanted.fits(entries[0])}
+    return found
 
 
 # Marks and their outcome
@@ -139,55 +143,80 @@ def ask(
         )
     config = load(path)
     if dry_run:
-        found = uvloop.run(_read(config, target, wanted))
-        if as_json:
-            keys = [_plain(key, entries, whole=False) for key, entries in found.items()]
-            print_json({"action": action, "dry_run": True, "keys": keys})
-        else:
-            typer.echo(f"{action} would be of {_count(len(found), 'key')}")
-            if found:
-                Console().print(_table(found))
-        return EXIT_OK
+        return _foretell(config, target, action, wanted, as_json=as_json)
     outcome = uvloop.run(_ask(config, target, action, wanted, wait_s))
     if as_json:
         print_json(outcome.plain(action))
+    elif outcome.is_empty:
+        typer.echo(_nothing(target, wanted, outcome.parked))
     else:
         outcome.tell(action, target)
     return outcome.exit_code
 
 
+def _foretell(config: Config, target: str, action: str, wanted: Filter, *, as_json: bool) -> int:
+    parked = uvloop.run(_read(config, target, wanted))
+    found = wanted.of(parked)
+    if as_json:
+        keys = [plain(key, entries, whole=False) for key, entries in found.items()]
+        print_json({"action": action, "dry_run": True, "keys": keys})
+    elif not found:
+        typer.echo(_nothing(target, wanted, parked))
+    else:
+        typer.echo(f"{action} would be of {count(len(found), 'key')}")
+        Console().print(table(found))
+        if action == "discard":
+            _tell_deletes(found)
+    return EXIT_OK if found else EXIT_FINDING
+
+
+def _tell_deletes(discarded: Queues) -> None:
+    if deletes := deletes_of(discarded):
+        typer.echo(
+            f"{len(deletes)} of them {'is a delete' if len(deletes) == 1 else 'are deletes'}: discarded, the"
+            f" row stays in the target although the source has it no more: {named(deletes)}"
+        )
+
+
 @dataclass(slots=True)
 class Outcome:
-    done: list[Key]
-    refused: Queues
-    unanswered: list[Key]
+    parked: Queues  # all that was, whether it fits or not
+    done: Queues = field(default_factory=dict)
+    refused: Queues = field(default_factory=dict)
+    unanswered: list[Key] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.done or self.refused or self.unanswered)
 
     @property
     def exit_code(self) -> int:
         if self.unanswered:
             return EXIT_INCOMPLETE
-        return EXIT_FINDING if self.refused else EXIT_OK
+        return EXIT_FINDING if self.refused or self.is_empty else EXIT_OK
 
     def plain(self, action: str) -> dict[str, Any]:
+        left = deletes_of(self.done) if action == "discard" else {}
         return {
             "action": action,
             "dry_run": False,
             "done": len(self.done),
-            "refused": [_plain(key, entries, whole=False) for key, entries in self.refused.items()],
+            "rows_left": [plain(key, entries, whole=False) for key, entries in left.items()],
+            "refused": [plain(key, entries, whole=False) for key, entries in self.refused.items()],
             "unanswered": len(self.unanswered),
         }
 
     def tell(self, action: str, target: str) -> None:
-        if not (self.done or self.refused or self.unanswered):
-            typer.echo("nothing that is parked fits")
         if self.done:
-            typer.echo(f"{_count(len(self.done), 'key')} {'applied' if action == 'retry' else 'discarded'}")
+            typer.echo(f"{count(len(self.done), 'key')} {'applied' if action == 'retry' else 'discarded'}")
+            if action == "discard":
+                _tell_deletes(self.done)
         if self.refused:
-            typer.echo(f"{_count(len(self.refused), 'key')} refused again:")
-            Console().print(_table(self.refused))
+            typer.echo(f"{count(len(self.refused), 'key')} refused again:")
+            Console().print(table(self.refused))
         if self.unanswered:
             typer.echo(
-                f"{_count(len(self.unanswered), 'key')} not answered: no apply process of {target} has these"
+                f"{count(len(self.unanswered), 'key')} not answered: no apply process of {target} has these"
                 f" partitions now. They stay marked, and the next one does it: tailrace apply {target}",
                 err=True,
             )
@@ -195,26 +224,29 @@ class Outcome:
 
 async def _ask(config: Config, name: str, action: str, wanted: Filter, wait_s: float) -> Outcome:
     who = operator()
-    async with opened(config, name) as target:
-        open_ = await _queues(target, wanted)
-        outcome = Outcome([], {}, [])
+    async with opened(config, name, wanted.flow) as target:
+        outcome = Outcome(await _parked(target))
+        open_ = wanted.of(outcome.parked)
         if not open_:
             return outcome
+        last = dict(open_)
         await target.ask(open_, action, who)
         deadline_s = time.monotonic() + wait_s
         while open_ and time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
-            now = await _queues(target, Filter())
+            now = await _parked(target)
             lapsed = []
             for key, before in list(open_.items()):
                 entries = now.get(key)
                 if entries is None:
-                    outcome.done.append(key)
+                    outcome.done[key] = last[key]
                 elif entries[0].asked:
+                    last[key] = entries
                     continue
                 elif entries[0].attempts > before[0].attempts:
                     outcome.refused[key] = entries
                 else:  # a newer change took the queue's place, and the mark with it
+                    last[key] = entries
                     lapsed.append(key)
                     continue
                 del open_[key]
@@ -230,89 +262,3 @@ def operator() -> str:
     except (KeyError, OSError):
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}"
-
-
-# What is printed
-
-
-def _plain(key: Key, entries: list[Parked], *, whole: bool) -> dict[str, Any]:
-    head = entries[0]
-    found: dict[str, Any] = {
-        "flow": key.place.flow,
-        "topic": key.place.topic,
-        "partition": key.place.partition,
-        "key": key.key.decode(errors="replace"),
-        "table": f"{head.schema}.{head.table}",
-        "changes": len(entries),
-        "waiting": head.waiting,
-        "reason": {"code": head.code, "message": head.message},
-        "attempts": head.attempts,
-        "since_us": head.parked_us,
-        "asked": head.asked,
-        "asked_by": head.asked_by,
-    }
-    if whole:
-        found["queue"] = [
-            {
-                "sequence": entry.sequence,
-                "offset": entry.offset,
-                "version": list(entry.version),
-                **_payload(entry),
-            }
-            for entry in entries
-        ]
-    return found
-
-
-def _payload(entry: Parked) -> dict[str, Any]:
-    if entry.decodes:
-        return {"payload": orjson.Fragment(entry.payload)}
-    return {
-        "payload": b2a_base64(entry.payload, newline=False).decode(),
-        "payload_encoding": "base64",
-    }
-
-
-def _table(found: Queues) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("key", "table", "flow", "changes", "since", "attempts", "reason"):
-        table.add_column(
-            name, overflow="fold", justify="right" if name in ("changes", "attempts") else "left"
-        )
-    for key, entries in found.items():
-        head = entries[0]
-        reason = f"{head.code}: {head.message}"
-        if head.waiting:
-            reason = f"waits for other partitions: {reason}"
-        if head.asked:
-            reason = f"{head.asked} asked by {head.asked_by}; {reason}"
-        table.add_row(
-            Text(key.key.decode(errors="replace")),  # what is not ours is no markup
-            Text(f"{head.schema}.{head.table}"),
-            key.place.flow,
-            str(len(entries)),
-            _time(head.parked_us),
-            str(head.attempts),
-            Text(reason),
-        )
-    return table
-
-
-def _print_queue(key: Key, entries: Iterable[Parked]) -> None:
-    entries = list(entries)
-    head = entries[0]
-    typer.echo(f"{head.schema}.{head.table} {key.key.decode(errors='replace')} (flow {key.place.flow})")
-    typer.echo(f"  {head.code}: {head.message}")
-    typer.echo(f"  since {_time(head.parked_us)}, attempts {head.attempts}")
-    for entry in entries:
-        place = f"{key.place.topic}[{key.place.partition}]@{entry.offset}"
-        text = entry.payload.decode() if entry.decodes else repr(entry.payload)
-        typer.echo(f"  {entry.sequence}. {place}: {text}")
-
-
-def _time(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

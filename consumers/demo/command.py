@@ -14,6 +14,7 @@ import orjson
 import typer
 
 from streamer.errors import EXIT_FINDING, EXIT_OK, ConfigError
+from streamer.options import JsonOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +41,7 @@ def demo(
             "--config", "-c", help="Where the demo's config is written (default: a temporary folder)."
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Two Postgres, a Kafka, a shop at work, two kills and a verdict: is the copy equal?
 
@@ -60,7 +61,7 @@ def demo(
         )
     began_s = time.monotonic()
     console = Console()
-    screen = Screen(console, quiet=json)
+    screen = Screen(console, quiet=as_json)
     with screen:
         screen.note("starting two PostgreSQL servers and a Kafka")
         sandbox = Sandbox(postgres=2, kafka=1, on_progress=screen.note)
@@ -79,7 +80,7 @@ def demo(
             sandbox.close()
             if config is not None:
                 config.unlink(missing_ok=True)
-    raise typer.Exit(conclude(outcome, screen, console, kept, as_json=json))
+    raise typer.Exit(conclude(outcome, screen, console, kept, as_json=as_json))
 
 
 def conclude(

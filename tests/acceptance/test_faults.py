@@ -116,7 +116,7 @@ async def mended(pipeline: Pipeline) -> None:
     await execute(pipeline.source_url, "INSERT INTO t VALUES (5000, 'after the reset')")
     await pipeline.equal()
     record = await pipeline.state("capture", "streaming", child=capture)
-    assert record.detail["epoch"] >= 2
+    assert f"epoch {record.detail['epoch']};" in said
 
 
 @pytest.mark.thorough

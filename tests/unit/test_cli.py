@@ -10,6 +10,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import typer
 
 from consumers.cli import app
 from streamer import __version__
@@ -93,15 +94,29 @@ def test_help_and_a_mistyped_command_import_nothing_heavy(arguments: list[str]) 
     assert HEAVY & set(answer.stdout.split()) == set()
 
 
-def test_the_list_of_commands_fits_eighty_columns(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def helps(command: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every command and of every group."""
+    yield path
+    for name, below in command.commands.items():
+        if isinstance(below, typer.core.TyperGroup):
+            yield from helps(below, (*path, name))
+        else:
+            yield (*path, name)
+
+
+ROOT_COMMAND = typer.main.get_command(app)
+assert isinstance(ROOT_COMMAND, typer.core.TyperGroup)
+
+
+@pytest.mark.parametrize("path", list(helps(ROOT_COMMAND)), ids=lambda path: " ".join(path) or "tailrace")
+def test_every_help_fits_eighty_columns(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    for arguments in (["--help"], ["sandbox", "--help"]):
-        assert run_command(app, arguments) == 0
-        lines = capsys.readouterr().out.splitlines()
-        assert max(map(len, lines)) <= 80
-        assert [line for line in lines if line.endswith("...") and "ARGS" not in line] == []
+    assert run_command(app, [*path, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line for line in lines if line.endswith("...") and not line.startswith("Usage:")] == []
 
 
 @pytest.mark.parametrize("command", ["run", "status", "lag", "capture", "apply", "reset", "doctor", "init"])

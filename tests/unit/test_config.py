@@ -206,6 +206,81 @@ def test_unknown_keys_hide_no_other_fault_beside_or_below_them() -> None:
     assert "hunter2" not in message
 
 
+GAME = """\
+name: acme
+kafka: {brokers: "h:9092", topix: {}}
+sources:
+  game:
+    kind: redis
+    url: redis://h/0
+    entities: {users: {pattern: "u:{id}", type: string, value: rwa}, boards: {pattern: "b:{id}", type: set}}
+  shop: {kind: postgres, url: postgresql://u:p@h/shop, tables: {"public.*": {}}}
+  Shop: {kind: postgres, url: postgresql://u:p@h/shop2, tables: {"public.*": {}}}
+targets:
+  copy: {kind: postgres, url: postgresql://u:p@h/copy}
+flows:
+  a: {from: game.user, to: copy.a}
+  b: {from: game.boards, to: coppy.b}
+  c: {from: shop.orders, to: copy.c}
+  d: {from: game.boards, to: copy.d.e.f, write: often}
+"""
+
+
+def test_a_fault_anywhere_hides_no_name_that_a_flow_has_wrong() -> None:
+    told = mistake(GAME).splitlines()
+    assert [line.partition("t.yaml:")[2] for line in told if "t.yaml" in line] == [
+        "2: unknown key 'topix' in kafka",
+        "7: sources.game.entities.users.value: 'rwa' is not one of the choices",
+        "13: flows.a.from: 'game' has no entity 'user'",
+        "14: flows.b.to: there is no target 'coppy'",
+        "15: flows.c.from: 'shop.orders' does not name what to take",
+        "16: flows.d.write: 'often' is not one of the choices",
+    ]
+    assert "write 'raw', 'text', 'int'" in "\n".join(told)
+
+
+def test_faults_between_parts_of_the_file_are_told_at_once() -> None:
+    sound = GAME.replace(", topix: {}", "").replace(", value: rwa", "").replace(", write: often", "")
+    told = mistake(sound)
+    for words in ("'Shop' and 'shop' differ", "no entity 'user'", "no target 'coppy'", "'shop.orders'"):
+        assert words in told
+
+
+@pytest.mark.parametrize(
+    ("flow", "fix"),
+    [
+        ("{from: game.boards, to: lite}", "write `to: lite.main.two_boards`, or give one of them a target"),
+        ('{from: "game.*", to: lite}', "tables of one name meet: give one of them a target of its own"),
+    ],
+)
+def test_sqlite_has_no_other_schema_to_go_to(flow: str, fix: str) -> None:
+    """And what the message says instead is a config."""
+    text = """\
+name: acme
+sources:
+  game: {kind: redis, url: redis://h/0, entities: {boards: {pattern: "b:{id}", type: string}}}
+  shop: {kind: postgres, url: postgresql://u:p@h/shop, tables: {"public.*": {}}}
+targets:
+  lite: {kind: sql, url: "sqlite:///copy.db"}
+  lite2: {kind: sql, url: "sqlite:///copy2.db"}
+flows:
+  one: {from: "shop.public.*", to: lite}
+  two: FLOW
+"""
+    told = mistake(text.replace("FLOW", flow))
+    assert "SQLite has no schemas" in told
+    assert fix in told
+    assert "another schema" not in told
+    parse(text.replace("FLOW", flow.replace("lite", "lite2")), environ={})
+    if "main" in fix:
+        parse(
+            text.replace('one: {from: "shop.public.*"', "one: {from: shop.public.boards").replace(
+                "FLOW", flow.replace("lite", "lite.main.two_boards")
+            ),
+            environ={},
+        )
+
+
 def test_a_file_without_sources() -> None:
     assert "there are no sources" in mistake("name: acme\n")
     assert "holds no keys" in mistake("")

@@ -11,6 +11,7 @@ from pydantic_core import PydanticUndefined
 from streamer.config import (
     Batch,
     Chunk,
+    DeadLetterLimits,
     Defaults,
     Embedding,
     Flow,
@@ -26,7 +27,7 @@ from streamer.config import (
 )
 from streamer.config.base import NAME_KEY, Model
 from streamer.config.sources import Publication, Snapshot
-from streamer.config.units import parse_duration, parse_size
+from streamer.config.units import parse_duration, parse_share, parse_size
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 PARTS: list[tuple[str, type[Model]]] = [
@@ -42,6 +43,7 @@ PARTS: list[tuple[str, type[Model]]] = [
     ("", RedisEntity),
     ("", PostgresTarget),
     ("batch.", Batch),
+    ("dead_letters.", DeadLetterLimits),
     ("", VectorTarget),
     ("embedding.", Embedding),
     ("", Flow),
@@ -76,6 +78,8 @@ def test_every_default_on_the_page_is_true(prefix: str, model: type[Model]) -> N
             said = parse_size(row[1])
         elif isinstance(field.default, bool):
             said = row[1] == "true"
+        elif isinstance(field.default, float):
+            said = parse_share(row[1])
         elif isinstance(field.default, int):
             said = int(row[1])
         assert said == field.default, name
