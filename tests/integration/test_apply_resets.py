@@ -18,6 +18,7 @@ from streamer.runner import reset_source
 from tests.harness.capture import PARTITIONS, capturing, until
 from tests.harness.capture import run as execute
 from tests.harness.feeder import Feeder, applying
+from tests.harness.tiers import corners
 
 TOPIC = "shop.public.people"
 FAR = 2_000_000_000  # an epoch of the year 2083
@@ -239,7 +240,7 @@ async def test_h03_kafka_and_the_slot_lost_and_the_one_reset_that_mends_it(mirro
     await mirrored.equal()
 
 
-@pytest.mark.parametrize("checkpoints", ["known", "gone"])
+@pytest.mark.parametrize("checkpoints", corners(["known", "gone"], "gone"))
 async def test_h03_a_copy_that_is_all_refused_is_a_finding_that_names_the_cure(
     mirrored: Mirrored, checkpoints: str
 ) -> None:

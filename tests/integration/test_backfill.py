@@ -225,6 +225,7 @@ async def test_the_rate_holds(database: str, make_config: Callable[..., Config])
     assert ROWS / 1_500 * 0.7 < seconds < ROWS / 1_500 * 2
 
 
+@pytest.mark.thorough
 async def test_several_at_once_and_keyed_ones_beside_them(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +394,7 @@ async def test_a_failed_run_goes_on_when_it_is_resumed(
         assert (progress.rows,) == connection.execute("SELECT count(*) FROM t WHERE v < 'v2'").fetchone()
 
 
+@pytest.mark.thorough
 async def test_a_chunk_that_the_server_cancels_fails_the_run(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +408,7 @@ async def test_a_chunk_that_the_server_cancels_fails_the_run(
     assert "canceling statement due to statement timeout" in progress.reason
 
 
+@pytest.mark.thorough
 async def test_what_is_asked_for_twice_is_one_run_and_what_is_long_over_is_forgotten(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -434,6 +437,7 @@ async def test_what_is_asked_for_twice_is_one_run_and_what_is_long_over_is_forgo
         await until(forgotten)
 
 
+@pytest.mark.thorough
 async def test_rows_written_before_the_table_was_published_by_hand(
     database: str, make_config: Callable[..., Config]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from aiokafka import TopicPartition
 
 from streamer.backfills import read_runs
@@ -68,6 +69,7 @@ async def test_a_flow_added_late_gets_what_its_log_has_lost(pipeline: Pipeline, 
     assert len(await runs(pipeline)) == 1
 
 
+@pytest.mark.thorough
 async def test_status_says_what_is_not_there_yet(pipeline: Pipeline, feeder: Feeder) -> None:
     await captured(pipeline, *TABLE)
     await forget(pipeline, feeder, "orders")
@@ -90,6 +92,7 @@ async def test_status_says_what_is_not_there_yet(pipeline: Pipeline, feeder: Fee
     await pipeline.equal()
 
 
+@pytest.mark.thorough
 async def test_a_target_that_lost_its_checkpoints_late_gets_another_run(
     pipeline: Pipeline, feeder: Feeder
 ) -> None:
@@ -107,6 +110,7 @@ async def test_a_target_that_lost_its_checkpoints_late_gets_another_run(
     assert second.run == f"{first.run}.2"
 
 
+@pytest.mark.thorough
 async def test_a_table_without_a_key_cannot_be_asked_for(pipeline: Pipeline, feeder: Feeder) -> None:
     await captured(pipeline, "CREATE TABLE notes (v text)", "INSERT INTO notes VALUES ('a'), ('b')")
     await forget(pipeline, feeder, "notes")

@@ -95,6 +95,7 @@ async def test_all_tables_that_have_a_key(shop: Pipeline) -> None:
     assert done == {"public.orders": ROWS, "public.prices": 20}
 
 
+@pytest.mark.thorough
 async def test_given_keys_have_the_form_that_they_have_in_kafka(shop: Pipeline, tmp_path: Path) -> None:
     """Upper case, other spellings of a number, an object or an array: the same keys, and each once."""
     keys = tmp_path / "keys"
@@ -151,6 +152,7 @@ async def test_ctrl_c_leaves_it_running(shop: Pipeline) -> None:
     assert (code, "there is no backfill 'nothing'" in out) == (EXIT_USAGE, True), out
 
 
+@pytest.mark.thorough
 async def test_who_follows_a_run_that_is_cancelled_is_told(shop: Pipeline) -> None:
     command = shop.start("backfill", shop.source, "orders", *SLOW)
     await started(command, "running")
@@ -185,6 +187,7 @@ async def test_without_a_capture_it_is_said_within_seconds(shop: Pipeline) -> No
     await shop.until("the backfill is done", done)
 
 
+@pytest.mark.thorough
 async def test_a_capture_that_goes_is_said_to_who_follows(shop: Pipeline) -> None:
     command = shop.start("backfill", shop.source, "orders", *SLOW)
     await started(command, "running")

@@ -245,6 +245,7 @@ async def test_a_batch_goes_into_the_file_that_is_there(feeder: Feeder, tmp_path
         assert ids_in(away) == list(range(10))
 
 
+@pytest.mark.thorough
 async def test_a_backup_in_the_place_of_the_file_goes_on_from_its_own_checkpoint(
     feeder: Feeder, tmp_path: Path
 ) -> None:
@@ -287,6 +288,7 @@ async def test_two_processes_leave_a_file_that_is_gone(feeder: Feeder, tmp_path:
     assert is_sound(file)
 
 
+@pytest.mark.thorough
 async def test_a_file_of_another_group_is_said_and_not_written(feeder: Feeder, tmp_path: Path) -> None:
     file = tmp_path / "copy.db"
     async with lite(feeder, file) as (run, table):

@@ -180,6 +180,7 @@ async def test_it_is_paused_cancelled_and_kept_to_its_rate(
     assert (cancelled["state"], cancelled["rows"] < PLAYERS) == (State.CANCELLED, True)
 
 
+@pytest.mark.thorough
 async def test_a_killed_capture_begins_again_and_says_so(
     client: aioredis.Redis, make_config: Callable[..., Config]
 ) -> None:
@@ -243,6 +244,7 @@ async def test_the_shadow_stays_what_was_published(
     assert orjson.loads((await read_topic(config, f"{config.name}.__backfills"))[-1].value or b"null")
 
 
+@pytest.mark.thorough
 async def test_a_flow_added_late_gets_what_its_log_has_lost(
     client: aioredis.Redis, make_config: Callable[..., Config], target_database: str, feeder: Feeder
 ) -> None:

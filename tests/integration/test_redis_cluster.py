@@ -196,6 +196,7 @@ async def test_a_slot_that_is_moved_is_waited_for_and_followed(redis_cluster: Cl
     await asyncio.to_thread(give_back, redis_cluster, slot, was)
 
 
+@pytest.mark.thorough
 async def test_the_states_slot_is_moved(redis_cluster: Cluster) -> None:
     was = redis_cluster.owner(STATE)
     to = (was + 1) % MASTERS
@@ -243,6 +244,7 @@ async def test_a_node_that_has_lost_its_rows_is_found_out(redis_cluster: Cluster
         assert (await s.target.look([place])).stands == {place: 51}
 
 
+@pytest.mark.thorough
 async def test_a_node_that_went_back_in_time_is_found_out(redis_cluster: Cluster) -> None:
     """A replica that takes over may lack the last second: what it has is as it was then."""
     behind = (redis_cluster.owner(STATE) + 1) % MASTERS

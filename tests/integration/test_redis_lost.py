@@ -19,6 +19,7 @@ from tests.harness.capture import run as execute
 from tests.harness.capture import until
 from tests.harness.feeder import Running, applying
 from tests.harness.redis_capture import capturing_redis
+from tests.harness.tiers import corners
 
 pytestmark = pytest.mark.usefixtures("clean_game_topics")
 
@@ -69,7 +70,7 @@ async def copied(
     return found
 
 
-@pytest.mark.parametrize("lost", ["positions", "everything"])
+@pytest.mark.parametrize("lost", corners(["positions", "everything"], "everything"))
 async def test_h03_what_kafka_lost_is_copied_above_what_the_target_has(copied: Copied, lost: str) -> None:
     """By itself: changed keys change, and keys deleted meanwhile are deleted."""
     config, client, name = copied.config, copied.client, copied.config.name
@@ -89,6 +90,7 @@ async def test_h03_what_kafka_lost_is_copied_above_what_the_target_has(copied: C
         assert not run.status.record.detail.get("findings")
 
 
+@pytest.mark.thorough
 async def test_h03_a_clock_that_went_back_is_a_finding_that_names_the_cure(copied: Copied) -> None:
     """Rows and checkpoints are of an epoch that the clock will not reach for long."""
     await execute(

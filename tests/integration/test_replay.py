@@ -290,6 +290,7 @@ async def test_replayed_deletes_and_truncates_pass_the_gates_and_others_do_not(
         await run.rows(target_database, IDS, [(n,) for n in range(50)])
 
 
+@pytest.mark.thorough
 async def test_a_truncate_that_was_refused_long_ago_stays_refused(
     feeder: Feeder, target_database: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

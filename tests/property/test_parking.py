@@ -90,7 +90,7 @@ class Process:
         self._letters = letters
         self._assembler = Assembler(log)
         self.target = MemoryTarget(SETTINGS, store.group, [FLOW], store=store)
-        self.parking = Parking(self.target, letters, [FLOW], log, queue_changes=3)
+        self.parking = Parking(self.target, letters, [FLOW], log, SETTINGS.dead_letters, queue_changes=3)
         self._known: set[Place] = set()
 
     async def batch(self) -> None:
