@@ -14,22 +14,22 @@ from consumers.commands.dead_letters import app as dead_letters
 from consumers.demo.command import demo
 from streamer import DEFAULT_PATH, __version__
 from streamer import cli as capture_side
-from streamer.cli import (
+from streamer.cli import die_with, run_command, set_up_log
+from streamer.options import (
     ConfigOption,
+    FlowArgument,
+    FlowOption,
     JsonOption,
     LogFormatOption,
     LogLevelOption,
     MetricsOption,
     ParentOption,
     RestartsOption,
-    die_with,
-    run_command,
-    set_up_log,
+    RunArgument,
+    SourceArgument,
+    TargetArgument,
+    WatchOption,
 )
-
-WatchOption = Annotated[
-    bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C; --json: one line a second.")
-]
 
 app = typer.Typer(
     add_completion=False,
@@ -105,7 +105,7 @@ def lag(
 
 @app.command(short_help="Copy what is in Kafka into one target, until stopped.")
 def apply(
-    target: Annotated[str, typer.Argument(help="A name below `targets:`.")],
+    target: TargetArgument,
     config: ConfigOption = DEFAULT_PATH,
     as_json: JsonOption = False,
     metrics_port: MetricsOption = 0,
@@ -124,7 +124,7 @@ def apply(
 
 @app.command()
 def approve(
-    flow: Annotated[str, typer.Argument(help="A name below `flows:`.")],
+    flow: FlowArgument,
     config: ConfigOption = DEFAULT_PATH,
     as_json: JsonOption = False,
     log_format: LogFormatOption = "human",
@@ -139,7 +139,7 @@ def approve(
 
 @app.command(short_help="Drop a held truncate or held deletes of a flow.")
 def refuse(
-    flow: Annotated[str, typer.Argument(help="A name below `flows:`.")],
+    flow: FlowArgument,
     config: ConfigOption = DEFAULT_PATH,
     as_json: JsonOption = False,
     log_format: LogFormatOption = "human",
@@ -152,11 +152,126 @@ def refuse(
     raise typer.Exit(work.decide(config, flow, "refused", as_json=as_json))
 
 
+@app.command(short_help="Publish rows of a source again while it streams.")
+def backfill(
+    source: SourceArgument,
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(help="Tables or entities of it: public.orders.", metavar="TABLE"),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of its tables that have a key.")] = False,
+    where: Annotated[
+        str, typer.Option("--where", help="Only rows of this condition, in the source's SQL.", metavar="SQL")
+    ] = "",
+    keys: Annotated[
+        str,
+        typer.Option(
+            "--keys", help="Only these keys, one a line, JSON or plain; - is stdin.", metavar="FILE"
+        ),
+    ] = "",
+    rate: Annotated[str, typer.Option("--rate", help="At most so many rows a second.", metavar="N/s")] = "",
+    delete_missing: Annotated[
+        bool, typer.Option("--delete-missing", help="Delete of these keys what the source lacks.")
+    ] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Ask for it, and do not wait.")] = False,
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "human",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Publish rows of a source again, beside the stream and without stopping it; follow that to its end.
+
+    Ctrl-C leaves it running. Exits 0 when all is published (or asked for, with --detach), 1 when a run was
+    cancelled or failed, 3 when it was left running.
+    """
+    set_up_log(log_format, log_level)
+    from consumers.commands import backfill as work  # noqa: PLC0415
+
+    wanted = work.Wish(source, tables or [], every, where, keys, rate, delete_missing, detach)
+    raise typer.Exit(work.backfill(config, wanted, as_json=as_json))
+
+
+@app.command(short_help="Backfills: list, pause, resume or cancel them.")
+def backfills(
+    action: Annotated[str, typer.Argument(help="list, pause, resume or cancel.", metavar="ACTION")] = "list",
+    run: RunArgument = "",
+    source: Annotated[str, typer.Option("--source", help="List those of this one.", metavar="SOURCE")] = "",
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "human",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """List the backfills of the last week; or have one wait, go on where it was, or end.
+
+    What a cancelled one has published stays. A paused or a failed one can be resumed. Exits 1 when the run
+    is over already, 3 when no capture answers.
+    """
+    set_up_log(log_format, log_level)
+    from consumers.commands import backfill_runs as work  # noqa: PLC0415
+
+    raise typer.Exit(work.act(config, action, run, source=source, as_json=as_json))
+
+
+@app.command(short_help="Prove that targets equal their sources, row by row.")
+def reconcile(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Jobs or flows of the file, all flows if none is named; or `history`.", metavar="JOB|FLOW"
+        ),
+    ] = None,
+    threshold: Annotated[
+        str, typer.Option("--threshold", help="Drift up to this share is none.", metavar="SHARE")
+    ] = "",
+    where: Annotated[
+        str,
+        typer.Option("--where", help="Only rows of this condition, in the source's names.", metavar="SQL"),
+    ] = "",
+    columns: Annotated[
+        str, typer.Option("--columns", help="Only these columns, and the key.", metavar="A,B")
+    ] = "",
+    limit_rate: Annotated[
+        str, typer.Option("--limit-rate", help="At most so many rows a second.", metavar="N/s")
+    ] = "",
+    wait: Annotated[
+        str,
+        typer.Option(
+            "--wait", help="How long capture or apply may stand still at the fence (60s).", metavar="TIME"
+        ),
+    ] = "",
+    log: Annotated[str, typer.Option("--log", help="Append a line a job.", metavar="FILE")] = "",
+    values: Annotated[bool, typer.Option("--values", help="Show the values that differ.")] = False,
+    samples: Annotated[
+        int, typer.Option("--samples", min=0, max=100_000, help="Rows of each kind that are named.")
+    ] = 10,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Do not go on with a run that was broken off.")
+    ] = False,
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "human",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Compare targets with their sources and say what is missing, extra or different, and never what is only
+    on its way.
+
+    Exits 0 when the drift is within the threshold, 1 when it is not, 2 on an error, 3 when something could
+    not be compared to the end.
+    """
+    set_up_log(log_format, log_level)
+    from consumers.commands import reconcile as work  # noqa: PLC0415
+
+    wish = work.Wish(names or [], threshold, where, columns, limit_rate, wait, log, values, samples, fresh)
+    raise typer.Exit(work.reconcile(config, wish, as_json=as_json))
+
+
 @app.command(short_help="The nearest rows of a pgvector target.")
 def search(
-    target: Annotated[str, typer.Argument(help="A name below `targets:`, of kind pgvector.")],
-    words: Annotated[str, typer.Argument(help="What to look for, in any words.")],
-    flow: Annotated[str, typer.Option("--flow", help="Of this flow only.")] = "",
+    target: Annotated[
+        str, typer.Argument(help="A name below `targets:`, of kind pgvector.", metavar="TARGET")
+    ],
+    words: Annotated[str, typer.Argument(help="What to look for, in any words.", metavar="WORDS")],
+    flow: FlowOption = "",
     limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many rows.")] = 10,
     config: ConfigOption = DEFAULT_PATH,
     as_json: JsonOption = False,
@@ -168,6 +283,104 @@ def search(
     from consumers.commands import search as work  # noqa: PLC0415
 
     raise typer.Exit(work.show(config, target, words, flow=flow, limit=limit, as_json=as_json))
+
+
+@app.command(short_help="Go back in the log, and apply it from there again.")
+def replay(
+    flow: FlowArgument,
+    from_offset: Annotated[
+        int | None, typer.Option("--from-offset", min=0, help="Of one partition.", metavar="N")
+    ] = None,
+    from_time: Annotated[
+        str, typer.Option("--from-time", help="Of publishing; or how long ago: 10m, 2h.", metavar="T")
+    ] = "",
+    from_lsn: Annotated[
+        str, typer.Option("--from-lsn", help="Of a commit, of a Postgres source.", metavar="X/Y")
+    ] = "",
+    from_start: Annotated[bool, typer.Option("--from-start", help="All that the log has.")] = False,
+    to_offset: Annotated[
+        int | None, typer.Option("--to-offset", min=0, help="Only what is before it.", metavar="N")
+    ] = None,
+    to_time: Annotated[str, typer.Option("--to-time", help="Only what is before it.", metavar="T")] = "",
+    to_lsn: Annotated[str, typer.Option("--to-lsn", help="Only what is before it.", metavar="X/Y")] = "",
+    key: Annotated[
+        list[str] | None, typer.Option("--key", "-k", help="Only this key; may be given again.")
+    ] = None,
+    keys: Annotated[
+        str, typer.Option("--keys", help="Only these, one a line; - is stdin.", metavar="FILE")
+    ] = "",
+    topic: Annotated[str, typer.Option("--topic", help="Only this one of the flow's.")] = "",
+    partition: Annotated[int | None, typer.Option("--partition", "-p", min=0, help="This one only.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "human",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Set a flow back in its target: its apply processes go on from there by themselves.
+
+    No row goes back in time: one that is newer in the target stays, and what was deleted stays deleted. With
+    an end or with keys only those events are applied once more, by this command, and the flow goes on where
+    it is. Exits 1 when there is nothing to replay or a row was refused, 64 when the log does not reach back
+    that far.
+    """
+    set_up_log(log_format, log_level)
+    from consumers.commands import replay as work  # noqa: PLC0415
+
+    begin = from_offset, from_time, from_lsn, from_start
+    end = to_offset, to_time, to_lsn
+    wish = work.Wish(flow, *begin, *end, topic, partition, key or (), keys, dry_run)
+    raise typer.Exit(work.replay(config, wish, as_json=as_json))
+
+
+@app.command(short_help="Look into a topic: its last changes, or those of one key.")
+def tail(
+    topic: Annotated[
+        str,
+        typer.Argument(help="A topic in Kafka, also one of ours: __positions, __status.", metavar="TOPIC"),
+    ],
+    key: Annotated[
+        str, typer.Option("--key", "-k", help="This key only: '{\"id\":7}', or 7 where it has one column.")
+    ] = "",
+    from_: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="start, end, an offset, a time or how long ago (10m); else the last 10.",
+            metavar="AT",
+        ),
+    ] = "",
+    to: Annotated[str, typer.Option("--to", help="As --from: what is before it.", metavar="AT")] = "",
+    number: Annotated[int | None, typer.Option("--number", "-n", min=1, help="At most so many.")] = None,
+    partition: Annotated[int | None, typer.Option("--partition", "-p", min=0, help="This one only.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    format_: Annotated[
+        str, typer.Option("--format", help="line, json (one a line) or raw (values alone).", metavar="FORMAT")
+    ] = "line",
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "human",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Show committed records of a topic: when published, partition and offset, op, key, version, row.
+
+    Times are UTC. A version is the epoch, the commit's LSN and the place in its transaction.
+    """
+    set_up_log(log_format, log_level)
+    from consumers.commands import tail as work  # noqa: PLC0415
+
+    code = work.show(
+        config,
+        topic,
+        key=key,
+        from_=from_,
+        to=to,
+        number=number,
+        partition=partition,
+        follow=follow,
+        format_="json" if as_json else format_,
+    )
+    raise typer.Exit(code)
 
 
 app.command(short_help="A shop, the real pipeline, two kills, a verdict.")(demo)

@@ -18,6 +18,7 @@ async def reconcile(pipeline: Pipeline, *words: str, timeout_s: float = 60.0) ->
     """(exit code, report), which fits the documented schema."""
     code, out = await pipeline.run("reconcile", *words, "--json", timeout_s=timeout_s)
     assert out.startswith("{"), out
+    assert out.endswith("}\n"), (code, len(out), out[-1000:])
     report: dict[str, Any] = json.loads(out)
     jsonschema.validate(report, json.loads(SCHEMA.read_text(encoding="utf-8")))
     assert report["exit_code"] == code

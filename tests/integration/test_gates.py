@@ -113,24 +113,17 @@ class Scene:
                         return
                     await asyncio.sleep(POLL_S)
 
-    async def letters(self, count: int = 0) -> list[dict[str, Any]]:
-        """The dead letters that are in Kafka, once there are so many: rows of other partitions pass before."""
-        async with asyncio.timeout(WAIT_S):
-            while len(found := await self._letters()) < count:
-                await asyncio.sleep(POLL_S)
-        return found
-
-    async def _letters(self) -> list[dict[str, Any]]:
+    async def letters(self, count: int) -> list[dict[str, Any]]:
+        """The first dead letters, once there are so many: rows of other partitions come before them."""
         consumer = AIOKafkaConsumer(bootstrap_servers=self.feeder.brokers, auto_offset_reset="earliest")
         await consumer.start()
         try:
-            partition = TopicPartition(f"{self.target}.dead_letters", 0)
-            consumer.assign([partition])
-            end = (await consumer.end_offsets([partition]))[partition]
+            consumer.assign([TopicPartition(f"{self.target}.dead_letters", 0)])
             found: list[dict[str, Any]] = []
-            while await consumer.position(partition) < end:
-                for records in (await consumer.getmany(timeout_ms=100)).values():
-                    found += [orjson.loads(record.value) for record in records]
+            async with asyncio.timeout(WAIT_S):
+                while len(found) < count:
+                    for records in (await consumer.getmany(timeout_ms=100)).values():
+                        found += [orjson.loads(record.value) for record in records]
             return found
         finally:
             await consumer.stop()

@@ -1,0 +1,139 @@
+"""`tailrace reconcile [JOB|FLOW...]`: the proof that targets equal their sources, and earlier ones."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import SystemRandom
+from typing import Any
+
+import typer
+import uvloop
+from rich.console import Console
+
+from consumers.reconcile.history import History
+from consumers.reconcile.job import Job, check_alone, jobs_of
+from consumers.reconcile.proof import Limits
+from consumers.reconcile.report import SAMPLES, Report, history_table, log_lines, show
+from consumers.reconcile.run import Options, run_jobs
+from streamer.changes.backfill import manual_run
+from streamer.cli import print_json
+from streamer.config import Config, load
+from streamer.config.units import parse_duration, parse_rate, parse_share
+from streamer.errors import EXIT_OK, ConfigError
+
+HISTORY = "history"
+HISTORY_SHOWN = 20
+HISTORY_JSON = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The command line, as typed."""
+
+    names: Sequence[str]
+    threshold: str = ""
+    where: str = ""
+    columns: str = ""
+    rate: str = ""
+    wait: str = ""
+    log: str = ""
+    values: bool = False
+    samples: int = SAMPLES
+    fresh: bool = False
+
+
+def reconcile(path: Path, wish: Wish, *, as_json: bool) -> int:
+    """The exit code."""
+    config = load(path)
+    if list(wish.names) == [HISTORY]:
+        return _history(config, as_json=as_json)
+    jobs, options = jobs_of(config, wish.names), _options(wish)
+    if wish.threshold:
+        share = _parsed(parse_share, wish.threshold, "--threshold")
+        jobs = [Job(job.name, job.flow, share, job.log, job.refused) for job in jobs]
+    for option, given in (("--where", wish.where), ("--columns", wish.columns)):
+        if given:
+            check_alone(jobs, option)
+    report = uvloop.run(_reconcile(config, jobs, options, wish))
+    _append(report, jobs, wish.log)
+    if as_json:
+        print_json(report.plain())
+    else:
+        show(report, Console())
+    return report.exit_code
+
+
+def _options(wish: Wish) -> Options:
+    rate = _parsed(parse_rate, wish.rate, "--limit-rate") if wish.rate else 0.0
+    columns = tuple(name.strip() for name in wish.columns.split(",") if name.strip())
+    options = Options(wish.where, columns, Limits(rate, wish.values, wish.samples))
+    if not wish.wait:
+        return options
+    stall_s = _parsed(parse_duration, wish.wait, "--wait")
+    return Options(options.where, options.columns, options.limits, stall_s)
+
+
+def _parsed(parse: Any, text: str, option: str) -> float:
+    try:
+        return float(parse(text))
+    except ValueError as error:  # pydantic's own error is one
+        raise ConfigError(f"{option} {text!r} {error}", where="tailrace reconcile") from None
+
+
+async def _reconcile(config: Config, jobs: list[Job], options: Options, wish: Wish) -> Report:
+    history = History(config)
+    asked = {
+        "jobs": [[job.name, job.flow.name, job.threshold] for job in jobs],
+        "options": {**asdict(options), "stall_s": 0},
+    }
+    run = manual_run(_now_us(), SystemRandom().getrandbits(16))
+    try:
+        await asyncio.to_thread(history.open)
+        runs = await asyncio.to_thread(history.begin, run, asked, wish.names, _now_us(), fresh=wish.fresh)
+        report = await run_jobs(config, jobs, options, runs, now_us=_now_us)
+        await asyncio.to_thread(runs.end, report.plain(), _now_us())
+    finally:
+        history.close()
+    return report
+
+
+def _append(report: Report, jobs: Sequence[Job], given: str) -> None:
+    """A line a job to the file that it has, or to the one of the command line."""
+    files = {job.name: Path(given) if given else job.log for job in jobs}
+    names = list(dict.fromkeys(table.job for table in report.tables))
+    for name, line in zip(names, log_lines(report, _now_us()), strict=True):
+        path = files[name]
+        if path is None:
+            continue
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"the line of {name} cannot be written: {error}", where=str(path), fix="name another file"
+            ) from error
+
+
+def _history(config: Config, *, as_json: bool) -> int:
+    history = History(config)
+    try:
+        history.open()
+        found = history.list(HISTORY_JSON if as_json else HISTORY_SHOWN)
+    finally:
+        history.close()
+    if as_json:
+        print_json(found)
+    elif not found:
+        typer.echo("nothing was reconciled yet: `tailrace reconcile`")
+    else:
+        Console().print(history_table(found))
+    return EXIT_OK
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

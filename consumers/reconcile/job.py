@@ -1,0 +1,79 @@
+"""Which flows a run compares, and as which jobs. Pure.
+
+A name is a job of the config, or else a flow. Without names every flow is compared, each as the job that
+the config has for it, if it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from streamer.config import Config, Flow, PostgresSource, PostgresTarget, SqlTarget, built_flows
+from streamer.config.base import no_such
+from streamer.config.built import unbuilt_job
+from streamer.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`refused`: why the flow cannot be compared; empty when it can."""
+
+    name: str
+    flow: Flow
+    threshold: float
+    log: Path | None
+    refused: str = ""
+
+
+def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
+    """Raises ConfigError for a name that is not there, or a job that asks for what is not built."""
+    if not names:
+        by_flow = {job.flow: name for name, job in config.reconcile.items() if isinstance(job.flow, str)}
+        return [_job(config, by_flow.get(flow), config.flows[flow]) for flow in config.flows]
+    known = [*config.reconcile, *config.flows]
+    found: list[Job] = []
+    for name in dict.fromkeys(names):
+        if name in config.reconcile:
+            wanted = config.reconcile[name].flow
+            unbuilt = unbuilt_job(config, name)
+            if unbuilt:
+                raise unbuilt[0].error(str(config.path))
+            assert isinstance(wanted, str)  # else it is not built
+            found.append(_job(config, name, config.flows[wanted]))
+        elif name in config.flows:
+            found.append(_job(config, None, config.flows[name]))
+        else:
+            raise no_such("job or flow", name, dict.fromkeys(known), config.path)
+    return found
+
+
+def _job(config: Config, name: str | None, flow: Flow) -> Job:
+    refused = _refused(config, flow)
+    if name is None:
+        return Job(flow.name, flow, 0.0, None, refused)
+    settings = config.reconcile[name]
+    unbuilt = unbuilt_job(config, name)
+    return Job(name, flow, settings.threshold, settings.log, refused or (str(unbuilt[0]) if unbuilt else ""))
+
+
+def _refused(config: Config, flow: Flow) -> str:
+    stopped = built_flows(config, flow.target)[1].get(flow.name)
+    if stopped:
+        return str(stopped[0])
+    source, target = config.sources[flow.source], config.targets[flow.target]
+    if not isinstance(source, PostgresSource):
+        return f"comparing a {source.kind} source is not built yet"
+    if not isinstance(target, PostgresTarget | SqlTarget):
+        return f"comparing a {target.kind} target is not built yet"
+    return ""
+
+
+def check_alone(jobs: Sequence[Job], option: str) -> None:
+    """For options that are about one flow's columns."""
+    if len({job.flow.name for job in jobs}) != 1:
+        raise ConfigError(
+            f"{option} is about one flow's columns, and this run has {len(jobs)} flows",
+            fix="name the flow: `tailrace reconcile FLOW ...`",
+        )

@@ -1,0 +1,211 @@
+"""What of a target's table is compared with what of the source's, as the flow means it. Pure.
+
+Each column that apply writes is brought to one form with the source's (forms). What cannot be equal, or
+cannot be compared, is said by name; a mode that makes a whole table another thing than a copy is an
+`Incomparable`. Once columns can be masked, what is sent of them takes the source's place here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from consumers.apply.mapping import MappedColumn, map_columns
+from consumers.reconcile.dialects.postgres import SqlColumn
+from consumers.reconcile.fast import Collation, Pair
+from consumers.reconcile.forms import Form, Held, forms, forms_without_types
+from streamer.changes.schema import SchemaRecord
+from streamer.config import Flow
+from streamer.config.base import nearest
+from streamer.errors import ConfigError
+
+VERSION = ("_tailrace_epoch", "_tailrace_lsn", "_tailrace_ordinal")
+# Types that two servers order alike whatever their settings.
+_ORDERED = frozenset(
+    {"smallint", "integer", "bigint", "oid", "numeric", "uuid", "date", "boolean", "bytea"}
+    | {"timestamp without time zone", "timestamp with time zone", "time without time zone"}
+)
+_TEXTS = frozenset({"text", "character varying"})
+_BINARY = frozenset({"C", "POSIX", "C.UTF-8", "C.utf8", "ucs_basic", "pg_c_utf8"})
+
+
+class Incomparable(Exception):
+    """The flow makes of this table what is no copy, or what cannot be compared; says why.
+
+    `meant`: the flow says so itself, and nothing is left undone.
+    """
+
+    def __init__(self, why: str, *, meant: bool = False) -> None:
+        super().__init__(why)
+        self.meant = meant
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A target's table as it is there: what its columns hold, None in a store without types; and the columns
+    of each unique index."""
+
+    columns: Mapping[str, Held | None]
+    unique: Sequence[frozenset[str]]
+
+
+@dataclass(slots=True)
+class Compared:
+    """`key`: the source's names. `constants`: compared name -> text. `own`: the target's columns that tell
+    the flow's rows in a table that it shares. `notes`: what is not compared, or not as written.
+    """
+
+    pairs: list[Pair]
+    key: tuple[str, ...]
+    soft: str | None
+    constants: dict[str, str] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    keeps_extra: bool = False
+
+    @property
+    def key_pairs(self) -> list[Pair]:
+        return [pair for pair in self.pairs if pair.name in self.key]
+
+
+def compared_columns(
+    flow: Flow, record: SchemaRecord, target: Target, only: Collection[str] = ()
+) -> Compared:
+    """`only`: the source's columns that are asked for; empty: all. Raises ConfigError, Incomparable."""
+    if flow.write == "append":
+        raise Incomparable("write: append keeps every change, which is a history and no copy", meant=True)
+    if not record.key_columns:
+        raise Incomparable(
+            "it has no key, so that its rows cannot be told apart: give it one, or REPLICA IDENTITY FULL"
+            " with a primary key"
+        )
+    _check_names(only, record)
+    mapping = map_columns(flow, record, target.columns)
+    found = Compared(
+        [], tuple(c.column.name for c in mapping.columns if c.key and c.column), mapping.soft_delete
+    )
+    for mapped in mapping.columns:
+        _add(found, mapped, target, flow)
+    missing = [name for name in found.key if name not in {pair.name for pair in found.pairs}]
+    if missing:
+        raise Incomparable(f"the target's table lacks the key's column {missing[0]!r}")
+    keys = {pair.target_name for pair in found.key_pairs}
+    constants = {c.name for c in mapping.columns if c.column is None}
+    shared = {name for index in target.unique if keys <= index <= keys | constants for name in index - keys}
+    found.own = {name: text for name, text in found.constants.items() if name in shared}
+    if flow.write == "insert_only":
+        found.notes.append(
+            "write: insert_only keeps a row as it was first seen: only its presence is compared"
+        )
+        only = found.key
+    if only:
+        found.pairs = [pair for pair in found.pairs if pair.name in {*only, *found.key}]
+    found.keeps_extra = flow.delete == "ignore" or flow.truncate == "ignore"
+    if found.keeps_extra:
+        mode = "delete: ignore" if flow.delete == "ignore" else "truncate: ignore"
+        found.notes.append(f"{mode} keeps rows that the source has no more: they are no drift")
+    return found
+
+
+def _check_names(only: Collection[str], record: SchemaRecord) -> None:
+    known = [column.name for column in record.columns]
+    for name in only:
+        if name not in known:
+            raise ConfigError(
+                f"--columns names {name!r}, which {record.schema}.{record.table} does not have",
+                fix=nearest(name, known),
+            )
+
+
+def _add(found: Compared, mapped: MappedColumn, target: Target, flow: Flow) -> None:
+    if mapped.name not in target.columns:
+        found.notes.append(f"column {mapped.name!r} is not in the target yet: it comes with the next change")
+        return
+    there = target.columns[mapped.name]
+    if mapped.column is None:
+        _add_constant(found, mapped, there)
+        return
+    name, source = mapped.column.name, Held(mapped.column.kind, mapped.column.type)
+    if mapped.cast is not None and not (there and source.kind == "float" and there.kind == "numeric"):
+        if there is None:
+            found.notes.append(f"column {mapped.name!r} is cast to {mapped.cast}, and is not compared")
+            return
+        ours = Form(there.kind, cast=there.type, direct=True, sent=True)
+        theirs = Form(there.kind)
+    elif there is None:
+        ours, theirs = forms_without_types(source, signed_zero=False)
+    else:
+        ours, theirs = forms(source, there)
+    sql = quoted(name)
+    pair = Pair(name, SqlColumn(sql, source, ours), SqlColumn(sql, there or source, theirs), mapped.name)
+    found.pairs.append(pair)
+
+
+def _add_constant(found: Compared, mapped: MappedColumn, there: Held | None) -> None:
+    """A constant goes by the target's name, which no column of the source has that is sent."""
+    text = constant_text(mapped.value)
+    if there is None or text is None or mapped.name in {pair.name for pair in found.pairs}:
+        found.notes.append(f"column {mapped.name!r} is a constant, and is not compared")
+        if text is not None:
+            found.constants[mapped.name] = text
+        return
+    given = Held("text", "text")
+    ours, theirs = forms(given, there)
+    sql = quoted(mapped.name)
+    found.constants[mapped.name] = text
+    found.pairs.append(
+        Pair(mapped.name, SqlColumn(sql, given, ours), SqlColumn(sql, there, theirs), mapped.name)
+    )
+
+
+def constant_text(value: object) -> str | None:
+    """As apply writes it; None where that depends on the target's type."""
+    if value is None or isinstance(value, list | dict):
+        return None
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def casts(pairs: Sequence[Pair]) -> set[str]:
+    """Types that the servers must know."""
+    return {form.cast for pair in pairs for form in (pair.source.form, pair.target.form) if form.cast}
+
+
+def without(compared: Compared, pair: Pair, why: str) -> None:
+    compared.pairs.remove(pair)
+    compared.notes.append(f"column {pair.name!r} is not compared: {why}")
+
+
+def by_text(pair: Pair) -> Pair:
+    """A flow's cast that the server does not have from this type goes by way of text."""
+    form = replace(pair.source.form, direct=False)
+    return Pair(pair.name, replace(pair.source, form=form), pair.target, pair.target_name)
+
+
+def ordered_alike(
+    compared: Compared,
+    source: Mapping[str, Collation],
+    target: Mapping[str, Collation] | None,
+) -> bool:
+    """Whether both stores order these keys alike, and by an index. `target` None: by the bytes of texts."""
+    return all(_ordered(pair, source, target) for pair in compared.key_pairs)
+
+
+def _ordered(pair: Pair, source: Mapping[str, Collation], target: Mapping[str, Collation] | None) -> bool:
+    if pair.source.form.cast or pair.target.form.cast:
+        return False
+    ours, theirs = pair.source.held, pair.target.held
+    here = source.get(pair.name)
+    if target is None:
+        if ours.base in _TEXTS:
+            return here is not None and here.name in _BINARY
+        return ours.kind == "number" or ours.base == "uuid"
+    if ours.base in _TEXTS and theirs.base in _TEXTS:
+        there = target.get(pair.target_name)
+        return here is not None and here.deterministic and here == there
+    if ours.kind == theirs.kind == "number":
+        return True
+    return ours.base == theirs.base and ours.base in _ORDERED

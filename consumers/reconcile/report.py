@@ -1,0 +1,284 @@
+"""What a run has found: the report's shape, its verdict and exit code, its texts for people and programs.
+
+The JSON is described by docs/reconcile.schema.json. Values of rows are in it only when they are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from streamer.changes.lsn import format_lsn
+from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, EXIT_RUNTIME
+
+VERSION = 1
+SAMPLES = 10  # of each kind of fault and table, unless asked: enough to see what they have in common
+FENCES = 3  # the last ones of a table
+
+EQUAL, DRIFT, INCOMPLETE, ERROR = "equal", "drift", "incomplete", "error"
+_EXITS = {EQUAL: EXIT_OK, DRIFT: EXIT_FINDING, INCOMPLETE: EXIT_INCOMPLETE, ERROR: EXIT_RUNTIME}
+_WORST = (ERROR, DRIFT, INCOMPLETE, EQUAL)
+
+
+@dataclass(slots=True)
+class Sample:
+    """`columns`: those that differ; with values only where they were asked for, as canonical texts."""
+
+    kind: str
+    key: list[str]
+    columns: list[str] = field(default_factory=list)
+    source: dict[str, str | None] | None = None
+    target: dict[str, str | None] | None = None
+
+
+@dataclass(slots=True)
+class FenceReport:
+    """LSNs as PostgreSQL writes them; `offsets`: by partition, what the target's checkpoints had reached."""
+
+    lsn: str
+    position: str
+    offsets: dict[str, int]
+    waited_s: float
+
+    @classmethod
+    def of(cls, lsn: int, position: int, offsets: dict[int, int], waited_s: float) -> FenceReport:
+        by_partition = {str(partition): offset for partition, offset in sorted(offsets.items())}
+        return cls(format_lsn(lsn), format_lsn(position), by_partition, round(waited_s, 3))
+
+
+@dataclass(slots=True)
+class Counts:
+    """`in_flight`, `parked` and `held` are no drift; `settled` were equal once the fence was passed."""
+
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    in_flight: int = 0
+    parked: int = 0
+    held: int = 0
+    settled: int = 0
+
+    @property
+    def drift(self) -> int:
+        return self.missing + self.extra + self.different
+
+
+@dataclass(slots=True)
+class TableReport:
+    """`reason`: why it is not complete, or was passed over (`meant`: the flow says so itself)."""
+
+    job: str
+    flow: str
+    source: str
+    target: str
+    threshold: float
+    complete: bool = False
+    reason: str = ""
+    meant: bool = False
+    failed: bool = False
+    path: str = ""
+    why_not_fast: str | None = None
+    cut_by: str = ""  # ranges | buckets
+    notes: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
+    source_rows: int = 0
+    target_rows: int = 0
+    counts: Counts = field(default_factory=Counts)
+    fences: list[FenceReport] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    resumed: bool = False
+    seconds: float = 0.0
+
+    @property
+    def drift(self) -> float:
+        """A share of the rows."""
+        return self.counts.drift / max(1, self.source_rows, self.target_rows)
+
+    @property
+    def verdict(self) -> str:
+        if self.failed:
+            return ERROR
+        if self.drift > self.threshold:
+            return DRIFT
+        return EQUAL if self.complete or self.meant else INCOMPLETE
+
+    def plain(self) -> dict[str, Any]:
+        raw: dict[str, Any] = asdict(self)
+        counts, seconds = raw.pop("counts"), max(self.seconds, 1e-6)
+        rows = max(self.source_rows, self.target_rows)
+        figures = {
+            "drift": self.drift,
+            "verdict": self.verdict,
+            "seconds": round(self.seconds, 3),
+            "rows_per_s": round(rows / seconds),
+        }
+        return {**raw, **counts, **figures}
+
+
+@dataclass(slots=True)
+class Report:
+    run: str
+    began_us: int
+    tables: list[TableReport] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """The worst of the tables'; a run that has compared nothing is incomplete."""
+        found = {table.verdict for table in self.tables}
+        if all(table.meant for table in self.tables):
+            return INCOMPLETE
+        return next(verdict for verdict in _WORST if verdict in found)
+
+    @property
+    def exit_code(self) -> int:
+        return _EXITS[self.verdict]
+
+    @property
+    def complete(self) -> bool:
+        return all(table.complete or table.meant for table in self.tables)
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "run": self.run,
+            "began": _time(self.began_us),
+            "seconds": round(self.seconds, 3),
+            "verdict": self.verdict,
+            "complete": self.complete,
+            "exit_code": self.exit_code,
+            "tables": [table.plain() for table in self.tables],
+        }
+
+
+def _time(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def share(drift: float) -> str:
+    """With as many digits as it takes to see that it is not 0."""
+    percent = drift * 100
+    return f"{percent:.4f}%" if 0 < percent < 0.01 else f"{percent:.2f}%"
+
+
+def log_lines(report: Report, ended_us: int) -> list[str]:
+    """One a job."""
+    lines = []
+    for job in dict.fromkeys(table.job for table in report.tables):
+        tables = [table for table in report.tables if table.job == job]
+        counts = {
+            name: sum(getattr(table.counts, name) for table in tables)
+            for name in ("missing", "extra", "different", "in_flight", "parked", "held")
+        }
+        verdict = next(v for v in _WORST if v in {table.verdict for table in tables})
+        rows = sum(table.source_rows for table in tables)
+        worst = max(table.drift for table in tables)
+        words = " ".join(f"{name}={count}" for name, count in counts.items())
+        seconds = sum(table.seconds for table in tables)
+        lines.append(
+            f"{_time(ended_us)} reconcile {job} {verdict} drift={share(worst)} rows={rows} {words}"
+            f" tables={len(tables)} seconds={seconds:.1f} run={report.run}"
+        )
+    return lines
+
+
+# For people
+
+
+def show(report: Report, console: Console) -> None:
+    table = Table(title=f"reconcile {report.run}: {report.verdict}")
+    for heading in (
+        "flow",
+        "table",
+        "verdict",
+        "rows",
+        "missing",
+        "extra",
+        "different",
+        "in flight",
+        "drift",
+    ):
+        right = heading not in ("flow", "table", "verdict")
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for each in report.tables:
+        counts = each.counts
+        numbers = (each.source_rows, counts.missing, counts.extra, counts.different, counts.in_flight)
+        cells = [each.flow, each.source, _verdict(each), *map(str, numbers), share(each.drift)]
+        table.add_row(*cells)
+    console.print(table)
+    for each in report.tables:
+        for line in _lines(each):
+            console.print(line, markup=False, highlight=False)
+
+
+def _verdict(table: TableReport) -> str:
+    return "not compared" if table.meant and not table.complete else table.verdict
+
+
+def _lines(table: TableReport) -> list[str]:
+    lines = []
+    if table.reason:
+        lines.append(table.reason)
+    counts = table.counts
+    if counts.parked:
+        lines.append(
+            f"{_wait(counts.parked)} behind a refused change: `tailrace dead-letters list"
+            f" {table.target.split('.', 1)[0]}`"
+        )
+    if counts.held:
+        lines.append(f"{_wait(counts.held)} for `tailrace approve {table.flow}`, or `refuse`")
+    for kind in ("missing", "extra", "different"):
+        samples = [sample for sample in table.samples if sample.kind == kind]
+        if samples:
+            count = getattr(counts, kind)
+            more = f" and {count - len(samples)} more" if count > len(samples) else ""
+            lines.append(f"{kind}: {'; '.join(map(_text, samples))}{more}")
+    if table.why_not_fast is not None and table.counts.drift == 0 and table.seconds > SLOW_S:
+        lines.append(f"by canonical text, as {table.why_not_fast}")
+    lines += table.notes
+    return [f"{table.flow} {table.source}: {line}" for line in lines]
+
+
+SLOW_S = 10.0  # why the slower path was taken is of interest from then on
+
+
+def _wait(count: int) -> str:
+    return f"{count} row waits" if count == 1 else f"{count} rows wait"
+
+
+def _text(sample: Sample) -> str:
+    key = ", ".join(sample.key)
+    if sample.source is None and sample.target is None:
+        return f"({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
+    return f"({key}) {_values(sample.source)} -> {_values(sample.target)}"
+
+
+def _values(values: dict[str, str | None] | None) -> str:
+    if values is None:
+        return "no row"
+    return ", ".join(f"{name}={'NULL' if v is None else repr(v)}" for name, v in values.items())
+
+
+def history_table(entries: Sequence[dict[str, Any]]) -> Table:
+    table = Table()
+    for heading in ("began", "run", "names", "verdict", "tables", "rows", "drift", "seconds"):
+        table.add_column(heading, overflow="fold")
+    for entry in entries:
+        report = entry["report"]
+        tables = report["tables"] if report else []
+        table.add_row(
+            entry["began"],
+            entry["run"],
+            " ".join(entry["names"]) or "all flows",
+            report["verdict"] if report else "not ended",
+            str(len(tables)),
+            str(sum(each["source_rows"] for each in tables)),
+            share(max((each["drift"] for each in tables), default=0.0)) if report else "",
+            f"{report['seconds']:.1f}" if report else "",
+        )
+    return table

@@ -1,0 +1,1 @@
+"""The stores that reconcile reads, each behind the one Protocol of base."""

@@ -1,0 +1,109 @@
+"""What the comparison asks of a store: digests of parts of a table, hashes of their rows, rows by key.
+
+A part is a range of keys, where both sides order keys alike, or else a bucket: the rows whose key's hash
+has a remainder. Bounds and keys are canonical texts (docs/digest.md). A range's low end belongs to it, its
+high end does not; None is open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import md5
+from itertools import pairwise
+from typing import Protocol
+
+from consumers.reconcile.canonical import row_text
+from consumers.reconcile.digest import RangeDigest, RowHash
+
+Key = tuple[str, ...]
+KEY_HASH_HEX = 8  # digits of the md5 of a key's text that buckets are made by
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRange:
+    low: Key | None = None
+    high: Key | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The rows whose key's hash has the remainder `at` when divided by `of`."""
+
+    of: int
+    at: int
+
+    def split(self, parts: int) -> list[Bucket]:
+        if self.of * parts > 16**KEY_HASH_HEX:  # more than the hash has values
+            return [self]
+        return [Bucket(self.of * parts, self.at + self.of * n) for n in range(parts)]
+
+
+Part = KeyRange | Bucket
+WHOLE = KeyRange()
+
+
+def ranges_between(bounds: Sequence[Key], whole: KeyRange = WHOLE) -> list[KeyRange]:
+    """`bounds` rise, and lie within `whole`."""
+    ends = [whole.low, *bounds, whole.high]
+    return [KeyRange(low, high) for low, high in pairwise(ends)]
+
+
+def buckets(of: int) -> list[Bucket]:
+    return [Bucket(of, at) for at in range(of)]
+
+
+def key_hash(key: Key) -> int:
+    return int(md5(row_text(key).encode(), usedforsecurity=False).hexdigest()[:KEY_HASH_HEX], 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`texts`: of the compared columns. `stamp`: another whenever the row was written anew."""
+
+    texts: tuple[str | None, ...]
+    stamp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a table is cut: `bounds` of ranges; or, where keys are not ordered alike, so many `buckets`.
+
+    `one_scan`: ranges that touch are read in one scan, however many they are.
+    """
+
+    bounds: tuple[Key, ...] = ()
+    buckets: int = 0
+    one_scan: bool = False
+
+    def parts(self) -> Sequence[Part]:
+        return buckets(self.buckets) if self.buckets else ranges_between(self.bounds)
+
+
+class Side(Protocol):
+    """One table of one store, open. Errors are of streamer.errors."""
+
+    @property
+    def place(self) -> str:
+        """For people: server and table."""
+
+    @property
+    def read_bytes(self) -> int:
+        """What came over the wire, or 0 where there is none."""
+
+    async def close(self) -> None: ...
+
+    async def estimate(self) -> int:
+        """Rows, about."""
+
+    async def digest(self, parts: Sequence[Part]) -> list[RangeDigest]:
+        """Of parts of one kind, in their order; ranges rise and touch, or lie apart."""
+
+    async def split(self, part: KeyRange, parts: int, rows: int) -> list[KeyRange]:
+        """By this side's keys, of which there are about `rows`, about evenly; one range where there is
+        nothing to split."""
+
+    async def hashes(self, parts: Sequence[Part]) -> dict[Key, RowHash]: ...
+
+    async def rows(self, keys: Sequence[Key]) -> Mapping[Key, Row]:
+        """Those that are there, whether a condition takes them or not."""
