@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from consumers.reconcile.digest import RangeDigest
 from consumers.reconcile.sides.base import Bucket, Key, Part, Side
 
-SPLIT = 32  # parts of an unequal part: 10,000 rows become a few hundred
+SPLIT = 32  # parts of an unequal part: 5,000 rows become some 150
 HASHES_ROWS = 2_000  # of a part whose rows are listed: a hundred KB on the way, and as many Python objects
 SPLIT_PARTS = 4  # unequal parts that are split for one call: 128 smaller ones
 LISTED_ROWS = 100_000  # of a call for buckets, as each is a scan of the table

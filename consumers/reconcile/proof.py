@@ -19,10 +19,10 @@ from consumers.reconcile.sides.base import Key, Part, Plan
 from consumers.reconcile.sides.postgres import PostgresSide
 from consumers.reconcile.tables import Sides
 
-RANGE_ROWS = 10_000  # a scattered fault costs the reading of so many once more
-RANGES_LIMIT = 20_000  # of a table: a billion rows in ranges of 50,000; their bounds are kept while it runs
-PIECE_RANGES = 1_024  # ten million rows of one scan, on a server some seconds
-EACH_RANGES = 32  # of a piece where ranges are read one by one
+RANGE_ROWS = 5_000  # a scattered fault costs the reading of so many once more
+RANGES_LIMIT = 40_000  # of a table: a billion rows in ranges of 25,000; their bounds are kept while it runs
+PIECE_RANGES = 2_048  # ten million rows of one scan, on a server some seconds
+EACH_RANGES = 64  # of a piece where ranges are read one by one
 BUCKET_ROWS = 1_000  # one scan finds the unequal ones, another one lists their rows
 BUCKETS_LIMIT = 32_768
 JUDGE_AT = 5_000  # suspects: their rows are held in memory three times

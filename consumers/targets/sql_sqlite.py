@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, case, column, create_engine, table, text, tuple_
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.dialects.sqlite import dialect as core_dialect
+from sqlalchemy.dialects.sqlite.base import SQLiteIdentifierPreparer
 from sqlalchemy.engine import Dialect as CoreDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -58,12 +59,25 @@ _MENDS = {
 _GO_ON = "it goes on by itself"
 
 
+# Of https://sqlite.org/lang_keywords.html, those that the package does not quote.
+_MORE_KEYWORDS = (
+    "abort action always current do exclude except filter first following generated groups last materialized"
+    " no nothing nulls others over partition preceding range recursive regexp release returning rows"
+    " savepoint ties unbounded window with without"
+)
+
+
+class _Preparer(SQLiteIdentifierPreparer):
+    reserved_words = SQLiteIdentifierPreparer.reserved_words | set(_MORE_KEYWORDS.split())
+
+
 class SqliteDialect:
     errors: tuple[type[Exception], ...] = (DBAPIError, sqlite3.Error, OverflowError)
 
     def __init__(self, target: SqlTarget, place: str) -> None:
         self.path = sqlite_path(target.url)
         self.core: CoreDialect = core_dialect()
+        self.core.identifier_preparer = _Preparer(self.core)
         self._place = place
         self._engine: Engine | None = None
         self._statements: dict[tuple[Shape, int], str] = {}

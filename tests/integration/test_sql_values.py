@@ -41,6 +41,36 @@ KINDS: list[tuple[str, str, Any, Any, str]] = [
 ]
 
 
+# https://sqlite.org/lang_keywords.html
+KEYWORDS = """
+abort action add after all alter always analyze and as asc attach autoincrement before begin between by
+cascade case cast check collate column commit conflict constraint create cross current current_date
+current_time current_timestamp database default deferrable deferred delete desc detach distinct do drop
+each else end escape except exclude exclusive exists explain fail filter first following for foreign from
+full generated glob group groups having if ignore immediate in index indexed initially inner insert
+instead intersect into is isnull join key last left like limit match materialized natural no not nothing
+notnull null nulls of offset on or order others outer over partition plan pragma preceding primary query
+raise range recursive references regexp reindex release rename replace restrict returning right rollback
+row rows savepoint select set table temp temporary then ties to transaction trigger unbounded union
+unique update using vacuum values view virtual when where window with without
+"""
+
+
+async def test_every_keyword_may_be_a_column_and_a_table(file: Path) -> None:
+    others = dict.fromkeys(set(KEYWORDS.split()) - {"no"}, "text")
+    async with lite(file) as at:
+        table = at.log.table("nothing", {"no": "integer", **others}, key=("no",))
+        row = {"no": 1, **dict.fromkeys(others, "a")}
+        table.create(row)
+        await at.apply()
+        table.update({**row, "nothing": "b"})
+        await at.apply()
+        assert at.rows('SELECT "nothing", "window" FROM "nothing"') == [("b", "a")]
+        table.delete({"no": 1})
+        await at.apply()
+        assert at.rows('SELECT * FROM "nothing"') == []
+
+
 async def test_values_of_every_kind_are_kept(file: Path) -> None:
     columns: dict[str, Any] = {"id": "integer"}
     columns |= {f"c{n}": (type_, kind) for n, (type_, kind, *_) in enumerate(KINDS)}

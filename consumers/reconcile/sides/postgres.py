@@ -40,7 +40,7 @@ from streamer.postgres.watch import HEARTBEAT_PREFIX
 
 APPLICATION = "tailrace reconcile"
 STATEMENT_TIMEOUT_S = 300  # a piece of a million rows takes seconds; a scan without an index is given up
-SAMPLE_BLOCKS = 4_000  # 32 MB: some points for each of the thousand ranges of ten million rows
+SAMPLE_BLOCKS = 4_000  # 32 MB: some points for each of the ranges of ten million rows
 SAMPLE_THIN = 0.125  # of a block's rows: most often they are neighbours
 SPARSE = 4  # numbers a key, up to which a range is cut by its numbers and not by its keys
 UNION_PARTS = 32  # of a statement, where each part is a scan of its own
