@@ -84,8 +84,8 @@ def tell(path: Path, name: str, wanted: Wanted, *, as_json: bool) -> int:
 async def _tell(config: Config, brokers: str, name: str, wanted: Wanted) -> tuple[Run, int]:
     security = config.kafka.security
     run = find(await read_runs(brokers, security, config.name), name)
-    revives = wanted is Wanted.RUN and run.state is State.FAILED
-    if run.state.over and not revives:
+    answers = run.state is State.FAILED and wanted is not Wanted.PAUSE  # to be resumed, or given up
+    if run.state.over and not answers:
         reached = wanted is Wanted.CANCEL and run.state is State.CANCELLED
         return run, EXIT_OK if reached else EXIT_FINDING
     async with follow(brokers, security, config.name, source=run.source) as follower:
@@ -105,7 +105,7 @@ async def _tell(config: Config, brokers: str, name: str, wanted: Wanted) -> tupl
                     run = follower.runs.by_run.get((run.source, run.run), run)
                     if _carried_out(run, wanted):
                         return run, EXIT_OK
-                    if run.state.over and not revives:
+                    if run.state.over and not answers:
                         return run, EXIT_FINDING
                     await follower.next()
         except TimeoutError:

@@ -161,8 +161,9 @@ class Log:
         partitions = await self._partitions(topic)
         if not partitions:
             raise NotPassed(
-                f"the topic {topic} is not there: the capture has published nothing of the table"
-                f"\n  -> start it: `tailrace capture {self._source}`; `tailrace status` says how far it is"
+                f"the topic {topic} is not there: the capture has published nothing of the table yet"
+                f"\n  -> `tailrace status` says whether it runs and captures the table (`tailrace capture"
+                f" {self._source}` starts it); `tailrace backfill {self._source} TABLE` publishes rows again"
             )
         with kafka_errors("reading offsets", brokers=self._brokers):
             async with asyncio.timeout(READ_DEADLINE_S):
@@ -296,7 +297,7 @@ class Fence:
         return Passed(lsn, position, ends, self._clock_s() - began_s)
 
     async def _captured(self, lsn: int) -> int:
-        patience = _Patience(self._clock_s, self._stall_s)
+        patience = Patience(self._clock_s, self._stall_s)
         while (position := await self._log.position()) < lsn:
             if not patience.has_left(position):
                 source = self._path.source
@@ -309,7 +310,7 @@ class Fence:
         return position
 
     async def _applied(self, ends: Mapping[int, int]) -> None:
-        patience = _Patience(self._clock_s, self._stall_s)
+        patience = Patience(self._clock_s, self._stall_s)
         wanted = {self._place(p): end for p, end in ends.items()}
         while True:
             stands = (await self._standing.look(list(wanted))).stands
@@ -327,7 +328,7 @@ class Fence:
             await self._pause(POLL_S)
 
 
-class _Patience:
+class Patience:
     """For what moves; not for ever."""
 
     def __init__(self, clock_s: Callable[[], float], stall_s: float) -> None:

@@ -50,7 +50,8 @@ class PublicationFacts:
 class MissedFacts:
     """Changes of a table (schema.table) that are not in its topic.
 
-    `instead`: the other name that it had meanwhile; "" when the config left the table out.
+    `instead`: the other name that it had meanwhile; "" when the config left the table out; the same name when
+    the table has no key and was published later than the epoch began, perhaps with rows.
     """
 
     name: str

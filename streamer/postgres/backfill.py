@@ -144,8 +144,12 @@ class Backfill:
         now_us = self._context.now_us()
         if progress.state.over:
             ended_us = progress.ended_us or 0
-            if progress.state is State.FAILED and _resumed(run, ended_us):
+            if progress.state is State.FAILED and _told(run, Wanted.RUN, ended_us):
                 self._record(run, replace(progress, state=State.WAITING, reason="", ended_us=None))
+            elif progress.state is State.FAILED and (
+                _told(run, Wanted.CANCEL, ended_us) or self._made_good(run)
+            ):
+                self._record(run, replace(progress, state=State.CANCELLED))
             elif ended_us + KEEP_DONE_US < now_us:
                 self._forget(run)
             return
@@ -157,6 +161,19 @@ class Backfill:
         elif run.whole and self._room(run):
             active = self._active[run.run] = TableRun(self._context, run, progress)
             tasks.create_task(self._work(active), name=f"backfill {run.run}")
+
+    def _made_good(self, failed: Run) -> bool:
+        """Whether a later run has published the whole table."""
+        return any(
+            later.request is not None
+            and failed.request is not None
+            and later.request.place == failed.request.place
+            and later.request.asked_us > failed.request.asked_us
+            and not later.request.keyed
+            and later.request.where is None
+            and self._of(later).state is State.DONE
+            for later in self._runs.asked()
+        )
 
     def _room(self, run: Run) -> bool:
         keyed = run.request is not None and run.request.keyed
@@ -183,5 +200,6 @@ class Backfill:
         del self._runs.by_run[run.source, run.run]
 
 
-def _resumed(run: Run, ended_us: int) -> bool:
-    return run.wish is not None and run.wish.wish is Wanted.RUN and run.wish.us > ended_us
+def _told(run: Run, wanted: Wanted, ended_us: int) -> bool:
+    """Whether a person has said so since the run was over."""
+    return run.wish is not None and run.wish.wish is wanted and run.wish.us > ended_us

@@ -9,7 +9,7 @@ difference whether a capture ran meanwhile. Each difference is a finding that st
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from streamer.changes.ground import (
@@ -60,6 +60,15 @@ class Drift:
         fresh, self._fresh = self._fresh, []
         return fresh
 
+    @property
+    def known(self) -> Mapping[int, TableFacts]:
+        """Published tables as the epoch first saw them, by oid."""
+        return self._before.tables
+
+    def came_with_rows(self, name: str) -> None:
+        """A table without a key that somebody published later; its rows of before are not in its topic."""
+        self._miss(MissedFacts(name, name))
+
     def check_publications(self, now: Ground) -> None:
         """Raises FatalError when a publication is another one than at the first look."""
         for name, found in now.publications.items():
@@ -105,7 +114,12 @@ class Drift:
         for name in names_now:
             self._miss_unwanted(name)
         for missed in sorted(self._before.missed):
-            if missed.instead:
+            if missed.instead == missed.name:
+                if self._wanted(missed.name):
+                    self._find(
+                        f"{missed.name} has no key and was published later: rows that it had were not sent"
+                    )
+            elif missed.instead:
                 if self._wanted(missed.name) or self._wanted(missed.instead):
                     self._find(_renamed(missed.name, missed.instead))
             elif missed.name in names_now and self._wanted(missed.name):

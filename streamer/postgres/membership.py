@@ -62,8 +62,15 @@ def has_rows(source: PostgresSource, table: Table) -> str:
         publication = Publications(source.publication.name, ()).home(table)
         return (
             f"{what}: as its owner run ALTER PUBLICATION {publication} ADD TABLE "
-            f"{table.alone.as_string(None)}; then `tailrace backfill {source.name} {table.qualified}`"
+            f"{table.alone.as_string(None)}; {rows_of(source, table)}"
         )
     return (
         f"{what}, and has rows already: `tailrace reset {source.name}` copies every table again, this one too"
     )
+
+
+def rows_of(source: PostgresSource, table: Table) -> str:
+    """What becomes of the rows that a table has when a person publishes it."""
+    if table.has_key:
+        return "the rows that it has are then copied by themselves"
+    return f"while it is empty, or with rows and `tailrace reset {source.name}` behind it"

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median_low
 from typing import TypeAlias
 
 import psycopg
-from psycopg import errors
+from psycopg import errors, sql
 
 from streamer.changes.ground import Ground
 from streamer.changes.lsn import parse_lsn
@@ -31,9 +31,9 @@ from streamer.postgres.catalog import (
     publication_tables,
 )
 from streamer.postgres.connection import Connection, place, translate
-from streamer.postgres.ground import Drift, read_ground
+from streamer.postgres.ground import Drift, Seen, read_ground
 from streamer.postgres.history import reset_fix
-from streamer.postgres.membership import has_rows, judge
+from streamer.postgres.membership import has_rows, judge, rows_of
 from streamer.postgres.windows import Snapshot
 
 # Asks for the backfill of a table: whether that is durable, and what is in the way of it.
@@ -81,6 +81,7 @@ class Watch:
         self.observed = Observed()
         self.snapshot = Snapshot(0, 0, frozenset())  # of the last look; this one sees nothing
         self.want: Want | None = None  # set when backfills are made
+        self._taken_empty: set[str] = set()  # tables that this session has published without rows
 
     def _wants(self, name: str) -> bool:
         schema, _, table = name.partition(".")
@@ -154,7 +155,8 @@ class Watch:
         seen = await read_ground(self._connection, publications.name, publications.inserts_name)
         self.drift.check_publications(seen.ground)
         membership = judge(source, publications, seen.members, self.captured)
-        findings = [*left_out(source, wanted), *self.drift.compare(seen.ground), *membership.findings]
+        owed, findings = await self._published_by_others(tables, seen)
+        findings += [*left_out(source, wanted), *self.drift.compare(owed), *membership.findings]
         for table in membership.addable:
             findings += await self._publish(table, publications.home(table))
         for harmed in await harmed_tables(self._connection, publications.name, publications.inserts_name):
@@ -162,10 +164,49 @@ class Watch:
         findings += await self._uncaptured_changes(publications.insert_only)
         return findings
 
+    async def _published_by_others(self, tables: Iterable[Table], seen: Seen) -> tuple[Ground, list[str]]:
+        """A table that somebody else has published since the epoch began may have rows: it is backfilled.
+
+        The ground without those whose backfill is not durable yet: a crash leaves them as unknown as they
+        are. Without a key there is no backfill, so that rows that it had are missing until a reset.
+        """
+        findings = []
+        held = set()
+        known = {name for oid, facts in self.drift.known.items() for name in (oid, facts.name)}
+        by_name = {facts.name: oid for oid, facts in seen.ground.tables.items()}
+        for table in tables:
+            oid = by_name.get(table.qualified)
+            if oid is None or not known.isdisjoint((oid, table.qualified)):
+                continue  # not published; or copied, or said to be another table under its name
+            if table.qualified in self._taken_empty:
+                continue
+            if not table.has_key:
+                if await self._may_hold_rows(table):
+                    self.drift.came_with_rows(table.qualified)
+                continue
+            durable, finding = self.want(table) if self.want is not None else (False, "")
+            if finding:
+                findings.append(finding)
+            elif not durable:
+                held.add(oid)
+        left = {oid: facts for oid, facts in seen.ground.tables.items() if oid not in held}
+        return replace(seen.ground, tables=left), findings
+
+    async def _may_hold_rows(self, table: Table) -> bool:
+        try:
+            cursor = await self._connection.execute(
+                sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.alone)
+            )
+            row = await cursor.fetchone()
+        except errors.InsufficientPrivilege:
+            return True
+        return row is not None and bool(row[0])
+
     async def _publish(self, table: Table, publication: str) -> list[str]:
         """Add a table that came later; with rows its backfill is durable before. Else what is in the way."""
         try:
             if await add_table(self._connection, publication, table, with_rows=False):
+                self._taken_empty.add(table.qualified)
                 return []
             if self.want is not None and table.has_key:
                 durable, finding = self.want(table)
@@ -176,7 +217,7 @@ class Watch:
             return [
                 f"{table.qualified} fits `tables:` but role {self._connection.info.user} may not publish it: "
                 f"as its owner run ALTER PUBLICATION {publication} ADD TABLE "
-                f"{table.alone.as_string(None)}; while it is empty"
+                f"{table.alone.as_string(None)}; {rows_of(self._source, table)}"
             ]
         return [has_rows(self._source, table)]
 
