@@ -452,7 +452,9 @@ def advice_of(flow: str) -> str:
 def reason_of(gates: Iterable[Gate]) -> str:
     """Of one flow's gates."""
     found = list(gates)
-    return f"{'; '.join(text_of(gate) for gate in found)}; {advice_of(found[0].flow)}"
+    limit = any(gate.kind == DELETES for gate in found)
+    usual = " (usual here? raise the flow's `hold_deletes_above`)" if limit else ""
+    return f"{'; '.join(text_of(gate) for gate in found)}; {advice_of(found[0].flow)}{usual}"
 
 
 def detail_of(gate: Gate) -> dict[str, Any]:

@@ -121,8 +121,7 @@ class PlainEntity:
         try:
             body = self._body(state.value) + self._expiry(state.expires_us)
         except ValueError as error:
-            payload = state.value if isinstance(state.value, bytes) else b""
-            raise self._bad(str(error), place.db, place.key, payload=payload) from None
+            raise self._bad(str(error), place.db, place.key, payload=_payload_of(state.value)) from None
         return {place.head: b"%b%b}" % (place.head[:-1], body)}
 
     def check_type(self, place: Place, found: str) -> None:
@@ -194,6 +193,13 @@ class PlainEntity:
         return BadValue(
             reason, entity=self.name, db=db, key=key, type=self.type, payload=payload, row_key=row_key
         )
+
+
+def _payload_of(value: Any) -> bytes:
+    """A string as it is; a hash as JSON, each name and value as a row would show its bytes."""
+    if isinstance(value, dict):
+        return dumps({text_of(name): text_of(part) for name, part in value.items()})
+    return value if isinstance(value, bytes) else b""
 
 
 def column(name: str, cast: str, *, key: bool = False) -> Column:

@@ -220,6 +220,8 @@ async def test_what_an_entity_cannot_use_goes_to_the_topic_of_bad_values(
     torn = next(b for b in found if b["key"] == "session:torn")
     assert b64decode(torn["payload"]) == b"{"
     assert "is not JSON" in torn["reason"]
+    untyped = next(b for b in found if b["key"] == "player:1")
+    assert orjson.loads(b64decode(untyped["payload"])) == {"score": "many", "name": "Ann"}
     wrong = next(b for b in found if b["key"] == "player:2")
     assert wrong["reason"] == "the key is a string, and the entity takes a hash"
 

@@ -185,7 +185,10 @@ def test_which_flows_hold_what() -> None:
 def test_the_words() -> None:
     gate = Gate("customers", "shop.public.customers", "deletes", "held", 100_000, 100_000, 1)
     expected = "100,000 of 100,000 rows of public.customers would be deleted;"
-    assert reason_of([gate]) == f"{expected} `tailrace approve customers` or `tailrace refuse customers`"
+    advice = f"{expected} `tailrace approve customers` or `tailrace refuse customers`"
+    assert reason_of([gate]) == f"{advice} (usual here? raise the flow's `hold_deletes_above`)"
+    truncate = reason_of([replace(gate, kind="truncate")])
+    assert truncate.endswith("`tailrace refuse customers`"), "no limit has to do with it"
 
 
 class Clock:
