@@ -247,6 +247,25 @@ def reconcile(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Do not go on with a run that was broken off.")
     ] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Publish rows that differ again, and compare them once more.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what --repair would do, and do nothing.")
+    ] = False,
+    delete_extra: Annotated[
+        bool, typer.Option("--delete-extra", help="Repair rows that only the target has: delete them.")
+    ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=0, help="Repair nothing of a job with more rows (100000).", metavar="N"),
+    ] = None,
+    refuse_above: Annotated[
+        str,
+        typer.Option(
+            "--refuse-above", help="Repair nothing of a table with more drift (20%).", metavar="SHARE"
+        ),
+    ] = "",
     config: ConfigOption = DEFAULT_PATH,
     as_json: JsonOption = False,
     log_format: LogFormatOption = "human",
@@ -256,13 +275,46 @@ def reconcile(
     on its way.
 
     Exits 0 when the drift is within the threshold, 1 when it is not, 2 on an error, 3 when something could
-    not be compared to the end.
+    not be compared to the end, 4 when all drift was repaired and verified.
     """
     set_up_log(log_format, log_level)
     from consumers.commands import reconcile as work  # noqa: PLC0415
 
-    wish = work.Wish(names or [], threshold, where, columns, limit_rate, wait, log, values, samples, fresh)
+    wish = work.Wish(
+        names or [],
+        threshold,
+        where,
+        columns,
+        limit_rate,
+        wait,
+        log,
+        values,
+        samples,
+        fresh,
+        repair=repair,
+        dry_run=dry_run,
+        delete_extra=delete_extra,
+        limit=limit,
+        refuse_above=refuse_above,
+    )
     raise typer.Exit(work.reconcile(config, wish, as_json=as_json))
+
+
+@app.command(short_help="Go on with a target whose store was emptied or replaced.")
+def adopt(
+    target: TargetArgument,
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "human",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Say that the store as it is now is the target's, though it was emptied, replaced or made again while
+    nothing applied. Its next `tailrace apply` fills it from Kafka.
+    """
+    set_up_log(log_format, log_level)
+    from consumers.commands import adopt as work  # noqa: PLC0415
+
+    raise typer.Exit(work.adopt(config, target, as_json=as_json))
 
 
 @app.command(short_help="The nearest rows of a pgvector target.")

@@ -21,6 +21,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka import errors as kafka
 from aiokafka.structs import OffsetAndMetadata
 
+from consumers.apply.binding import bound_to
 from consumers.apply.checkpoint import (
     Checkpoint,
     Move,
@@ -199,11 +200,8 @@ class Feed:
             await shut(consumer.stop)
 
     async def bound_to(self) -> str | None:
-        """The id of the target that the group's commits in Kafka name (H30)."""
-        async with admin(self._brokers, self._security) as client:
-            with kafka_errors("reading the group's offsets", brokers=self._brokers):
-                offsets = await client.list_consumer_group_offsets(self.group)
-        return next((at.metadata for at in offsets.values() if at.offset >= 0 and at.metadata), None)
+        """The id of the target that the group belongs to (H30)."""
+        return await bound_to(self._brokers, self._security, self.group)
 
     # Placing
 

@@ -12,6 +12,7 @@ import time
 from aiokafka import TopicPartition
 
 from consumers.apply.assemble import Assembler, Judge, Prepared
+from consumers.apply.binding import belongs_elsewhere
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed, Fetched
@@ -23,7 +24,7 @@ from consumers.apply.session import Session
 from consumers.apply.writing import Writer
 from consumers.targets.base import FlowError, Parked, Target
 from streamer import config as settings
-from streamer.errors import FatalError, KafkaUnavailable
+from streamer.errors import KafkaUnavailable
 
 KAFKA = "kafka"  # what is waited for
 POLL_MS = 200  # of a fetch that finds nothing: stop and rebalances are noticed within it
@@ -87,15 +88,9 @@ class Reader:
             self._feed.place_again(topic)
 
     async def _check_group(self) -> None:
-        bound = await self._feed.bound_to()
-        own = self._session.target.id
+        bound, own = await self._feed.bound_to(), self._session.target.id
         if bound is not None and bound != own:
-            raise FatalError(
-                f"the consumer group {self._feed.group!r} belongs to another target (its id is {bound}, this"
-                f" one's {own}); two targets in one group would get a part of the rows each",
-                fix="give this target another name; or, when the other is no longer used, stop every process"
-                f" of the group and run kafka-consumer-groups.sh --delete --group {self._feed.group}",
-            )
+            raise belongs_elsewhere(self._feed.group, bound, own)
 
     async def _once(self) -> None:
         feed = self._feed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -14,10 +14,12 @@ import typer
 import uvloop
 from rich.console import Console
 
+from consumers.commands.parked import operator
 from consumers.reconcile.history import History
 from consumers.reconcile.job import Job, check_alone, jobs_of
 from consumers.reconcile.proof import Limits
-from consumers.reconcile.report import SAMPLES, Report, history_table, log_lines, show
+from consumers.reconcile.repair import wanted
+from consumers.reconcile.report import SAMPLES, Report, history_table, log_lines, repair_lines, show
 from consumers.reconcile.run import Options, run_jobs
 from streamer.changes.backfill import manual_run
 from streamer.cli import print_json
@@ -44,6 +46,11 @@ class Wish:
     values: bool = False
     samples: int = SAMPLES
     fresh: bool = False
+    repair: bool = False
+    dry_run: bool = False
+    delete_extra: bool = False
+    limit: int | None = None
+    refuse_above: str = ""
 
 
 def reconcile(path: Path, wish: Wish, *, as_json: bool) -> int:
@@ -54,7 +61,8 @@ def reconcile(path: Path, wish: Wish, *, as_json: bool) -> int:
     jobs, options = jobs_of(config, wish.names), _options(wish)
     if wish.threshold:
         share = _parsed(parse_share, wish.threshold, "--threshold")
-        jobs = [Job(job.name, job.flow, share, job.log, job.refused) for job in jobs]
+        jobs = [replace(job, threshold=share) for job in jobs]
+    jobs = _repairing(jobs, wish)
     for option, given in (("--where", wish.where), ("--columns", wish.columns)):
         if given:
             check_alone(jobs, option)
@@ -77,6 +85,30 @@ def _options(wish: Wish) -> Options:
     return Options(options.where, options.columns, options.limits, stall_s)
 
 
+def _repairing(jobs: list[Job], wish: Wish) -> list[Job]:
+    """What is said of repairs here is before what the file says."""
+    changes: dict[str, Any] = {}
+    if wish.delete_extra:
+        changes["delete_extra"] = True
+    if wish.limit is not None:
+        changes["limit"] = wish.limit
+    if wish.refuse_above:
+        changes["refuse_above"] = _parsed(parse_share, wish.refuse_above, "--refuse-above")
+    if wish.repair or wish.dry_run:
+        why = "tailrace reconcile --repair"
+        return [
+            wanted(job, repair=wish.repair and not wish.dry_run, why=why, changes=changes) for job in jobs
+        ]
+    if changes:
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in changes)
+        raise ConfigError(
+            f"{given} is about a repair, and none is asked for",
+            where="tailrace reconcile",
+            fix="add --repair, or --dry-run to see what it would do",
+        )
+    return jobs
+
+
 def _parsed(parse: Any, text: str, option: str) -> float:
     try:
         return float(parse(text))
@@ -87,14 +119,14 @@ def _parsed(parse: Any, text: str, option: str) -> float:
 async def _reconcile(config: Config, jobs: list[Job], options: Options, wish: Wish) -> Report:
     history = History(config)
     asked = {
-        "jobs": [[job.name, job.flow.name, job.threshold] for job in jobs],
+        "jobs": [[job.name, job.flow.name, job.threshold, job.repair.model_dump()] for job in jobs],
         "options": {**asdict(options), "stall_s": 0},
     }
     run = manual_run(_now_us(), SystemRandom().getrandbits(16))
     try:
         await asyncio.to_thread(history.open)
         runs = await asyncio.to_thread(history.begin, run, asked, wish.names, _now_us(), fresh=wish.fresh)
-        report = await run_jobs(config, jobs, options, runs, now_us=_now_us)
+        report = await run_jobs(config, jobs, options, runs, now_us=_now_us, by=operator())
         await asyncio.to_thread(runs.end, report.plain(), _now_us())
     finally:
         history.close()
@@ -132,6 +164,8 @@ def _history(config: Config, *, as_json: bool) -> int:
         typer.echo("nothing was reconciled yet: `tailrace reconcile`")
     else:
         Console().print(history_table(found))
+        for line in repair_lines(found):
+            typer.echo(line)
     return EXIT_OK
 
 

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -41,6 +41,7 @@ FORMAT = 1
 RESUME_WITHIN_S = 24 * 3600  # what was compared longer ago is compared again
 SILENT_AFTER_S = 120.0  # of a process on another machine: a piece takes seconds, and is noted at its end
 HISTORY_RUNS = 10_000  # kept: a run an hour for a year
+AUDIT_REPAIRS = 100_000  # kept, also of runs that are forgotten: an audit looks further back than a screen
 
 meta = MetaData()
 formats = Table(
@@ -72,6 +73,19 @@ tables = Table(
     Column("plan", Text, nullable=False),
     Column("progress", Text, nullable=False),
 )
+repairs = Table(
+    "reconcile_repairs",
+    meta,
+    Column("backfill", Text, primary_key=True),  # the run that was asked for
+    Column("run", Text, nullable=False),
+    Column("flow", Text, nullable=False),
+    Column("source_table", Text, nullable=False),
+    Column("asked_us", BigInteger, nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("report", Text, nullable=False),  # its counts, as in the report
+    Column("ended_us", BigInteger),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +95,19 @@ class Saved:
     form: str
     plan: Any
     progress: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What the audit trail has of one table's repair. `asked_by`: user@host; `report`: its counts."""
+
+    backfill: str
+    flow: str
+    source_table: str
+    asked_us: int
+    asked_by: str
+    why: str
+    report: dict[str, Any]
 
 
 class Runs:
@@ -115,6 +142,24 @@ class Runs:
             values = {"ended_us": now_us, "verdict": report["verdict"], "report": _dump(report)}
             connection.execute(update(runs).where(runs.c.run == self.run).values(values))
             connection.execute(delete(tables).where(tables.c.run == self.run))
+
+    def repair_asked(self, repair: Repair) -> None:
+        """Durable before the log is asked; of a run that goes on, the first word stays."""
+        with _errors(), self._engine.begin() as connection:
+            known = select(repairs.c.backfill).where(repairs.c.backfill == repair.backfill)
+            if connection.execute(known).first() is not None:
+                return
+            row = asdict(repair) | {"run": self.run, "report": _dump(repair.report)}
+            connection.execute(insert(repairs), row)
+            oldest = select(repairs.c.backfill).order_by(repairs.c.asked_us.desc()).offset(AUDIT_REPAIRS)
+            forgotten = [name for (name,) in connection.execute(oldest.limit(AUDIT_REPAIRS))]
+            if forgotten:
+                connection.execute(delete(repairs).where(repairs.c.backfill.in_(forgotten)))
+
+    def repair_ended(self, backfill: str, report: dict[str, Any], now_us: int) -> None:
+        values = {"report": _dump(report), "ended_us": now_us}
+        with _errors(), self._engine.begin() as connection:
+            connection.execute(update(repairs).where(repairs.c.backfill == backfill).values(values))
 
     def _seen(self, connection: Any, now_us: int) -> None:
         connection.execute(update(runs).where(runs.c.run == self.run).values(seen_us=now_us))
@@ -176,17 +221,21 @@ class History:
         return Runs(self._engine, run, resumed=False)
 
     def list(self, limit: int) -> list[dict[str, Any]]:
-        """The last runs, the newest first."""
+        """The last runs, the newest first, each with its repairs."""
         columns = (runs.c.run, runs.c.names, runs.c.began_us, runs.c.ended_us, runs.c.report)
         with _errors(), self._engine.begin() as connection:
             found = connection.execute(select(*columns).order_by(runs.c.began_us.desc()).limit(limit)).all()
+            since_us = found[-1].began_us if found else 0
+            asked = select(repairs).where(repairs.c.asked_us >= since_us).order_by(repairs.c.asked_us)
+            audit = [_plain(row) for row in connection.execute(asked).mappings()]
         return [
             {
                 "run": run,
                 "names": orjson.loads(names),
-                "began": datetime.fromtimestamp(began_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                "began": _time(began_us),
                 "ended": ended_us is not None,
                 "report": orjson.loads(report) if report else None,
+                "repairs": [repair for repair in audit if repair["run"] == run],
             }
             for run, names, began_us, ended_us, report in found
         ]
@@ -248,3 +297,18 @@ def _is_gone(owner: str, seen_us: int, now_us: int) -> bool:
 
 def _dump(value: Any) -> str:
     return orjson.dumps(value).decode()
+
+
+def _plain(row: Any) -> dict[str, Any]:
+    """A repair of the audit trail, for people and programs."""
+    ended_us = row["ended_us"]
+    return {
+        **{name: row[name] for name in ("run", "flow", "source_table", "backfill", "asked_by", "why")},
+        "asked": _time(row["asked_us"]),
+        "ended": None if ended_us is None else _time(ended_us),
+        "report": orjson.loads(row["report"]),
+    }
+
+
+def _time(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,24 +7,27 @@ the config has for it, if it has one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from streamer.config import Config, Flow, PostgresSource, PostgresTarget, SqlTarget, built_flows
 from streamer.config.base import no_such
 from streamer.config.built import unbuilt_job
+from streamer.config.operations import Repair
 from streamer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`refused`: why the flow cannot be compared; empty when it can."""
+    """`refused`: why the flow cannot be compared; empty when it can. `why`: who wants a repair, if any."""
 
     name: str
     flow: Flow
     threshold: float
     log: Path | None
     refused: str = ""
+    repair: Repair = field(default_factory=Repair)
+    why: str = ""
 
 
 def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
@@ -55,7 +58,15 @@ def _job(config: Config, name: str | None, flow: Flow) -> Job:
         return Job(flow.name, flow, 0.0, None, refused)
     settings = config.reconcile[name]
     unbuilt = unbuilt_job(config, name)
-    return Job(name, flow, settings.threshold, settings.log, refused or (str(unbuilt[0]) if unbuilt else ""))
+    return Job(
+        name,
+        flow,
+        settings.threshold,
+        settings.log,
+        refused or (str(unbuilt[0]) if unbuilt else ""),
+        settings.repair,
+        f"reconcile.{name}.repair.mode: {settings.repair.mode}",
+    )
 
 
 def _refused(config: Config, flow: Flow) -> str:

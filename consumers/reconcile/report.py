@@ -14,15 +14,21 @@ from rich.console import Console
 from rich.table import Table
 
 from streamer.changes.lsn import format_lsn
-from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, EXIT_RUNTIME
+from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, EXIT_REPAIRED, EXIT_RUNTIME
 
 VERSION = 1
 SAMPLES = 10  # of each kind of fault and table, unless asked: enough to see what they have in common
 FENCES = 3  # the last ones of a table
 
-EQUAL, DRIFT, INCOMPLETE, ERROR = "equal", "drift", "incomplete", "error"
-_EXITS = {EQUAL: EXIT_OK, DRIFT: EXIT_FINDING, INCOMPLETE: EXIT_INCOMPLETE, ERROR: EXIT_RUNTIME}
-_WORST = (ERROR, DRIFT, INCOMPLETE, EQUAL)
+EQUAL, DRIFT, INCOMPLETE, ERROR, REPAIRED = "equal", "drift", "incomplete", "error", "repaired"
+_EXITS = {
+    EQUAL: EXIT_OK,
+    DRIFT: EXIT_FINDING,
+    INCOMPLETE: EXIT_INCOMPLETE,
+    ERROR: EXIT_RUNTIME,
+    REPAIRED: EXIT_REPAIRED,
+}
+_WORST = (ERROR, DRIFT, INCOMPLETE, REPAIRED, EQUAL)
 
 
 @dataclass(slots=True)
@@ -69,6 +75,35 @@ class Counts:
 
 
 @dataclass(slots=True)
+class RepairReport:
+    """`planned`: rows that are, or would be, repaired, of which so many of each kind. `applied`: rows and
+    deletes that the backfill has published; `verified`: planned rows that the second comparison found
+    equal. `left`: rows that are drift all the same, `still` the keys of some that were planned.
+    `refused`: why nothing was asked; `reason`: why it is not known how it came out.
+    """
+
+    mode: str  # plan | repair
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    applied: int = 0
+    verified: int = 0
+    left: int = 0
+    still: list[list[str]] = field(default_factory=list)
+    backfill: str = ""
+    state: str = ""  # of the backfill
+    refused: str = ""
+    reason: str = ""
+
+    @property
+    def planned(self) -> int:
+        return self.missing + self.extra + self.different
+
+    def plain(self) -> dict[str, Any]:
+        return {**asdict(self), "planned": self.planned}
+
+
+@dataclass(slots=True)
 class TableReport:
     """`reason`: why it is not complete, or was passed over (`meant`: the flow says so itself)."""
 
@@ -91,21 +126,30 @@ class TableReport:
     counts: Counts = field(default_factory=Counts)
     fences: list[FenceReport] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    repair: RepairReport | None = None
     resumed: bool = False
     seconds: float = 0.0
 
     @property
     def drift(self) -> float:
-        """A share of the rows."""
-        return self.counts.drift / max(1, self.source_rows, self.target_rows)
+        """A share of the rows, as the comparison has found it."""
+        return self.counts.drift / self._rows
+
+    @property
+    def _rows(self) -> int:
+        return max(1, self.source_rows, self.target_rows)
 
     @property
     def verdict(self) -> str:
         if self.failed:
             return ERROR
-        if self.drift > self.threshold:
+        repair = self.repair
+        left = self.counts.drift if repair is None else repair.left
+        if left / self._rows > self.threshold:
             return DRIFT
-        return EQUAL if self.complete or self.meant else INCOMPLETE
+        if not (self.complete or self.meant) or (repair is not None and repair.reason):
+            return INCOMPLETE
+        return REPAIRED if repair is not None and repair.verified else EQUAL
 
     def plain(self) -> dict[str, Any]:
         raw: dict[str, Any] = asdict(self)
@@ -117,7 +161,7 @@ class TableReport:
             "seconds": round(self.seconds, 3),
             "rows_per_s": round(rows / seconds),
         }
-        return {**raw, **counts, **figures}
+        return {**raw, **counts, **figures, "repair": self.repair.plain() if self.repair else None}
 
 
 @dataclass(slots=True)
@@ -178,6 +222,7 @@ def log_lines(report: Report, ended_us: int) -> list[str]:
         verdict = next(v for v in _WORST if v in {table.verdict for table in tables})
         rows = sum(table.source_rows for table in tables)
         worst = max(table.drift for table in tables)
+        counts["repaired"] = sum(table.repair.verified for table in tables if table.repair)
         words = " ".join(f"{name}={count}" for name, count in counts.items())
         seconds = sum(table.seconds for table in tables)
         lines.append(
@@ -238,10 +283,35 @@ def _lines(table: TableReport) -> list[str]:
             count = getattr(counts, kind)
             more = f" and {count - len(samples)} more" if count > len(samples) else ""
             lines.append(f"{kind}: {'; '.join(map(_text, samples))}{more}")
+    if table.repair is not None:
+        lines += _repair_lines(table.repair, counts)
     if table.why_not_fast is not None and table.counts.drift == 0 and table.seconds > SLOW_S:
         lines.append(f"by canonical text, as {table.why_not_fast}")
     lines += table.notes
     return [f"{table.flow} {table.source}: {line}" for line in lines]
+
+
+def _repair_lines(repair: RepairReport, counts: Counts) -> list[str]:
+    kinds = ("missing", "extra", "different")
+    words = ", ".join(f"{getattr(repair, kind)} {kind}" for kind in kinds if getattr(repair, kind))
+    lines = []
+    if repair.refused:
+        lines.append(f"not repaired: {repair.refused}")
+    elif repair.mode == "plan":
+        lines.append(f"a repair would publish: {words or 'nothing'}")
+    elif repair.backfill:
+        lines.append(
+            f"repair of {words}: published {repair.applied}, verified {repair.verified};"
+            f" backfill {repair.backfill}"
+        )
+    if repair.reason:
+        lines.append(f"the repair is not proved: {repair.reason}")
+    if repair.still:
+        keys = "; ".join(f"({', '.join(key)})" for key in repair.still)
+        lines.append(f"still not equal: {keys}")
+    if counts.extra > repair.extra and not repair.refused:
+        lines.append(f"only in the target: {counts.extra}; --delete-extra deletes such rows")
+    return lines
 
 
 SLOW_S = 10.0  # why the slower path was taken is of interest from then on
@@ -262,6 +332,20 @@ def _values(values: dict[str, str | None] | None) -> str:
     if values is None:
         return "no row"
     return ", ".join(f"{name}={'NULL' if v is None else repr(v)}" for name, v in values.items())
+
+
+def repair_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """The audit trail of these runs, a line a repair."""
+    lines = []
+    for each in (repair for entry in entries for repair in entry["repairs"]):
+        report = each["report"]
+        figures = f"published {report['applied']}, verified {report['verified']}, left {report['left']}"
+        lines.append(
+            f"{each['asked']} {each['asked_by']} ({each['why']}) repaired {each['flow']}"
+            f" {each['source_table']}: planned {report['planned']},"
+            f" {figures if each['ended'] else 'not ended'}; run {each['run']}"
+        )
+    return lines
 
 
 def history_table(entries: Sequence[dict[str, Any]]) -> Table:

@@ -31,6 +31,7 @@ from consumers.reconcile.proof import (
     plan_dump,
     plan_load,
 )
+from consumers.reconcile.repair import Faulty, Repairs
 from consumers.reconcile.report import Report, Sample, TableReport
 from consumers.reconcile.sides import postgres, sqlite
 from consumers.reconcile.sides.base import Key
@@ -70,13 +71,15 @@ async def run_jobs(
     runs: Runs,
     *,
     now_us: Callable[[], int],
+    by: str,
 ) -> Report:
-    """What fails of a flow is said in its report. Raises ConfigError where there is one job only."""
+    """What fails of a flow is said in its report. Raises ConfigError where there is one job only. `by`: who
+    asks, for the audit trail of repairs."""
     report = Report(runs.run, now_us())
     began_s = time.monotonic()
     for job in jobs:
         try:
-            report.tables += await _Flow(config, job, options, runs, now_us).run()
+            report.tables += await _Flow(config, job, options, runs, now_us, by).run()
         except ConfigError as error:
             if len(jobs) == 1:
                 raise
@@ -91,7 +94,7 @@ class _Flow:
     """One job's flow."""
 
     def __init__(
-        self, config: Config, job: Job, options: Options, runs: Runs, now_us: Callable[[], int]
+        self, config: Config, job: Job, options: Options, runs: Runs, now_us: Callable[[], int], by: str
     ) -> None:
         self._config = config
         self._job = job
@@ -99,6 +102,8 @@ class _Flow:
         self._options = options
         self._runs = runs
         self._now_us = now_us
+        self._by = by
+        self._faulty: list[Faulty] = []
         self._log: Log | None = None
         self._standing: Target | None = None
 
@@ -112,6 +117,8 @@ class _Flow:
             self._stack = stack
             try:
                 await self._tables(found)
+                if self._faulty and self._job.repair.mode != "never":
+                    await self._repairs().run(self._faulty)
             except ConfigError:
                 raise
             except TailraceError as error:
@@ -134,6 +141,20 @@ class _Flow:
         for table in await list_tables(session.connection, settings):
             if self._flow.takes(table.schema, table.name):
                 found.append(await self._table(settings, session, store, table))
+
+    def _repairs(self) -> Repairs:
+        options = self._options
+        return Repairs(
+            self._config,
+            brokers_of(self._config),
+            self._job,
+            self._runs,
+            by=self._by,
+            now_us=self._now_us,
+            clock_s=time.monotonic,
+            stall_s=options.stall_s,
+            samples=options.limits.samples,
+        )
 
     def _store(self) -> Store:
         target = self._config.targets[self._flow.target]
@@ -188,6 +209,8 @@ class _Flow:
             report.samples.append(Sample("missing", ["every row"]))
         report.source_rows = report.counts.missing = rows
         report.complete = True
+        if rows:
+            self._faulty.append(Faulty(report, source.record, {}, [], lambda: self._fence(source, {}, None)))
         return False
 
     async def _prove(self, report: TableReport, source: Source, sides: Sides) -> None:
@@ -217,6 +240,9 @@ class _Flow:
             raise NotPassed(f"rows not judged: {len(progress.suspects)}; {why}") from why
         finally:
             fill(report, sides, progress)
+            if report.counts.drift:
+                kinds = _kinds(sides)
+                self._faulty.append(Faulty(report, source.record, kinds, progress.faults, open_judge))
         report.complete = not progress.cut and not progress.counts.held
         if progress.cut:
             report.reason = (

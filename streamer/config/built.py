@@ -233,9 +233,6 @@ def unbuilt_job(config: Config, name: str) -> list[Unbuilt]:
     if not isinstance(job.flow, str):
         feature, fix = "a flow of its own", "name one of `flows`"
         found.append(_unbuilt(f"{path}.flow", feature, fix))
-    if job.repair.mode != "never":
-        feature, fix = f"repair mode: {job.repair.mode}", "write mode: never, or remove `repair`"
-        found.append(_unbuilt(f"{path}.repair.mode", feature, fix))
     for key in ("group_by", "windows"):
         if getattr(job, key):
             found.append(_unbuilt(f"{path}.{key}", f"counts by {key}", f"remove `{key}`"))

@@ -13,7 +13,10 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
+from consumers.apply.binding import bind
+from consumers.commands.parked import opened
 from streamer.config import Config, parse
+from streamer.errors import FatalError
 from streamer.sandbox import ValkeyServer
 from tests.harness.capture import until
 from tests.harness.feeder import Feeder, Running, Table, applying, config_of
@@ -84,6 +87,34 @@ async def test_an_emptied_redis_is_filled_while_no_change_comes(
     await feeder.flush()
     async with applying(config):  # its group is the new store's
         await keys_are(store, *range(21))
+
+
+async def test_h30_a_store_that_was_emptied_while_nothing_applied_is_adopted(
+    feeder: Feeder, tmp_path: Path
+) -> None:
+    """It may as well be another one: a person has to say so, and not while a process of the group runs."""
+    file = tmp_path / "copy.db"
+    config = lite_config(feeder, file)
+    group = f"{config.name}.copy"
+
+    async def adopt() -> None:
+        async with opened(config, "copy") as target:
+            await bind(feeder.brokers, None, group, target.id)
+
+    async with lite(feeder, file) as (run, _):
+        with pytest.raises(FatalError, match="still runs"):
+            await adopt()
+        await run.stop()
+    for left in (file, file.with_name("copy.db-wal"), file.with_name("copy.db-shm")):
+        left.unlink(missing_ok=True)
+    async with applying(config) as run:
+        refused = str(await run.fails())
+    assert f"the consumer group '{group}' belongs to another target than this store" in refused
+    assert "`tailrace adopt copy`" in refused
+    await adopt()
+    async with applying(config) as run:
+        await rows_are(file, *range(10))
+        await run.stop()
 
 
 async def test_what_was_deleted_once_passes_the_gate_again_and_no_other_delete_does(

@@ -70,7 +70,6 @@ def test_an_unknown_name_names_the_nearest(name: str, fix: str) -> None:
 @pytest.mark.parametrize(
     ("job", "path"),
     [
-        (", repair: {mode: auto}", "reconcile.nightly.repair.mode"),
         (", group_by: day", "reconcile.nightly.group_by"),
         (", windows: {column: day, sizes: [7d]}", "reconcile.nightly.windows"),
     ],

@@ -1,0 +1,76 @@
+"""Which target a consumer group belongs to: two in one group would get a part of the rows each (H30).
+
+The id of the target stands in the metadata of the group's commits in Kafka. Their offsets are for lag tools
+alone: what was applied is in the target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import errors as kafka
+from aiokafka.structs import OffsetAndMetadata
+
+from streamer.errors import FatalError
+from streamer.kafka import Security, admin, client_options, connect, kafka_errors, shut
+from streamer.members import remove_dead
+
+COMMIT_DEADLINE_S = 10.0  # aiokafka's own retries have no end
+
+
+async def _commits(
+    brokers: str, security: Security | None, group: str
+) -> dict[TopicPartition, OffsetAndMetadata]:
+    async with admin(brokers, security) as client:
+        with kafka_errors("reading the group's offsets", brokers=brokers):
+            offsets = await client.list_consumer_group_offsets(group)
+    return {partition: at for partition, at in offsets.items() if at.offset >= 0}
+
+
+async def bound_to(brokers: str, security: Security | None, group: str) -> str | None:
+    """The target's id; None: the group has committed nothing yet. Raises KafkaUnavailable."""
+    commits = await _commits(brokers, security, group)
+    return next((at.metadata for at in commits.values() if at.metadata), None)
+
+
+async def bind(brokers: str, security: Security | None, group: str, target_id: str) -> None:
+    """Bind a group without members to another target. Raises FatalError while one of its processes runs."""
+    wanted = {
+        partition: OffsetAndMetadata(at.offset, target_id)
+        for partition, at in (await _commits(brokers, security, group)).items()
+    }
+    async with admin(brokers, security) as client:
+        with kafka_errors("looking at the group's members", brokers=brokers):
+            await remove_dead(client, group)
+    consumer = AIOKafkaConsumer(
+        **client_options(brokers, security),
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+    )
+    try:
+        await connect(consumer, brokers, security)
+        consumer.assign(list(wanted))
+        with kafka_errors("binding the group", brokers=brokers):
+            try:
+                async with asyncio.timeout(COMMIT_DEADLINE_S):
+                    await consumer.commit(wanted)
+            except kafka.CommitFailedError as error:
+                raise FatalError(
+                    f"a process of the consumer group {group!r} still runs",
+                    fix="stop every `tailrace apply` of it, then again (a killed one goes after 10 s)",
+                ) from error
+    finally:
+        await shut(consumer.stop)
+
+
+def belongs_elsewhere(group: str, bound: str, own: str) -> FatalError:
+    target = group.rpartition(".")[2]
+    return FatalError(
+        f"the consumer group {group!r} belongs to another target than this store (its id is {bound}, this"
+        f" one's {own}); two targets in one group would get a part of the rows each",
+        fix="if this is the target's store, which was emptied, replaced or made again:"
+        f" `tailrace adopt {target}`, then start apply, which fills it from Kafka; otherwise correct its url,"
+        " or give the new target a name of its own",
+    )

@@ -1,0 +1,273 @@
+"""Repair by the log: a table's faults asked for as a backfill of their keys, then compared once more.
+
+Owns which faults are repaired, what refuses that, and how it is seen to have come out. Nothing is written
+into a target here: rows go the way of every change, so that a newer one wins, and each flow of the table
+gets them. Whoever asks is in the control database before the log is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from struct import error as StructError
+from struct import unpack
+from typing import Any
+
+from orjson import loads
+
+from consumers.reconcile import history
+from consumers.reconcile.canonical import canonical
+from consumers.reconcile.fence import DIFFERENT, EXTRA, HELD, MISSING, PARKED, NotPassed, Patience
+from consumers.reconcile.history import Runs
+from consumers.reconcile.job import Job
+from consumers.reconcile.proof import JUDGE_AT, Judge
+from consumers.reconcile.report import RepairReport, TableReport, share
+from consumers.reconcile.sides.base import Key
+from streamer.backfills import ask, follow
+from streamer.changes.backfill import REPAIR, Request, Run, State, Wanted
+from streamer.changes.kinds import encoder_for
+from streamer.changes.schema import SchemaRecord
+from streamer.config import Config
+from streamer.errors import BadRecordError, TailraceError
+
+FOLLOW_MS = 500  # of one look at the backfill; a record that comes ends it
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Faulty:
+    """A table with drift. `kinds`: of the compared key's columns, in their order. `faults`: each row, where
+    they are known one by one. `open_judge`: the fence that compares them again."""
+
+    report: TableReport
+    record: SchemaRecord
+    kinds: Mapping[str, str]
+    faults: Sequence[tuple[str, Key]]
+    open_judge: Callable[[], Awaitable[Judge]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    faulty: Faulty
+    report: RepairReport
+    keys: dict[Key, tuple[Any, ...]]  # compared -> as an event has it
+
+
+class Repairs:
+    """Of one job. `by`: user@host; `stall_s`: how long the backfill may stand still."""
+
+    def __init__(
+        self,
+        config: Config,
+        brokers: str,
+        job: Job,
+        runs: Runs,
+        *,
+        by: str,
+        now_us: Callable[[], int],
+        clock_s: Clock,
+        stall_s: float,
+        samples: int,
+    ) -> None:
+        self._config = config
+        self._brokers = brokers
+        self._job = job
+        self._runs = runs
+        self._by = by
+        self._now_us = now_us
+        self._clock_s = clock_s
+        self._stall_s = stall_s
+        self._samples = samples
+
+    async def run(self, tables: Sequence[Faulty]) -> None:
+        """Into the tables' reports. All is planned, and refused, before the first row is asked for."""
+        planned = plan(self._job, tables)
+        if self._job.repair.mode != "auto":
+            return
+        for each in planned:
+            try:
+                await self._repair(each)
+            except NotPassed as why:
+                each.report.reason = str(why)
+                await self._end(each)
+            except TailraceError as error:
+                each.report.reason, each.faulty.report.failed = str(error), True
+                await self._end(each)
+
+    async def _end(self, each: _Planned) -> None:
+        plain = each.report.plain()
+        await asyncio.to_thread(self._runs.repair_ended, each.report.backfill, plain, self._now_us())
+
+    async def _repair(self, each: _Planned) -> None:
+        record, report, run = each.faulty.record, each.report, self._runs.run
+        flow, table = self._job.flow.name, each.faulty.report.source
+        # One name for one table of one run: who goes on with a run that was killed finds its backfill.
+        request = Request(
+            f"{REPAIR}{run}:{flow}:{table}",
+            record.source,
+            schema=record.schema,
+            table=record.table,
+            keyed=True,
+            deletes=self._job.repair.delete_extra,
+            by=self._by,
+            why=f"{REPAIR}{run}",
+            asked_us=self._now_us(),
+        )
+        report.backfill = request.run
+        report.left = unplanned = each.faulty.report.counts.drift - report.planned
+        audited = history.Repair(
+            request.run, flow, table, request.asked_us, self._by, self._job.why, report.plain()
+        )
+        await asyncio.to_thread(self._runs.repair_asked, audited)
+        kafka = self._config.kafka
+        await ask(
+            self._brokers,
+            kafka.security,
+            self._config.name,
+            request,
+            list(each.keys.values()),
+            replication_factor=kafka.topics.replication_factor,
+        )
+        await self._wait(request, report)
+        report.left = unplanned + await self._verify(each)
+        await self._end(each)
+
+    async def _wait(self, request: Request, report: RepairReport) -> None:
+        """Until the backfill is over. Raises NotPassed when it stands still, KafkaUnavailable."""
+        config = self._config
+        patience = Patience(self._clock_s, self._stall_s)
+        async with follow(
+            self._brokers, config.kafka.security, config.name, source=request.source
+        ) as follower:
+            while True:
+                run = follower.runs.by_run.get((request.source, request.run))
+                progress = run.progress if run is not None else None
+                if run is not None and progress is not None:
+                    report.applied, report.state = progress.rows + progress.deletes, progress.state.value
+                    if progress.state.over:
+                        return
+                if not patience.has_left(progress.updated_us if progress is not None else 0):
+                    raise NotPassed(_still(request, run, patience.still_s))
+                await follower.next(FOLLOW_MS)
+
+    async def _verify(self, each: _Planned) -> int:
+        """The second comparison, of the planned keys: how many are drift. Raises NotPassed, and the errors
+        of the stores."""
+        report, keys = each.report, list(each.keys)
+        judge = await each.faulty.open_judge()
+        drift, waits = 0, 0
+        for at in range(0, len(keys), JUDGE_AT):
+            judged = await judge.judge(keys[at : at + JUDGE_AT])
+            waits += len(judged.in_flight)
+            report.verified += judged.settled
+            for fault in judged.faults:
+                if fault.kind in (PARKED, HELD):
+                    waits += 1
+                    continue
+                drift += 1
+                if len(report.still) < self._samples:
+                    report.still.append(list(fault.key))
+        if waits:
+            report.reason = (
+                f"rows that still change, or wait behind a refused or held change: {waits}"
+                f"\n  -> `tailrace dead-letters list {self._job.flow.target}`, `tailrace status`"
+            )
+        elif drift and report.state != State.DONE:
+            report.reason = (
+                f"backfill {report.backfill} has {report.state}: `tailrace backfills` says why"
+                if report.state == State.FAILED
+                else f"backfill {report.backfill} was {report.state}"
+            )
+        return drift
+
+
+def plan(job: Job, tables: Sequence[Faulty]) -> list[_Planned]:
+    """What is to be repaired; each table's report says so, or why not."""
+    mode = "repair" if job.repair.mode == "auto" else "plan"
+    planned = []
+    for faulty in tables:
+        repair = faulty.report.repair = RepairReport(mode, left=faulty.report.counts.drift)
+        repair.refused = _refused(job, faulty)
+        if repair.refused:
+            continue
+        keys: dict[Key, tuple[Any, ...]] = {}
+        for kind, key in faulty.faults:
+            if kind not in (MISSING, DIFFERENT, EXTRA) or (kind == EXTRA and not job.repair.delete_extra):
+                continue
+            made = event_key(key, faulty.kinds, faulty.record)
+            if made is None:
+                if len(repair.still) == 0:
+                    repair.still.append(list(key))
+                continue
+            keys[key] = made
+            setattr(repair, kind, getattr(repair, kind) + 1)
+        if keys:
+            planned.append(_Planned(faulty, repair, keys))
+    rows = sum(len(each.keys) for each in planned)
+    if rows <= job.repair.limit:
+        return planned
+    for each in planned:
+        each.report.refused = (
+            f"{rows:,} rows of {job.name} would be repaired, and the limit is {job.repair.limit:,}:"
+            f" nothing was asked\n  -> publish all rows again: {_backfill(job, each.faulty)};"
+            f" or raise --limit, `reconcile.{job.name}.repair.limit`"
+        )
+    return []
+
+
+def _refused(job: Job, faulty: Faulty) -> str:
+    report, above = faulty.report, job.repair.refuse_above
+    if report.drift > above:
+        return (
+            f"the drift of {share(report.drift)} is above {share(above)}: nothing was asked"
+            f"\n  -> look for the cause; then publish all rows again: {_backfill(job, faulty)};"
+            f" or raise --refuse-above, `reconcile.{job.name}.repair.refuse_above`"
+        )
+    if not report.complete:
+        return "it was not compared to its end: nothing was asked"
+    if not faulty.faults:
+        return f"{report.reason}: nothing was asked\n  -> publish all rows: {_backfill(job, faulty)}"
+    return ""
+
+
+def _backfill(job: Job, faulty: Faulty) -> str:
+    return f"`tailrace backfill {job.flow.source} {faulty.report.source}`"
+
+
+def _still(request: Request, run: Run | None, still_s: float) -> str:
+    paused = run is not None and run.wanted is Wanted.PAUSE
+    what = "is paused" if paused else f"did not move for {still_s:.0f} s"
+    capture = f"start the capture: `tailrace capture {request.source}`; see `tailrace backfills`"
+    fix = f"`tailrace backfills resume {request.run}`" if paused else capture
+    return f"backfill {request.run} {what}\n  -> {fix}; what it publishes is proved by the next reconcile"
+
+
+def event_key(key: Key, kinds: Mapping[str, str], record: SchemaRecord) -> tuple[Any, ...] | None:
+    """A compared key as an event has it, in the order of the table's columns; None: it has no such form."""
+    values = {}
+    for (name, kind), text in zip(kinds.items(), key, strict=True):
+        try:
+            values[name] = _value(kind, text)
+            if canonical(kind, values[name]) != text:
+                return None
+        except (ValueError, StructError, BadRecordError):
+            return None
+    return tuple(values[column.name] for column in record.columns if column.key)
+
+
+def _value(kind: str, text: str) -> Any:
+    if kind != "float":
+        return loads(encoder_for(kind)(text.encode()))
+    (number,) = unpack(">d", bytes.fromhex(text.removeprefix("\\x")))
+    if math.isnan(number):
+        return "NaN"
+    return number if math.isfinite(number) else "Infinity" if number > 0 else "-Infinity"
+
+
+def wanted(job: Job, *, repair: bool, why: str, changes: Mapping[str, Any]) -> Job:
+    """The job as the command line has it: `repair` or a plan only, with other limits."""
+    mode = "auto" if repair else "plan"
+    return replace(job, repair=job.repair.model_copy(update={**changes, "mode": mode}), why=why)

@@ -1,0 +1,172 @@
+"""`tailrace reconcile --repair`: what differs is published again, compared once more, and noted."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from consumers.commands.parked import operator
+from tests.harness.pipeline import Pipeline, execute
+from tests.harness.reconcile import proved, reconcile, samples, sqlite_target
+
+ITEMS = (
+    "CREATE TABLE item (id bigint PRIMARY KEY, name text, price numeric)",
+    "INSERT INTO item SELECT n, 'item ' || n, n * 0.5 FROM generate_series(1, 200) n",
+)
+FAULTS = (
+    "DELETE FROM mirror.item WHERE id = 7",
+    "UPDATE mirror.item SET price = price + 1 WHERE id IN (8, 9)",
+    "INSERT INTO mirror.item (id, name) VALUES (9999, 'x')",
+)
+
+
+async def asked(pipeline: Pipeline) -> list[dict[str, Any]]:
+    code, out = await pipeline.run("backfills", "--json")
+    assert code == 0, out
+    return [run for run in json.loads(out) if run["why"].startswith("repair:")]
+
+
+async def in_target(pipeline: Pipeline) -> set[tuple[Any, ...]]:
+    async with await psycopg.AsyncConnection.connect(pipeline.target_url) as connection:
+        query = "SELECT id, price::text FROM mirror.item WHERE id IN (7, 8, 9, 9999)"
+        return set(await (await connection.execute(query)).fetchall())
+
+
+async def noted(pipeline: Pipeline, count: int) -> bool:
+    with closing(sqlite3.connect(pipeline.folder / ".tailrace" / "control.db")) as connection:
+        return connection.execute("SELECT count(*) FROM reconcile_repairs").fetchone() == (count,)
+
+
+async def test_faults_are_repaired_and_verified(pipeline: Pipeline) -> None:
+    await execute(pipeline.source_url, *ITEMS)
+    await pipeline.start_both()
+    await proved(pipeline)
+    await execute(pipeline.target_url, *FAULTS)
+
+    code, report = await reconcile(pipeline, "mirror", "--dry-run")
+    repair = report["tables"][0]["repair"]
+    assert (code, repair["mode"], repair["planned"], repair["left"]) == (1, "plan", 3, 4)
+    assert (repair["missing"], repair["different"], repair["extra"]) == (1, 2, 0)
+    assert samples(report) == {("missing", "7"), ("different", "8"), ("different", "9"), ("extra", "9999")}
+
+    code, report = await reconcile(pipeline, "mirror", "--repair", "--delete-extra", "--limit", "3")
+    refused = report["tables"][0]["repair"]["refused"]
+    assert code == 1
+    assert "4 rows of mirror would be repaired, and the limit is 3: nothing was asked" in refused
+    assert f"`tailrace backfill {pipeline.source} public.item`" in refused
+    code, report = await reconcile(pipeline, "mirror", "--repair", "--refuse-above", "1%")
+    refused = report["tables"][0]["repair"]["refused"]
+    assert code == 1
+    assert "the drift of 2.00% is above 1.00%: nothing was asked" in refused
+    assert f"`tailrace backfill {pipeline.source} public.item`" in refused
+    assert await asked(pipeline) == []
+
+    code, out = await pipeline.run("reconcile", "mirror", "--repair")
+    assert code == 1, out
+    assert "only in the target: 1; --delete-extra deletes such rows" in out
+    assert await in_target(pipeline) == {(7, "3.5"), (8, "4.0"), (9, "4.5"), (9999, None)}
+
+    child = pipeline.start("reconcile", "mirror", "--repair", "--delete-extra", "--json")
+    await pipeline.until("the second repair is noted", lambda: noted(pipeline, 2))
+    child.kill()
+    code, report = await reconcile(pipeline, "mirror", "--repair", "--delete-extra")
+    assert report["tables"][0]["resumed"]
+    repair = report["tables"][0]["repair"]
+    assert (code, report["verdict"]) == (4, "repaired")
+    assert (repair["planned"], repair["applied"], repair["verified"], repair["left"]) == (1, 1, 1, 0)
+    code, again = await reconcile(pipeline, "mirror", "--repair")
+    assert (code, again["tables"][0]["repair"]) == (0, None)
+
+    runs = {run["run"]: run for run in await asked(pipeline)}
+    assert runs[repair["backfill"]]["why"] == f"repair:{report['run']}"
+    assert runs[repair["backfill"]]["by"] == operator()
+    code, out = await pipeline.run("reconcile", "history", "--json")
+    assert code == 0, out
+    trail = [each for run in json.loads(out) for each in run["repairs"]]
+    assert [each["backfill"] for each in trail] == list(reversed(list(runs)))
+    last = trail[0]
+    assert (last["run"], last["flow"], last["source_table"]) == (report["run"], "mirror", "public.item")
+    assert (last["asked_by"], last["why"]) == (operator(), "tailrace reconcile --repair")
+    assert last["report"] == repair
+    assert last["asked"] <= last["ended"]
+    assert (trail[1]["report"]["verified"], trail[1]["report"]["left"]) == (3, 1)
+    code, out = await pipeline.run("reconcile", "history")
+    assert code == 0
+    figures = "planned 1, published 1, verified 1, left 0"
+    assert f"{operator()} (tailrace reconcile --repair) repaired mirror public.item: {figures}" in out
+
+
+async def test_the_file_says_what_is_repaired_and_keys_of_any_kind_are(pipeline: Pipeline) -> None:
+    """A row that apply will not take back, as its version is newer than every event, is left and named."""
+    pipeline.config["flows"]["mirror"]["delete"] = "soft(gone_at)"
+    pipeline.config["reconcile"] = {
+        "all": {"flow": "mirror", "repair": {"mode": "auto", "delete_extra": True, "refuse_above": "100%"}}
+    }
+    pipeline.write_config()
+    keys = "n numeric, r real, d double precision, b bytea, t timestamptz, x text, u uuid"
+    await execute(
+        pipeline.source_url,
+        f"CREATE TABLE odd (v int, {keys}, PRIMARY KEY (x, n, r, d, b, t, u))",
+        "INSERT INTO odd SELECT n, n + 0.50, 0.1 + n, 'NaN', '\\x00ff', now(), E'a\"\\n\\\\,' || n,"
+        " gen_random_uuid() FROM generate_series(1, 6) n",
+        *ITEMS,
+    )
+    capture, _ = await pipeline.start_both()
+    await proved(pipeline)
+    await execute(
+        pipeline.target_url,
+        "DELETE FROM mirror.odd WHERE v = 1",
+        "UPDATE mirror.odd SET v = 20 WHERE v = 2",
+        "UPDATE mirror.odd SET gone_at = now() WHERE v = 3",
+        "UPDATE mirror.odd SET x = 'other' WHERE v = 5",
+    )
+    code, report = await reconcile(pipeline)
+    by_source = {table["source"]: table for table in report["tables"]}
+    odd = by_source["public.odd"]
+    assert (odd["missing"], odd["different"], odd["extra"]) == (3, 1, 1)
+    assert (code, odd["verdict"], odd["repair"]["verified"]) == (4, "repaired", 5), odd
+    assert by_source["public.item"]["repair"] is None
+    await proved(pipeline)
+    await execute(
+        pipeline.target_url,
+        "UPDATE mirror.item SET price = 0, _tailrace_epoch = _tailrace_epoch + 1 WHERE id = 8",
+        "UPDATE mirror.item SET price = 0 WHERE id = 9",
+    )
+    code, report = await reconcile(pipeline, "all")
+    (repair,) = [table["repair"] for table in report["tables"] if table["source"] == "public.item"]
+    assert (code, repair["planned"], repair["verified"], repair["left"]) == (1, 2, 1, 1)
+    assert repair["still"] == [["8"]]
+    await execute(pipeline.target_url, "UPDATE mirror.item SET price = 0 WHERE id = 9")
+    child = pipeline.start("reconcile", "all", "--wait", "2s")
+    await pipeline.until("the third repair is noted", lambda: noted(pipeline, 3))
+    capture.kill()
+    assert await child.wait() == 3
+    assert "the repair is not proved" in child.log()
+    assert "`tailrace capture" in child.log().replace("\n", " ")
+
+
+async def test_a_copy_in_sqlite_is_repaired(
+    tmp_path: Path, database: str, kafka: str, kafka_name: str
+) -> None:
+    file = tmp_path / "copy.db"
+    target = sqlite_target(file)
+    async with Pipeline(
+        tmp_path, source_url=database, target_url=database, brokers=kafka, name=kafka_name, target=target
+    ) as pipeline:
+        await execute(database, *ITEMS)
+        pipeline.start("capture")
+        pipeline.start("apply")
+        await proved(pipeline)
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute("DELETE FROM item WHERE id = 7")
+            connection.execute("UPDATE item SET price = '1' WHERE id = 8")
+            connection.execute("INSERT INTO item (id, name) VALUES (9999, 'x')")
+        code, report = await reconcile(pipeline, "--repair", "--delete-extra")
+        repair = report["tables"][0]["repair"]
+        assert (code, repair["verified"], repair["left"]) == (4, 3, 0), report
+        await proved(pipeline)
