@@ -191,17 +191,21 @@ async def _probe(brokers: str, security: Security | None) -> None:
 
 
 async def shut(close: Callable[[], Any]) -> None:
-    """Await `close()` for a bounded time; a connection to a dead broker is dropped as it is."""
+    """Await `close()` for a bounded time; a connection to a dead broker is dropped as it is.
+
+    aiokafka's clients raise a CancelledError of their own when they are stopped before their tasks have run
+    once, and swallow one of the caller's while they wait for these tasks: only the caller's leaves here.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
     try:
         async with asyncio.timeout(CLOSE_DEADLINE_S):
             await close()
-    except (TimeoutError, kafka.KafkaError, OSError):
-        return
-    except asyncio.CancelledError:
-        # aiokafka's consumer raises it when it is stopped before its own tasks have run once.
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise
+    except (TimeoutError, kafka.KafkaError, OSError, asyncio.CancelledError):
+        pass
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 @asynccontextmanager
