@@ -335,6 +335,7 @@ async def test_dropped_or_altered_in_the_middle(database: str, make_config: Call
     assert [v["after"]["w"] for v in found if v["after"]["id"] == ROWS] == [ROWS]
 
 
+@pytest.mark.thorough
 async def test_an_alter_table_waits_for_one_chunk_at_most_and_the_stream_for_none(
     database: str, make_config: Callable[..., Config]
 ) -> None:

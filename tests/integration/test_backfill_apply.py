@@ -120,6 +120,7 @@ async def test_a_table_without_a_key_cannot_be_asked_for(pipeline: Pipeline, fee
     assert await runs(pipeline) == []
 
 
+@pytest.mark.thorough
 async def test_h07_rows_that_are_not_whole_are_read_again_by_themselves(pipeline: Pipeline) -> None:
     """Each change leaves the large value out of the log, and the target has no row to keep it from."""
     await execute(pipeline.source_url, *TABLE, f"UPDATE orders g SET big = {BIG.replace('g *', 'g.id *')}")

@@ -131,6 +131,7 @@ async def test_given_keys_have_the_form_that_they_have_in_kafka(shop: Pipeline, 
     assert f"{numbers}:3: column id (integer): an integer was expected, not 'seven'" in out
 
 
+@pytest.mark.thorough
 async def test_ctrl_c_leaves_it_running(shop: Pipeline) -> None:
     command = shop.start("backfill", shop.source, "orders", *SLOW)
     await started(command, "running")
@@ -162,6 +163,7 @@ async def test_who_follows_a_run_that_is_cancelled_is_told(shop: Pipeline) -> No
     assert f"{run.run}: public.orders: cancelled" in command.log()
 
 
+@pytest.mark.thorough
 async def test_without_a_capture_it_is_said_within_seconds(shop: Pipeline) -> None:
     await shop.running("capture")[0].stop()
     began_s = time.monotonic()

@@ -361,6 +361,7 @@ async def _several(capture: Capture, table: str, chosen: random.Random) -> None:
         await reach(capture, name, lambda entry: entry["state"] is State.DONE)
 
 
+@pytest.mark.thorough
 async def test_h07_h10_sessions_that_change_what_is_read(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ async def test_commands_list_and_retry(feeder: Feeder, target_database: str, tmp
         await run.rows(target_database, NAMES, [(1, "bad")])
 
 
+@pytest.mark.thorough
 async def test_commands_that_nothing_fits_say_what_there_is(
     feeder: Feeder, target_database: str, tmp_path: Path
 ) -> None:

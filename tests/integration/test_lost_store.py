@@ -157,6 +157,7 @@ async def test_what_the_log_has_no_more_is_an_error_with_its_cure(
     assert f"`tailrace reset {feeder.source}`" in error
 
 
+@pytest.mark.thorough
 async def test_a_redis_that_is_away_is_said_while_no_change_comes(
     feeder: Feeder, tmp_path: Path, redis_program: Path | None
 ) -> None:

@@ -142,6 +142,7 @@ async def test_a_copy_makes_the_table_again(
     assert await there(target_database) == []
 
 
+@pytest.mark.thorough
 async def test_a_sqlite_table_that_is_gone_is_waited_for(feeder: Feeder, tmp_path: Path) -> None:
     file = tmp_path / "copy.db"
     text = f"""

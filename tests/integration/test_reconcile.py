@@ -7,6 +7,8 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from consumers.commands.parked import opened
 from streamer.config import load
 from tests.harness.pipeline import Pipeline, execute
@@ -57,6 +59,7 @@ async def test_equal_is_proved_and_faults_are_named(pipeline: Pipeline, tmp_path
     assert (pipeline.folder / ".tailrace" / "control.db").exists()
 
 
+@pytest.mark.thorough
 async def test_without_apply_it_is_incomplete_and_says_what_to_start(pipeline: Pipeline) -> None:
     await execute(pipeline.source_url, *ITEMS)
     capture, apply = await pipeline.start_both()
@@ -74,6 +77,7 @@ async def test_without_apply_it_is_incomplete_and_says_what_to_start(pipeline: P
     assert f"-> start it: `tailrace capture {pipeline.source}`" in table["reason"]
 
 
+@pytest.mark.thorough
 async def test_parked_and_held_rows_are_no_drift(pipeline: Pipeline) -> None:
     pipeline.config["flows"]["mirror"]["truncate"] = "hold"
     pipeline.write_config()
@@ -102,6 +106,7 @@ async def test_parked_and_held_rows_are_no_drift(pipeline: Pipeline) -> None:
     assert "tailrace approve mirror" in other["reason"]
 
 
+@pytest.mark.thorough
 async def test_a_killed_run_goes_on(pipeline: Pipeline) -> None:
     await execute(pipeline.source_url, *ITEMS)
     await pipeline.start_both()

@@ -102,6 +102,7 @@ def write(file: Path, statements: Iterable[str]) -> None:
             connection.execute(statement)
 
 
+@pytest.mark.thorough
 async def test_every_fault_in_sqlite_is_found(
     tmp_path: Path, database: str, kafka: str, kafka_name: str, file: Path
 ) -> None:

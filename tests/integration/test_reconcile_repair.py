@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from consumers.commands.parked import operator
 from tests.harness.pipeline import Pipeline, execute
@@ -101,6 +102,7 @@ async def test_faults_are_repaired_and_verified(pipeline: Pipeline) -> None:
     assert f"{operator()} (tailrace reconcile --repair) repaired mirror public.item: {figures}" in out
 
 
+@pytest.mark.thorough
 async def test_the_file_says_what_is_repaired_and_keys_of_any_kind_are(pipeline: Pipeline) -> None:
     """A row that apply will not take back, as its version is newer than every event, is left and named."""
     pipeline.config["flows"]["mirror"]["delete"] = "soft(gone_at)"
@@ -150,6 +152,7 @@ async def test_the_file_says_what_is_repaired_and_keys_of_any_kind_are(pipeline:
     assert "`tailrace capture" in child.log().replace("\n", " ")
 
 
+@pytest.mark.thorough
 async def test_a_copy_in_sqlite_is_repaired(
     tmp_path: Path, database: str, kafka: str, kafka_name: str
 ) -> None:

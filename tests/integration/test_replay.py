@@ -121,7 +121,7 @@ async def versions(feeder: Feeder, table: Table, *, partitions: int = 2) -> None
         await feeder.flush()
 
 
-@pytest.mark.parametrize(("processes", "more"), corners(CASES, 1, 2))
+@pytest.mark.parametrize(("processes", "more"), corners(CASES, 2))
 async def test_a_replay_of_everything_under_load_takes_no_row_back(
     processes: int,
     more: str,
@@ -319,6 +319,7 @@ async def test_a_truncate_that_was_refused_long_ago_stays_refused(
         assert run.flow()["held"] == []
 
 
+@pytest.mark.thorough
 async def test_a_redis_target_goes_back_too(
     feeder: Feeder, valkey_server: ValkeyServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -387,6 +388,7 @@ async def test_only_some_keys_or_a_part_move_no_checkpoint(
         await run.rows(target_database, IDS, [(n,) for n in [*range(9), 10]])
 
 
+@pytest.mark.thorough
 async def test_parked_keys_are_neither_doubled_nor_passed_over(
     feeder: Feeder, target_database: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
