@@ -32,7 +32,7 @@ from streamer.postgres.relations import Relations
 from streamer.postgres.windows import Commit, Verdict, Window, Windows
 from streamer.publisher import Publisher, Topic
 
-CHUNK_ROWS = 1_000  # published at once, which takes some milliseconds in which the stream waits
+CHUNK_ROWS = 500  # published at once, which takes some milliseconds in which the stream waits
 CHUNK_BYTES = 2**20  # a chunk is smaller than a flush may be, whatever its rows are
 FIRST_ROWS = 100  # of a table whose rows may each be a megabyte
 IN_FLIGHT = 3  # chunks between their marks: one is read while the marks of others travel
