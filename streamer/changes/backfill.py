@@ -189,6 +189,11 @@ class Run:
         return self.wish.wish if self.wish is not None else Wanted.RUN
 
     @property
+    def by(self) -> str:
+        """Who has the last word: `by NAME`; empty when nobody has said anything."""
+        return f"by {self.wish.by}" if self.wish is not None and self.wish.by else ""
+
+    @property
     def whole(self) -> bool:
         """Whether all of what was asked for is there."""
         return self.request is not None and len(self.parts) >= self.request.key_parts

@@ -20,6 +20,7 @@ import orjson
 import psycopg
 from psycopg import errors
 
+from streamer.backfill_ledger import Ledger
 from streamer.changes.backfill import Key, Progress, Run, State, Wanted
 from streamer.changes.envelope import SNAPSHOT_INCREMENTAL
 from streamer.config import PostgresSource
@@ -30,7 +31,7 @@ from streamer.postgres.chunks import Chunk, Given, Range, TableChanged, Walk
 from streamer.postgres.connection import Connection, connect
 from streamer.postgres.relations import Relations
 from streamer.postgres.windows import Commit, Verdict, Window, Windows
-from streamer.publisher import Publisher, Topic
+from streamer.publisher import Publisher
 
 CHUNK_ROWS = 500  # published at once, which takes some milliseconds in which the stream waits
 CHUNK_BYTES = 2**20  # a chunk is smaller than a flush may be, whatever its rows are
@@ -51,17 +52,16 @@ _PASSING = ("08", "25", "40", "53", "55", "57", "58")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all runs of a source share. `lag_bytes`: of the stream; `wake`: something waits to be flushed."""
+    """What all runs of a source share. `lag_bytes`: of the stream."""
 
     source: PostgresSource
     relations: Relations
     publisher: Publisher
     windows: Windows
-    records: Topic  # of the topic of backfills
+    ledger: Ledger
     session: str  # part of every chunk's id: marks of another session are passed over
     now_us: Callable[[], int]
     lag_bytes: Callable[[], int]
-    wake: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -78,13 +78,12 @@ class _Flight:
 
 
 class TableRun:
-    """One run while it is worked on. `progress` is what has been given to the publisher."""
+    """One run while it is worked on."""
 
-    def __init__(self, context: Context, run: Run, progress: Progress) -> None:
+    def __init__(self, context: Context, run: Run) -> None:
         assert run.request is not None
         self.run = run
         self.request = run.request
-        self.progress = progress
         self._context = context
         self._event = asyncio.Event()
         self._flights: dict[str, _Flight] = {}  # by their chunks' ids, in the order of their marks
@@ -95,6 +94,11 @@ class TableRun:
         self._next_s = 0.0  # not before, by the loop's clock: the rate, or a pause after a void chunk
         self._counted: deque[tuple[float, int]] = deque()
         self._rewind()
+
+    @property
+    def progress(self) -> Progress:
+        """What has been given to the publisher."""
+        return self._context.ledger.of(self.run)
 
     # ---- for the supervisor and status -------------------------------------------------------
 
@@ -152,7 +156,7 @@ class TableRun:
             return
         if self.progress.estimated_rows is None:
             rows = await self._estimate(connection, walk)
-            self.progress = replace(self.progress, estimated_rows=rows)
+            self._write(replace(self.progress, estimated_rows=rows))
         self._say("", State.RUNNING)
         changed = 0
         while await self._goes_on():
@@ -191,13 +195,10 @@ class TableRun:
             return True
         self._abandon()
         if wanted is Wanted.CANCEL:
-            self._end(State.CANCELLED, self._by())
+            self._end(State.CANCELLED, self.run.by)
         else:
-            self._write(replace(self.progress, state=State.PAUSED, reason=self._by()))
+            self._context.ledger.pause(self.run)
         return False
-
-    def _by(self) -> str:
-        return f"by {self.run.wish.by}" if self.run.wish is not None and self.run.wish.by else ""
 
     def _in_the_way(self) -> bool:
         context = self._context
@@ -355,9 +356,8 @@ class TableRun:
     def _void(self, why: str) -> None:
         """Read again from the last chunk that was published."""
         self._abandon()
-        self.progress = replace(self.progress, reread=self.progress.reread + 1)
         self._next_s = max(self._next_s, asyncio.get_running_loop().time() + RETRY_S)
-        self._say(why)
+        self._write(replace(self.progress, reread=self.progress.reread + 1, reason=why))
 
     def _abandon(self) -> None:
         self._turn += 1
@@ -380,12 +380,10 @@ class TableRun:
             self._write(replace(self.progress, reason=reason, state=state))
 
     def _end(self, state: State, reason: str) -> None:
-        self._write(replace(self.progress, state=state, reason=reason, ended_us=self._context.now_us()))
+        self._context.ledger.end(self.run, state, reason)
 
     def _write(self, progress: Progress) -> None:
-        progress = self.progress = replace(progress, updated_us=self._context.now_us())
-        self._context.records.append(progress.key(self.run.source, self.run.run), progress.dump())
-        self._context.wake()
+        self._context.ledger.write(self.run, progress)
 
     # ---- what is read ----------------------------------------------------------------------------
 

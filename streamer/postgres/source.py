@@ -14,6 +14,7 @@ from secrets import token_hex
 
 from psycopg import errors
 
+from streamer.backfill_ledger import Follow, Ledger
 from streamer.changes.lsn import format_lsn, parse_lsn
 from streamer.changes.position import Position, Stage, epoch_without_position
 from streamer.config import PostgresSource, check_topics
@@ -21,7 +22,7 @@ from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, SourceUnavailable
 from streamer.logs import Log
 from streamer.postgres import catalog, history
-from streamer.postgres.backfill import Backfill, Follow
+from streamer.postgres.backfill import Backfill
 from streamer.postgres.backfill_run import Context
 from streamer.postgres.connection import Connection, CopyStream, connect, place
 from streamer.postgres.ground import read_ground
@@ -360,11 +361,10 @@ class Session:
                 relations,
                 self.publisher,
                 windows,
-                self.publisher.topic(self._records),
+                Ledger(self.publisher.topic(self._records), now_us=self._now_us, wake=stream.wake),
                 session=token_hex(SESSION_BYTES),
                 now_us=self._now_us,
                 lag_bytes=lambda: stream.lag_bytes,
-                wake=stream.wake,
             )
             self.backfill = Backfill(context, self._follow, epoch=position.epoch)
             self.watch.want = self.backfill.want

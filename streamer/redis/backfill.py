@@ -1,7 +1,6 @@
 """Backfills of a Redis source: rows of an entity, or of given keys, published again though nothing differs.
 
-Owns the runs in the capture process: their requests and wishes come by the topic `<name>.__backfills`, their
-progress goes there in the flush of the rows that it tells of, or in a later one. The rows come by the
+Owns the runs in the capture process; what is known of each is in backfill_ledger. The rows come by the
 re-read that serves notifications, so each is as new as its version says, and nothing has to be compared
 (H9 and H10 are of snapshots). A SCAN's cursor does not survive a capture: then the run begins again.
 """
@@ -10,25 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from streamer.backfills import Follower
-from streamer.changes.backfill import (
-    KEEP_DONE_US,
-    Key,
-    Progress,
-    Request,
-    Run,
-    Runs,
-    State,
-    Wanted,
-)
+from streamer.backfill_ledger import POLL_S, Follow, Ledger
+from streamer.changes.backfill import Key, Request, Run, State, Wanted
 from streamer.config import RedisSource
-from streamer.publisher import Topic
 from streamer.redis.connection import RedisConnection
 from streamer.redis.encode import BadValue, key_bytes
 from streamer.redis.entities import Entities, Match
@@ -40,12 +29,7 @@ from streamer.redis.scan import full
 from streamer.redis.shadow import Changed
 from streamer.redis.shadow_records import Place
 
-Follow = Callable[[], AbstractAsyncContextManager[Follower]]
-
-SHOWN_US = 3600 * 1_000_000  # a run that is over is in `status` for an hour
-SHOWN_LIMIT = 50
 RUNS_LIMIT = 2  # at once: each batch takes its turn with those of notifications
-POLL_S = 0.1  # how soon a request or a wish is seen
 RATE_KEYS = 50  # a batch of a run with a limit, so that it is kept within a second
 _AGAIN = "begins again: a SCAN does not outlive its capture"
 
@@ -69,27 +53,22 @@ class RedisBackfill:
         reading: Reading,
         large: Large,
         connection: RedisConnection,
-        records: Topic,
+        ledger: Ledger,
         follow: Follow,
         *,
         now_us: Callable[[], int],
         is_ready: Callable[[], bool],
-        wake: Callable[[], None],
     ) -> None:
-        """`records`: of the topic of backfills. `is_ready`: no first copy runs. `wake`: something waits to
-        be flushed."""
+        """`is_ready`: no first copy runs."""
         self._source = source
         self._entities = entities
         self._reading = reading
         self._large = large
         self._connection = connection
-        self._records = records
+        self._ledger = ledger
         self._follow = follow
         self._now_us = now_us
         self._is_ready = is_ready
-        self._wake = wake
-        self._runs = Runs()
-        self._progress: dict[str, Progress] = {}  # what has been given to the publisher is the truth
         self._active: set[str] = set()
         self._turn = asyncio.Lock()
         self._began: dict[str, tuple[float, int]] = {}  # of active runs: loop's time, rows then
@@ -97,68 +76,29 @@ class RedisBackfill:
     async def run(self) -> None:
         """Until it is cancelled, or the first error of the session."""
         async with self._follow() as follower, asyncio.TaskGroup() as tasks:
-            self._runs = follower.runs
-            for run in self._runs.asked():
-                if run.progress is not None:
-                    self._progress[run.run] = run.progress
+            self._ledger.open(follower.runs)
             while True:
                 if self._is_ready():
-                    for run in self._runs.asked():
-                        if run.run not in self._active:
-                            self._next_step(run, tasks)
+                    for run in follower.runs.asked():
+                        if self._is_next(run):
+                            self._active.add(run.run)
+                            tasks.create_task(self._work(run), name=f"backfill {run.run}")
                 await follower.next()
                 await asyncio.sleep(POLL_S)
 
     def detail(self) -> list[dict[str, Any]]:
         """For `status`, as a Postgres source has it."""
-        since_us = self._now_us() - SHOWN_US
-        shown = []
-        for run in self._runs.asked():
-            progress = self._of(run)
-            if not progress.state.over or (progress.ended_us or 0) >= since_us:
-                shown.append(self._shown(run, progress))
-        return shown[-SHOWN_LIMIT:]
+        return self._ledger.detail(self._rows_per_s)
 
-    def _shown(self, run: Run, progress: Progress) -> dict[str, Any]:
-        rows_per_s = 0.0
-        if run.run in self._began:
-            began_s, rows = self._began[run.run]
-            rows_per_s = (progress.rows - rows) / max(1.0, asyncio.get_running_loop().time() - began_s)
-        left = None if progress.estimated_rows is None else max(0, progress.estimated_rows - progress.rows)
-        return {
-            "run": run.run,
-            "table": run.request.place if run.request is not None else "",
-            "state": progress.state,
-            "reason": progress.reason,
-            "rows": progress.rows,
-            "estimated_rows": progress.estimated_rows,
-            "rows_per_s": round(rows_per_s, 1),
-            "left_s": round(left / rows_per_s, 1) if left is not None and rows_per_s > 0 else None,
-            "chunks": progress.chunks,
-            "reread": progress.reread,
-        }
+    def _rows_per_s(self, run: str) -> float:
+        if run not in self._began:
+            return 0.0
+        began_s, rows_then = self._began[run]
+        rows = self._ledger.of(self._ledger.runs.by_run[self._source.name, run]).rows
+        return (rows - rows_then) / max(1.0, asyncio.get_running_loop().time() - began_s)
 
-    # Requests and wishes
-
-    def _of(self, run: Run) -> Progress:
-        return self._progress.get(run.run) or Progress(State.WAITING)
-
-    def _next_step(self, run: Run, tasks: asyncio.TaskGroup) -> None:
-        progress, now_us = self._of(run), self._now_us()
-        if progress.state.over:
-            if (progress.ended_us or 0) + KEEP_DONE_US < now_us:
-                for key in run.part_keys():
-                    self._records.append(key, None)
-                del self._runs.by_run[run.source, run.run]
-                self._wake()
-        elif run.wanted is Wanted.CANCEL:
-            self._end(run, State.CANCELLED, _by(run))
-        elif run.wanted is Wanted.PAUSE:
-            if progress.state is not State.PAUSED:
-                self._write(run, replace(progress, state=State.PAUSED, reason=_by(run)))
-        elif run.whole and len(self._active) < RUNS_LIMIT:
-            self._active.add(run.run)
-            tasks.create_task(self._work(run), name=f"backfill {run.run}")
+    def _is_next(self, run: Run) -> bool:
+        return run.run not in self._active and self._ledger.is_due(run) and len(self._active) < RUNS_LIMIT
 
     async def _work(self, run: Run) -> None:
         request = run.request
@@ -166,9 +106,9 @@ class RedisBackfill:
         try:
             problem = self._problem(request)
             if problem:
-                self._end(run, State.FAILED, problem)
+                self._ledger.end(run, State.FAILED, problem)
                 return
-            progress = self._of(run)
+            progress = self._ledger.of(run)
             again = not request.keyed and progress.chunks > 0
             if again:
                 progress = replace(progress, rows=0, chunks=0, reread=progress.reread + 1)
@@ -176,7 +116,7 @@ class RedisBackfill:
             reason = _AGAIN if again else ""
             progress = replace(progress, state=State.RUNNING, reason=reason, began_us=began_us)
             self._began[run.run] = asyncio.get_running_loop().time(), progress.rows
-            self._write(run, progress)
+            self._ledger.write(run, progress)
             await (self._given(run, request) if request.keyed else self._all(run, request))
         finally:
             self._active.discard(run.run)
@@ -192,14 +132,13 @@ class RedisBackfill:
     async def _goes_on(self, run: Run) -> bool:
         """Waits while a person has it paused; False: it was cancelled."""
         while run.wanted is Wanted.PAUSE:
-            if self._of(run).state is not State.PAUSED:
-                self._write(run, replace(self._of(run), state=State.PAUSED, reason=_by(run)))
+            self._ledger.pause(run)
             await asyncio.sleep(POLL_S)
         if run.wanted is Wanted.CANCEL:
-            self._end(run, State.CANCELLED, _by(run))
+            self._ledger.end(run, State.CANCELLED, run.by)
             return False
-        if self._of(run).state is State.PAUSED:
-            self._write(run, replace(self._of(run), state=State.RUNNING, reason=""))
+        if self._ledger.of(run).state is State.PAUSED:
+            self._ledger.write(run, replace(self._ledger.of(run), state=State.RUNNING, reason=""))
         return True
 
     # All rows of an entity
@@ -212,7 +151,7 @@ class RedisBackfill:
                     if not await self._goes_on(run):
                         return
                     await self._read(run, request, keys[at : at + size], places[at : at + size])
-        self._end(run, State.DONE, "")
+        self._ledger.end(run, State.DONE, "")
 
     async def _batches(self, request: Request) -> AsyncGenerator[tuple[list[Match], list[Place]], None]:
         """Keys of the entity as they are now; or rows of a pivot, which are known by what was published."""
@@ -245,9 +184,9 @@ class RedisBackfill:
             if steps or found:
                 await large.drained(lambda: run.wanted is Wanted.CANCEL)
             rows = shadow.forced_rows - before
-        progress = self._of(run)
+        progress = self._ledger.of(run)
         cursor = (str(offset),) if request.keyed else None
-        self._write(
+        self._ledger.write(
             run, replace(progress, rows=progress.rows + rows, chunks=progress.chunks + 1, cursor=cursor)
         )
         if request.rate:
@@ -258,8 +197,8 @@ class RedisBackfill:
 
     async def _given(self, run: Run, request: Request) -> None:
         keys = run.keys()
-        done = int(progress.cursor[0]) if (progress := self._of(run)).cursor is not None else 0
-        self._write(run, replace(progress, estimated_rows=len(keys)))
+        done = int(progress.cursor[0]) if (progress := self._ledger.of(run)).cursor is not None else 0
+        self._ledger.write(run, replace(progress, estimated_rows=len(keys)))
         size = RATE_KEYS if request.rate else BATCH_KEYS
         while done < len(keys):
             if not await self._goes_on(run):
@@ -271,7 +210,7 @@ class RedisBackfill:
             await self._read(run, request, list(matches.values()), places, done)
             if request.deletes:
                 await self._delete(run, wanted)
-        self._end(run, State.DONE, "")
+        self._ledger.end(run, State.DONE, "")
 
     def _wanted(self, request: Request, values: Key) -> _Wanted | None:
         """None: no key of Redis can be this row's."""
@@ -310,19 +249,5 @@ class RedisBackfill:
             if changes:
                 reading.events.rows(changes, reading.events.versions.micros, scan=False)
         if gone:
-            progress = self._of(run)
-            self._write(run, replace(progress, deletes=progress.deletes + len(gone)))
-
-    # What is told
-
-    def _end(self, run: Run, state: State, reason: str) -> None:
-        self._write(run, replace(self._of(run), state=state, reason=reason, ended_us=self._now_us()))
-
-    def _write(self, run: Run, progress: Progress) -> None:
-        progress = self._progress[run.run] = replace(progress, updated_us=self._now_us())
-        self._records.append(progress.key(run.source, run.run), progress.dump())
-        self._wake()
-
-
-def _by(run: Run) -> str:
-    return f"by {run.wish.by}" if run.wish is not None and run.wish.by else ""
+            progress = self._ledger.of(run)
+            self._ledger.write(run, replace(progress, deletes=progress.deletes + len(gone)))

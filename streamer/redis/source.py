@@ -14,13 +14,14 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+from streamer.backfill_ledger import Follow, Ledger
 from streamer.changes.position import Position, Stage, epoch_without_position
 from streamer.changes.topics import backfills_topic, shadow_topic
 from streamer.config import Config, RedisSource
 from streamer.errors import TailraceError
 from streamer.logs import Log
 from streamer.publisher import Publisher
-from streamer.redis.backfill import Follow, RedisBackfill
+from streamer.redis.backfill import RedisBackfill
 from streamer.redis.capture import Capture
 from streamer.redis.connection import RedisConnection, connect
 from streamer.redis.election import Election
@@ -167,11 +168,14 @@ class Session:
             capture.reading,
             capture.large,
             commands,
-            self.publisher.topic(backfills_topic(self._config.name)),
+            Ledger(
+                self.publisher.topic(backfills_topic(self._config.name)),
+                now_us=self._now_us,
+                wake=capture.wake,
+            ),
             self._follow,
             now_us=self._now_us,
             is_ready=lambda: capture.position.stage is Stage.STREAMING,
-            wake=capture.wake,
         )
 
     def _begin(self, found: Position | None) -> tuple[Position, bool]:

@@ -13,6 +13,7 @@ from streamer.changes.backfill import Progress, Request, Wanted
 from streamer.config import Config
 from tests.harness.capture import WAIT_S, Capture
 from tests.harness.log import LogChecker
+from tests.harness.redis_capture import RedisCapture
 
 _numbers = itertools.count(1)
 
@@ -65,7 +66,7 @@ async def backfill(
     return await over(capture, await request(capture, table, keys, **more))
 
 
-async def tell(capture: Capture, run: str, wanted: Wanted) -> None:
+async def tell(capture: Capture | RedisCapture, run: str, wanted: Wanted) -> None:
     config = capture.config
     await wish(
         config.kafka.brokers,

@@ -445,7 +445,7 @@ async def test_what_is_asked_for_twice_is_one_run_and_what_is_long_over_is_forgo
         await tell(capture, "twice", Wanted.CANCEL)
         progress = await over(capture, "twice")
         assert 0 < progress.rows < len(keys)
-        monkeypatch.setattr("streamer.postgres.backfill.KEEP_DONE_US", 0)
+        monkeypatch.setattr("streamer.backfill_ledger.KEEP_DONE_US", 0)
 
         async def forgotten() -> bool:
             return await read_runs(brokers, None, name) == {}

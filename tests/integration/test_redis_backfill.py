@@ -13,14 +13,14 @@ import pytest
 import redis.asyncio as aioredis
 from aiokafka import TopicPartition
 
-from streamer.backfills import ask, wish
+from streamer.backfills import ask
 from streamer.changes.backfill import Progress, Request, State, Wanted
 from streamer.config import Config, load
 from streamer.kafka import offset_ranges
 from streamer.redis.reread import BIG_ELEMENTS
 from streamer.sandbox import ValkeyServer
-from tests.harness.backfill import reach, recorded, shown
-from tests.harness.capture import PARTITIONS
+from tests.harness.backfill import reach, recorded, shown, tell
+from tests.harness.capture import PARTITIONS, until
 from tests.harness.feeder import Feeder, applying
 from tests.harness.redis_capture import RedisCapture, capturing_redis, fold, read_topic
 
@@ -62,20 +62,6 @@ async def backfill(
     run = await request(capture, entity, keys, **more)
     await reach(capture, run, lambda entry: entry["state"].over)
     return await recorded(capture.config, run)
-
-
-async def tell(capture: RedisCapture, run: str, wanted: Wanted) -> None:
-    config, now_us = capture.config, time.time_ns() // 1000
-    await wish(
-        config.kafka.brokers,
-        None,
-        config.name,
-        source=capture.source,
-        run=run,
-        wanted=wanted,
-        by="test",
-        now_us=now_us,
-    )
 
 
 async def players(server: aioredis.Redis, count: int = PLAYERS) -> None:
@@ -220,6 +206,28 @@ async def test_what_cannot_be_fails_and_says_why(
         progress = await backfill(capture, entity, **more)
     assert progress.state is State.FAILED
     assert reason in progress.reason
+
+
+async def test_a_failed_run_is_given_up_by_a_person_or_by_a_later_one_of_the_whole_entity(
+    client: aioredis.Redis, make_config: Callable[..., Config]
+) -> None:
+    await players(client, 5)
+    async with capturing_redis(make_config()) as capture:
+        names = [await request(capture, "players", where="score > 7") for _ in range(3)]
+        for name in names:
+            await reach(capture, name, lambda entry: entry["state"] is State.FAILED)
+        await tell(capture, names[0], Wanted.CANCEL)
+        await reach(capture, names[0], lambda entry: entry["state"] is State.CANCELLED)
+        before = await recorded(capture.config, names[1])
+        await tell(capture, names[1], Wanted.RUN)
+
+        async def failed_again() -> bool:
+            return (await recorded(capture.config, names[1])).ended_us != before.ended_us
+
+        await until(failed_again)
+        await backfill(capture, "players")
+        for name in names[1:]:
+            await reach(capture, name, lambda entry: entry["state"] is State.CANCELLED)
 
 
 async def test_the_shadow_stays_what_was_published(
