@@ -11,22 +11,14 @@ from streamer.config import Flow
 from streamer.config.key_template import split_template
 from streamer.doctor.check import Findings
 from streamer.doctor.postgres import listed
-from streamer.doctor.source import SourceFacts
+from streamer.doctor.source import SourceFacts, taken_tables
 from streamer.doctor.target import Wanted, wanted_table
 
 _NUMBERS = ("smallint", "integer", "bigint", "real", "double precision", "numeric", "money", "oid")
 
 
 def check_keys(findings: Findings, flows: list[Flow], sources: Mapping[str, SourceFacts]) -> None:
-    """Tables of sources that did not answer, or have no catalogue, are left out."""
-    for flow in flows:
-        facts = sources.get(flow.source)
-        if facts is None:
-            continue
-        taken = [table for table in facts.tables if flow.takes(table.schema, table.name)]
-        if not taken:
-            what = f"the flow {flow.name} ({flow.source_pattern}) takes no captured table"
-            findings.fail("flows", what, f"correct flows.{flow.name}.from, or sources.{flow.source}.tables")
+    for flow, facts, taken in taken_tables(findings, flows, sources):
         for table in taken:
             columns = facts.columns.get((table.schema, table.name), [])
             wanted = wanted_table(flow, *flow.place(table.schema, table.name), columns)

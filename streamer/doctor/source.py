@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from streamer.config import (
+    Flow,
     PostgresSource,
     TableRule,
     check_topics,
@@ -32,6 +34,24 @@ class SourceFacts:
     server: Server
     tables: tuple[Table, ...]
     columns: dict[tuple[str, str], list[tuple[str, str, bool]]]
+
+
+def taken_tables(
+    findings: Findings, flows: Iterable[Flow], sources: Mapping[str, SourceFacts]
+) -> Iterator[tuple[Flow, SourceFacts, list[Table]]]:
+    """The captured tables that each flow takes; a flow that takes none is a failure.
+
+    Tables of sources that did not answer, or have no catalogue, are left out.
+    """
+    for flow in flows:
+        facts = sources.get(flow.source)
+        if facts is None:
+            continue
+        taken = [table for table in facts.tables if flow.takes(table.schema, table.name)]
+        if not taken:
+            what = f"the flow {flow.name} ({flow.source_pattern}) takes no captured table"
+            findings.fail("flows", what, f"correct flows.{flow.name}.from, or sources.{flow.source}.tables")
+        yield flow, facts, taken
 
 
 async def check_source(findings: Findings, source: PostgresSource) -> SourceFacts | None:

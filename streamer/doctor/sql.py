@@ -12,7 +12,7 @@ from pathlib import Path
 from streamer.config import ColumnRule, Config, Flow, SqlTarget, built_flows, sqlite_path, unbuilt_target
 from streamer.doctor.check import Findings
 from streamer.doctor.postgres import listed
-from streamer.doctor.source import SourceFacts
+from streamer.doctor.source import SourceFacts, taken_tables
 
 BUSY_TIMEOUT_S = 3.0  # for the transaction of a program that writes
 
@@ -43,14 +43,7 @@ def _wanted(
     """The target's tables, as they are named there -> flow, and columns of the key as they are there."""
     found: dict[str, tuple[str, list[str]]] = {}
     origins: dict[str, str] = {}
-    for flow in flows:
-        facts = sources.get(flow.source)
-        if facts is None:
-            continue
-        taken = [table for table in facts.tables if flow.takes(table.schema, table.name)]
-        if not taken:
-            what = f"the flow {flow.name} ({flow.source_pattern}) takes no captured table"
-            findings.fail("flows", what, f"correct flows.{flow.name}.from, or sources.{flow.source}.tables")
+    for flow, facts, taken in taken_tables(findings, flows, sources):
         for table in taken:
             name = flow.place(table.schema, table.name)[1].lower()
             origin = f"{flow.source}.{table.qualified}"

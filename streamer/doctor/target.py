@@ -12,7 +12,7 @@ from streamer.config import ColumnRule, Config, Flow, PostgresTarget, VectorTarg
 from streamer.doctor.check import Findings
 from streamer.doctor.identity import check_identity
 from streamer.doctor.postgres import Server, connected, listed, name_of, one, rows
-from streamer.doctor.source import SourceFacts
+from streamer.doctor.source import SourceFacts, taken_tables
 from streamer.doctor.vectors import check_vectors, chunk_columns
 from streamer.postgres.connection import Connection
 
@@ -126,14 +126,7 @@ def _wanted(
 ) -> list[Wanted]:
     wanted: list[Wanted] = []
     writers: dict[tuple[str, str], str] = {}
-    for flow in flows:
-        facts = sources.get(flow.source)
-        if facts is None:
-            continue
-        taken = [t for t in facts.tables if flow.takes(t.schema, t.name)]
-        if not taken:
-            what = f"the flow {flow.name} ({flow.source_pattern}) takes no captured table"
-            findings.fail("flows", what, f"correct flows.{flow.name}.from, or sources.{flow.source}.tables")
+    for flow, facts, taken in taken_tables(findings, flows, sources):
         captured = {(t.schema, t.name) for t in facts.tables}
         for table in taken:
             place = flow.place(table.schema, table.name)

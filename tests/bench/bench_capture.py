@@ -18,7 +18,7 @@ import psycopg
 from aiokafka import TopicPartition
 
 from streamer.changes.lsn import format_lsn
-from streamer.changes.position import Position, Stage
+from streamer.changes.position import Position, Stage, position_key
 from streamer.changes.topics import positions_topic
 from streamer.kafka import offset_ranges, reader
 from streamer.sandbox import PostgresServer, Sandbox
@@ -125,6 +125,7 @@ class Bench:
     async def _position(self, end: int) -> None:
         """Until a committed position record is at or after `end`."""
         partition = TopicPartition(positions_topic(self._pipeline.name), 0)
+        key = position_key(self._pipeline.source)
         start = (await offset_ranges(self._pipeline.brokers, None, [partition]))[partition][0]
         async with reader(self._pipeline.brokers, None, committed=True) as consumer:
             consumer.assign([partition])
@@ -132,7 +133,7 @@ class Bench:
             async with asyncio.timeout(LIMIT_S):
                 while True:
                     for record in (await consumer.getmany(partition, timeout_ms=POLL_MS)).get(partition, []):
-                        if b'"topic"' in record.key:
+                        if record.key != key:
                             continue
                         position = Position.load(record.value)
                         # A first copy's position jumps to the end of the WAL without one streamed row.
