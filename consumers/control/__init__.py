@@ -1,0 +1,1 @@
+"""The control database: history, schedules, events, audit. Never a stream position."""

@@ -1,0 +1,161 @@
+"""The control database of `control.url`: a connection, one format a part of it, its errors as ours.
+
+Each part (reconcile, ...) owns its tables and their format; here is only what they share. SQLite unless the
+config names a Postgres. Waits of a driver are kept out of the event loop by the caller.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from sqlalchemy import (
+    Column,
+    Connection,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    create_engine,
+    event,
+    insert,
+    select,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from streamer.config import Config
+from streamer.errors import ConfigError, FatalError, RetryableError
+
+SQLITE_BUSY_MS = 10_000  # processes write beside each other, each for some milliseconds
+SILENT_AFTER_S = 120.0  # of a process on another machine
+
+_meta = MetaData()
+_formats = Table(
+    "tailrace_control",
+    _meta,
+    Column("part", Text, primary_key=True),
+    Column("format", Integer, nullable=False),
+)
+
+
+class Database:
+    """One process's way to it; a connection is opened for each transaction."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ConfigError for a URL that is none."""
+        self._engine = _engine(config)
+
+    def prepare(self, part: str, format_: int, meta: MetaData) -> None:
+        """Makes the part's tables. Raises FatalError when they are of a newer format."""
+        try:
+            found = self._prepare(part, format_, meta)
+        except SQLAlchemyError:  # perhaps another process has just made them
+            with errors():
+                found = self._prepare(part, format_, meta)
+        if found is not None and found > format_:
+            raise FatalError(
+                f"the control database has format {found} of {part}, this program knows {format_}",
+                fix="run the version of Tailrace that made it, or a newer one",
+            )
+
+    def _prepare(self, part: str, format_: int, meta: MetaData) -> int | None:
+        with self._engine.begin() as connection:
+            _meta.create_all(connection)
+            meta.create_all(connection)
+            wanted = select(_formats.c.format).where(_formats.c.part == part)
+            found: int | None = connection.execute(wanted).scalar()
+            if found is None:
+                connection.execute(insert(_formats), {"part": part, "format": format_})
+        return found
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction. Raises RetryableError."""
+        with errors(), self._engine.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _engine(config: Config) -> Engine:
+    where = f"{config.path}: control.url"
+    try:
+        url = make_url(config.control.url.get_secret_value())
+        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+            path = config.base / str(url.database)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            url = url.set(database=str(path))
+        elif url.drivername in ("postgresql", "postgres"):
+            url = url.set(drivername="postgresql+psycopg")
+        engine = create_engine(url, poolclass=NullPool)
+    except (ArgumentError, ValueError, NoSuchModuleError):
+        raise ConfigError(
+            "it is no URL of a database (not shown: it may hold a password)",
+            where=where,
+            fix="write sqlite:///.tailrace/control.db, or postgresql://user:password@host:5432/database",
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"its folder cannot be made: {error}", where=where, fix="name another place in control.url"
+        ) from error
+    if url.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.close()
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """What SQLAlchemy raises, as ours."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        cause = getattr(error, "orig", None) or error
+        raise RetryableError(
+            f"the control database does not answer: {' '.join(str(cause).split())}",
+            where="control.url",
+            fix="see that it is there and that this user may write it",
+        ) from error
+
+
+def owner() -> str:
+    """This process, for rows that it works on."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def is_gone(name: str, seen_us: int, now_us: int) -> bool:
+    """Whether the process that `owner` named does not live any more, as far as this machine can tell."""
+    host, _, pid = name.rpartition(":")
+    if host != socket.gethostname():
+        return now_us - seen_us > SILENT_AFTER_S * 1e6
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(pid) == os.getpid()
+
+
+def dump(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+def time_text(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

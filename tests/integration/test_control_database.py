@@ -1,0 +1,78 @@
+"""The control database, in SQLite and in Postgres: made by whoever comes first, its errors ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, insert, select
+
+from consumers.control.database import Database, is_gone, owner
+from streamer.config import Config, load
+from streamer.errors import ConfigError, FatalError, RetryableError
+
+meta = MetaData()
+numbers = Table("numbers", meta, Column("n", Integer, primary_key=True))
+
+SOURCE = "sources: {shop: {kind: postgres, url: 'postgresql://127.0.0.1/shop', tables: {'*.*': {}}}}\n"
+
+Make = Callable[[str], Config]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def made(url: str) -> Config:
+        path = tmp_path / "tailrace.yaml"
+        path.write_text(f"name: acme\ncontrol: {{url: '{url}'}}\n{SOURCE}")
+        return load(path)
+
+    return made
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def config(request: pytest.FixtureRequest, make: Make, database: str) -> Config:
+    return make("sqlite:///a folder/control.db" if request.param == "sqlite" else database)
+
+
+def test_many_make_it_at_once_and_all_write(config: Config) -> None:
+    def work(n: int) -> None:
+        opened = Database(config)
+        opened.prepare("numbers", 1, meta)
+        with opened.begin() as connection:
+            connection.execute(insert(numbers), {"n": n})
+        opened.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(24)))
+    with Database(config).begin() as connection:
+        assert sorted(connection.execute(select(numbers.c.n)).scalars()) == list(range(24))
+
+
+def test_a_newer_format_is_refused(config: Config) -> None:
+    Database(config).prepare("numbers", 2, meta)
+    Database(config).prepare("numbers", 2, meta)
+    with pytest.raises(FatalError, match="format 2 of numbers, this program knows 1"):
+        Database(config).prepare("numbers", 1, meta)
+
+
+def test_a_database_that_does_not_answer_is_tried_again(make: Make) -> None:
+    config = make("postgresql://nobody:secret@127.0.0.1:1/nothing")
+    with pytest.raises(RetryableError, match="control database does not answer") as found:
+        Database(config).prepare("numbers", 1, meta)
+    assert "secret" not in str(found.value)
+
+
+def test_a_url_that_is_none_is_not_shown(make: Make) -> None:
+    with pytest.raises(ConfigError, match="no URL of a database") as found:
+        Database(make("nothing://me:secret@there/x"))
+    assert "secret" not in str(found.value)
+
+
+def test_a_process_of_this_machine_is_gone_when_its_number_is() -> None:
+    host = owner().rpartition(":")[0]
+    assert is_gone(f"{host}:{2**22 + 1}", 0, 0)
+    assert not is_gone(f"{host}:1", 0, 10**15)
+    assert is_gone("elsewhere.example:1", 0, 121_000_000)
+    assert not is_gone("elsewhere.example:1", 0, 119_000_000)
