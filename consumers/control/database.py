@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -35,6 +36,7 @@ from streamer.config import Config
 from streamer.errors import ConfigError, FatalError, RetryableError
 
 SQLITE_BUSY_MS = 10_000  # processes write beside each other, each for some milliseconds
+PREPARE_TRIES = 4  # each of its steps may meet another process that makes the same
 SILENT_AFTER_S = 120.0  # of a process on another machine
 
 _meta = MetaData()
@@ -55,9 +57,13 @@ class Database:
 
     def prepare(self, part: str, format_: int, meta: MetaData) -> None:
         """Makes the part's tables. Raises FatalError when they are of a newer format."""
-        try:
-            found = self._prepare(part, format_, meta)
-        except SQLAlchemyError:  # perhaps another process has just made them
+        for _ in range(PREPARE_TRIES - 1):
+            try:
+                found = self._prepare(part, format_, meta)
+                break
+            except SQLAlchemyError:  # perhaps another process has just made them
+                continue
+        else:
             with errors():
                 found = self._prepare(part, format_, meta)
         if found is not None and found > format_:
@@ -135,13 +141,14 @@ def errors() -> Iterator[None]:
 
 
 def owner() -> str:
-    """This process, for rows that it works on."""
-    return f"{socket.gethostname()}:{os.getpid()}"
+    """This process, for rows that it works on: host:pid:start."""
+    return f"{socket.gethostname()}:{os.getpid()}:{_begun(os.getpid())}"
 
 
 def is_gone(name: str, seen_us: int, now_us: int) -> bool:
-    """Whether the process that `owner` named does not live any more, as far as this machine can tell."""
-    host, _, pid = name.rpartition(":")
+    """Whether the process that `owner` named lives no more, as far as this machine can tell; so is the one
+    that asks: what it works on, it knows."""
+    host, pid, begun = name.rsplit(":", 2)
     if host != socket.gethostname():
         return now_us - seen_us > SILENT_AFTER_S * 1e6
     try:
@@ -150,7 +157,17 @@ def is_gone(name: str, seen_us: int, now_us: int) -> bool:
         return True
     except PermissionError:
         return False
-    return int(pid) == os.getpid()
+    return int(pid) == os.getpid() or _begun(int(pid)) != begun
+
+
+def _begun(pid: int) -> str:
+    """When it was started, in ticks since boot, as its number may be another's by now; where the kernel does
+    not say, nothing. One that is dead and not yet waited for has none."""
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "dead" if state == "Z" else rest[18]
 
 
 def dump(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,8 +73,17 @@ def test_a_url_that_is_none_is_not_shown(make: Make) -> None:
 
 
 def test_a_process_of_this_machine_is_gone_when_its_number_is() -> None:
-    host = owner().rpartition(":")[0]
-    assert is_gone(f"{host}:{2**22 + 1}", 0, 0)
-    assert not is_gone(f"{host}:1", 0, 10**15)
-    assert is_gone("elsewhere.example:1", 0, 121_000_000)
-    assert not is_gone("elsewhere.example:1", 0, 119_000_000)
+    host, pid, begun = owner().rsplit(":", 2)
+    assert is_gone(f"{host}:{2**22 + 1}:7", 0, 0)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            ticks = Path(f"/proc/{process.pid}/stat").read_text().split()[21]
+            assert not is_gone(f"{host}:{process.pid}:{ticks}", 0, 10**15)
+            assert is_gone(f"{host}:{process.pid}:1", 0, 0), "another process has its number"
+        finally:
+            process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert is_gone(f"{host}:{process.pid}:{ticks}", 0, 0), "dead, and not waited for"
+    assert is_gone(f"{host}:{pid}:{begun}", 0, 0), "this process knows what it works on"
+    assert is_gone("elsewhere.example:1:1", 0, 121_000_000)
+    assert not is_gone("elsewhere.example:1:1", 0, 119_000_000)
