@@ -80,6 +80,9 @@ class Position:
     # The epoch of the last copy that ends with floors; 0: there was none, a first copy has nothing to end.
     # What older epochs recorded in a shadow is void.
     since_epoch: int = 0
+    # Of a Redis source: what was notified up to this moment of its server's clock is in Kafka. `lsn` says
+    # less there: a key that was touched earlier may be read later. What was never notified is not meant.
+    through_us: int = 0
 
     def key(self) -> bytes:
         return position_key(self.source)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 _PART = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
 OWN_PREFIX = "_tailrace"
+ESCAPES = "%0123456789"  # each is in the escape of % or of itself: no value can end before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,28 @@ class KeyTemplate:
             parts.append(value if at == last else _encoded(value, after[0]))
             parts.append(after)
         return "".join(parts)
+
+    def values(self, text: str) -> list[str] | None:
+        """What was filled in for this text; None: no values give it."""
+        if not text.startswith(self.prefix):
+            return None
+        rest = text[len(self.prefix) :]
+        found: list[str] = []
+        for at in range(len(self.names)):
+            after = self.literals[at + 1]
+            if at == len(self.names) - 1:
+                if not rest.endswith(after):
+                    return None
+                found.append(rest[: len(rest) - len(after)])
+                rest = ""
+                continue
+            value, _, _ = rest.partition(after[0])
+            rest = rest[len(value) :]
+            if not rest.startswith(after):
+                return None
+            rest = rest[len(after) :]
+            found.append(unquote(value, errors="replace"))
+        return found if not rest and self.prefix + self.tail(found) == text else None
 
 
 def _encoded(value: str, stop: str) -> str:
@@ -78,6 +102,11 @@ def parse_template(text: str) -> KeyTemplate:
     for at, between in enumerate(literals[1:-1]):
         if not between:
             raise ValueError(f"has nothing between {{{names[at]}}} and {{{names[at + 1]}}}")
+        if between[0] in ESCAPES:
+            raise ValueError(
+                f"has {between[0]!r} behind {{{names[at]}}}, which is part of an escape there: put another"
+                " character, such as ':', first"
+            )
     if literals[0].startswith(OWN_PREFIX):
         raise ValueError(f"begins with {OWN_PREFIX}, which is Tailrace's own")
     return KeyTemplate(tuple(literals), tuple(names))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from streamer.changes.topics import clean
 from streamer.config.base import NAME_KEY, Model, Url, checked_name, fail, nearest
@@ -70,6 +70,15 @@ def _column_name(value: str) -> str:
 
 
 ColumnName = Annotated[str, AfterValidator(_column_name)]
+
+
+def _casts(value: Any) -> Any:
+    if isinstance(value, str):
+        what = "is for types of the pattern's named parts; the pattern is `pattern`"
+        raise fail(what, fix=f'write `pattern: "{value}"`, and where a part is a number: `key: {{id: int}}`')
+    return value
+
+
 Pattern = Annotated[str, AfterValidator(_pattern)]
 
 
@@ -121,7 +130,9 @@ class RedisEntity(Model):
 
     pattern: Pattern | None = None
     type: Literal["string", "json", "hash", "list", "set", "zset", "stream"] | None = None
-    key: dict[str, Literal["text", "int", "bytes"]] = Field(default_factory=dict)
+    key: Annotated[dict[str, Literal["text", "int", "bytes"]], BeforeValidator(_casts)] = Field(
+        default_factory=dict
+    )
     columns: dict[
         ColumnName,
         Annotated[
@@ -319,7 +330,10 @@ class RedisSource(Model):
     def default_database(self) -> int:
         """The one that the URL names."""
         url = urlsplit(self.url.get_secret_value())
-        named = parse_qs(url.query).get("db", [url.path.strip("/") if url.scheme != "unix" else ""])[0]
+        path = url.path.strip("/")
+        if url.scheme.endswith("+sentinel"):
+            path = path.partition("/")[2]  # behind the name that the Sentinels watch
+        named = parse_qs(url.query).get("db", [path if url.scheme != "unix" else ""])[0]
         return int(named) if named.isdigit() else 0
 
     def databases_of(self, entity: RedisEntity) -> tuple[int, ...]:

@@ -15,6 +15,8 @@ from typing import Annotated
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
+from streamer.errors import ConfigError
+
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%/]*)\s*")
 
 _SIZES = {
@@ -83,6 +85,14 @@ def parse_rate(value: object) -> float:
     if factor is None:
         raise PydanticCustomError("unit", "is not a rate: write it as {example}", {"example": "500/s"})
     return number * factor
+
+
+def option_value(parse: Callable[[object], float], text: str, name: str, command: str) -> float:
+    """An option's value on the command line. Raises ConfigError."""
+    try:
+        return parse(text)
+    except ValueError as error:  # pydantic's own error is one
+        raise ConfigError(f"{name} {text!r} {error}", where=command, fix=f"see `{command} --help`") from None
 
 
 def _empty_is_none(value: object) -> object:

@@ -9,7 +9,6 @@ from hiredis import ReplyError
 from streamer.config import Config, RedisSource
 from streamer.doctor.check import Findings
 from streamer.errors import ConfigError, TailraceError
-from streamer.redis.address import place
 from streamer.redis.connection import RedisConnection, connect
 from streamer.redis.entities import Entities, types_of
 from streamer.redis.notifications import (
@@ -94,7 +93,7 @@ async def check_redis(findings: Findings, config: Config, source: RedisSource) -
     try:
         async with connect(url, application="tailrace-doctor", rights=rights) as line:
             name = line.server.get("server", "redis").capitalize()
-            findings.ok("reachable", f"{place(url)}, {name} {line.server.get('version', '')}")
+            findings.ok("reachable", f"{line.where}, {name} {line.server.get('version', '')}")
             await _server(findings, line, entities)
             await _notifications(findings, line, source, needed_classes(types_of(source)))
             await _commands(lacking, line, source)

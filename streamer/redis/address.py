@@ -43,15 +43,22 @@ class Address:
     user: str
     password: str | None = field(repr=False)
     tls: ssl.SSLContext | None = field(repr=False, compare=False)
+    role: str = ""  # master or replica: what the server must be; empty: what it is
 
     def __str__(self) -> str:
         """'user@host:port/db': what may be printed."""
         user = "" if self.user == DEFAULT_USER else f"{self.user}@"
         return f"{user}{self.path or f'{self.host}:{self.port}'}/{self.db}"
 
+    @property
+    def role_word(self) -> str:
+        return "primary" if self.role == "master" else "replica"
+
 
 def parse_address(url: str) -> Address:
     """The address in a URL; ConfigError names the part that cannot be used."""
+    if url.partition("://")[0].endswith("+sentinel"):
+        raise ConfigError("a url of Sentinels is for a source alone", fix="name the server itself here")
     try:
         parts: dict[str, Any] = dict(parse_url(url))
     except ValueError as error:

@@ -105,6 +105,7 @@ class Capture:
         debounces = {name: entity.debounce_s for name, entity in source.entities.items()}
         self.large = Large(self.reading, debounce_s=debounces.get, clock_s=clock_s, worked=self._worked)
         watch.on_remade = self.large.forget
+        watch.on_mark = self._work.set
         self.backfill: RedisBackfill | None = None
         self.heal = Heal(commands, entities, shadow, self.reading, self.large, now_us=now_us)
 
@@ -159,15 +160,13 @@ class Capture:
     @property
     def behind_s(self) -> float:
         """Since when the oldest thing that is not in Kafka yet has been known; 0: there is none."""
-        times = (
-            self.watch.oldest_s,
-            self.large.oldest_s,
-            *self._serving_s,
-            self._seen_s,
-            self._in_flight_s,
-        )
-        oldest = min((s for s in times if s is not None), default=None)
-        return 0.0 if oldest is None else max(0.0, self._clock_s() - oldest)
+        oldest_s = _oldest_s(self._unread_s, self._seen_s, self._in_flight_s)
+        return 0.0 if oldest_s is None else max(0.0, self._clock_s() - oldest_s)
+
+    @property
+    def _unread_s(self) -> float | None:
+        """Since when the oldest key has been known that waits or is being read: not appended yet."""
+        return _oldest_s(self.watch.oldest_s, self.large.oldest_s, *self._serving_s)
 
     # ---- notifications -------------------------------------------------------------------------
 
@@ -197,12 +196,12 @@ class Capture:
                 if found is None:
                     continue
                 if (db, key) in large:
-                    large.touch(found, scan=False)
+                    large.touch(found, scan=False, seen_s=taken[0][2])
                 else:
                     batch.append(found)
             if batch:
                 for found, _ in await self.reading.keys(batch, scan=False):
-                    large.touch(found, scan=False)
+                    large.touch(found, scan=False, seen_s=taken[0][2])
                 self._worked(taken[0][2])
             self._serving_s[number] = None
             if not watch.pending:
@@ -305,11 +304,20 @@ class Capture:
         while not self._stopping:
             with suppress(TimeoutError):
                 # Not wait_for: until Python 3.12 it loses a cancellation that meets the event's being set.
-                async with asyncio.timeout(FLUSH_AFTER_S if publisher.waiting_records else IDLE_FLUSH_S):
+                soon = publisher.waiting_records or self.watch.first_mark_s is not None
+                async with asyncio.timeout(FLUSH_AFTER_S if soon else IDLE_FLUSH_S):
                     await self._work.wait()
             self._work.clear()
-            if publisher.waiting_records or self._idle_due():
+            if publisher.waiting_records or self._idle_due() or self._mark_reached():
                 await self._flush()
+
+    def _mark_reached(self) -> bool:
+        """Whether a fence waits for what a flush would say now."""
+        first_s = self.watch.first_mark_s
+        if first_s is None:
+            return False
+        unread_s = self._unread_s
+        return unread_s is None or first_s < unread_s
 
     def _idle_due(self) -> bool:
         """An idle source's clock goes into the position now and then, so that it never goes back."""
@@ -326,9 +334,11 @@ class Capture:
         """One Kafka transaction: what is appended, what the shadow staged of it, and the position."""
         async with self._flushing:
             async with self.reading.steady:
+                through_us = self.watch.reached(self._unread_s)
                 position = replace(
                     self.position,
                     lsn=self.events.versions.micros,
+                    through_us=max(self.position.through_us, through_us),
                     epoch=self.position.epoch if epoch is None else epoch,
                     stage=self.position.stage if stage is None else stage,
                     system_id=self.position.system_id if system_id is None else system_id,
@@ -343,3 +353,7 @@ class Capture:
             self._flushed_s = self._clock_s()
             self.flushes += 1
         self._room.set()
+
+
+def _oldest_s(*times_s: float | None) -> float | None:
+    return min((s for s in times_s if s is not None), default=None)

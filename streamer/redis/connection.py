@@ -22,8 +22,9 @@ from hiredis import ProtocolError, PushNotification, Reader, ReplyError, pack_co
 
 from streamer.errors import ConfigError, SourceUnavailable, TailraceError
 from streamer.redis.acl import SELECTORS_SINCE, Rights
-from streamer.redis.address import Address, parse_address
+from streamer.redis.address import Address
 from streamer.redis.replies import CLUSTER_FIX, Arg, Command, translate
+from streamer.redis.sentinel import locate
 
 Reply = Any  # bytes, int, float, None, bool, list, dict, set or ReplyError, as RESP3 has them
 OnPush = Callable[[list[Any]], None]
@@ -53,19 +54,25 @@ def _ignore(_push: list[Any]) -> None:
 
 @asynccontextmanager
 async def connect(
-    url: str, *, on_push: OnPush = _ignore, application: str = CLIENT_NAME, rights: Rights | None = None
+    server: str | Address,
+    *,
+    on_push: OnPush = _ignore,
+    application: str = CLIENT_NAME,
+    rights: Rights | None = None,
+    cluster: bool = False,
 ) -> AsyncIterator[RedisConnection]:
-    """A line to the server of `url`, logged in and with its database selected; closed at the end.
+    """A line to the server, by its URL or address, logged in, its database selected; closed at the end.
 
     `on_push` is called in the reader for each push, before the replies behind it: it must not block.
     `rights`: all that the user needs for what the line is for, which the error for one that lacks is to say.
+    `cluster`: the caller knows what to do with a node of a Redis Cluster.
     Raises SourceUnavailable, or ConfigError for a wrong password, a Cluster, a Sentinel, an old server.
     """
-    address = parse_address(url)
+    address = server if isinstance(server, Address) else await locate(server)
     connection = await _open(address, on_push)
     connection.rights = rights
     try:
-        await connection.hello(application)
+        await connection.hello(application, cluster=cluster)
         yield connection
     finally:
         await connection.close()
@@ -230,7 +237,7 @@ class RedisConnection(asyncio.Protocol):
 
     # -- at the start
 
-    async def hello(self, application: str) -> None:
+    async def hello(self, application: str, *, cluster: bool = False) -> None:
         """Log in with RESP3, select the database, and refuse what cannot be captured."""
         address = self._address
         hello: list[Arg] = ["HELLO", 3]
@@ -239,14 +246,20 @@ class RedisConnection(asyncio.Protocol):
         reply = await self.command(*hello)
         self.server = {_text(key): _text(value) for key, value in reply.items() if key != b"modules"}
         mode = self.server.get("mode")
-        if mode == "cluster":
+        if mode == "cluster" and not cluster:
             raise ConfigError("the server is a node of a Redis Cluster", where=self.where, fix=CLUSTER_FIX)
         if mode == "sentinel":
             raise ConfigError(
                 "this is a Sentinel, which holds no data",
                 where=self.where,
-                fix="point `url` at the primary or a replica that it watches "
-                "(SENTINEL GET-MASTER-ADDR-BY-NAME tells the primary's address)",
+                fix="write redis+sentinel://user:password@host:26379/NAME/0 to follow the primary that it"
+                " watches, or name a server itself",
+            )
+        if address.role and self.server.get("role") != address.role:
+            raise SourceUnavailable(
+                f"the server is no {address.role_word}, as Sentinel says: it is {self.server.get('role')}",
+                where=self.where,
+                fix="nothing: the Sentinels are asked again",
             )
         await self.command("SELECT", self.db)
         # A name is for CLIENT LIST only: a user without the right to set it loses nothing else.

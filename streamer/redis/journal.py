@@ -39,6 +39,7 @@ class Journal:
         self.gaps: deque[Noted] = deque(maxlen=GAPS_KEPT)
         self.seen = 0
         self.sound_us = 0  # the last moment at which the capture was well
+        self.server = ""  # where the last session was; empty: there was none
         self.ended = ""  # why the last session ended; empty: there was none
 
     def note(self, reason: str, detail: str, now_us: int) -> Noted:

@@ -42,6 +42,7 @@ class _Walk:
     due_s: float
     scan: bool
     walking: bool = False
+    walked_s: float | None = None  # since when what the present walk is for was noticed
     force: bool = False  # the next walk gives every row, whether it differs or not
     forced: bool = False  # the present one does
     touched: bool = False
@@ -90,22 +91,26 @@ class Large:
 
     @property
     def oldest_s(self) -> float | None:
-        return min((walk.seen_s for walk in self._walks.values()), default=None)
+        """When the oldest of what waits, or is being read, was noticed."""
+        seen = (walk.seen_s if walk.walked_s is None else walk.walked_s for walk in self._walks.values())
+        return min(seen, default=None)
 
-    def touch(self, match: Match, *, scan: bool, force: bool = False) -> None:
+    def touch(self, match: Match, *, scan: bool, force: bool = False, seen_s: float | None = None) -> None:
         """Walk it: now, when it was not here, else once more after the present walk or wait.
 
-        `force`: all its rows are given, whether they differ or not.
+        `force`: all its rows are given, whether they differ or not. `seen_s`: noticed earlier than now.
         """
         key = match.db, match.key
         now_s = self._clock_s()
+        noticed_s = now_s if seen_s is None else seen_s
         walk = self._walks.get(key)
         if walk is None:
-            self._walks[key] = _Walk(match, now_s, now_s, scan, force=force)
+            self._walks[key] = _Walk(match, noticed_s, now_s, scan, force=force)
             self._wake.set()
         else:
             if walk.walking and not walk.touched:
-                walk.touched, walk.seen_s = True, now_s
+                walk.touched, walk.seen_s = True, noticed_s
+            walk.seen_s = min(walk.seen_s, noticed_s)
             walk.scan = walk.scan or scan
             walk.force = walk.force or force
 
@@ -157,6 +162,7 @@ class Large:
         key = walk.match.db, walk.match.key
         walk.walking, walk.touched, walk.remade = True, False, False
         began_s, seen_s, scan = self._clock_s(), walk.seen_s, walk.scan
+        walk.walked_s = seen_s
         walk.scan = False
         walk.forced, walk.force = walk.force, False
         try:
@@ -169,7 +175,7 @@ class Large:
         took_s = self._clock_s() - began_s
         self._worked(seen_s)
         walk.done += 1
-        walk.walking = False
+        walk.walking, walk.walked_s = False, None
         if walk.touched:
             walk.due_s = self._clock_s() + self._pause_s(walk.match, took_s)
             self._wake.set()

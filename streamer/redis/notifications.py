@@ -10,6 +10,7 @@ Channel of an event: `__keyspace@<db>__:<key>`; the message is the event's name.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -24,6 +25,9 @@ SETTING = "notify-keyspace-events"
 # Keys that wait to be read again: 25 s of 20,000 different keys a second, about 75 MB. A full scan is the
 # cheaper way to read more than that.
 KEYS_LIMIT = 500_000
+# Moments that are asked after and not reached yet: one a second, and those of fences.
+MARKS_LIMIT = 1_000
+_MARK = b"fence "  # before the moment, in the canary's channel
 # A PSUBSCRIBE of many patterns blocks the server for each of them.
 PATTERNS_LIMIT = 1000
 
@@ -103,6 +107,15 @@ def canary_channel(name: str, source: str) -> bytes:
     return f"__tailrace__:{name}:{source}".encode()
 
 
+def mark_message(server_us: int) -> bytes:
+    """For the canary's channel: whoever sends it asks until when all that was notified is in Kafka.
+
+    It stands in the subscription behind every change that was made before it was sent, so `server_us`, which
+    the server's clock has shown by then, is reached once all before it is published.
+    """
+    return b"%b%d" % (_MARK, server_us)
+
+
 def channel_pattern(db: int, glob: bytes) -> bytes:
     """What is subscribed to for the keys of a glob."""
     return b"__keyspace@%d__:%b" % (db, glob)
@@ -145,6 +158,8 @@ class Watch:
         self._gaps = gaps
         self._clock_s = clock_s
         self._limit = limit
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_LIMIT)  # (came, server's microseconds)
+        self.on_mark: Callable[[], None] | None = None  # somebody waits for a moment
         self._touched: dict[bytes, float] = {}  # channel -> first seen; a channel names database and key
         self._arrived = asyncio.Event()
         self._canary_came = asyncio.Event()
@@ -177,6 +192,10 @@ class Watch:
             self.canary = int(push[2][len(self._ours) :])
             self.gone_at_canary = self.gone
             self._canary_came.set()
+        elif push[0] == b"message" and push[2].startswith(_MARK):
+            self._marks.append((self._clock_s(), int(push[2][len(_MARK) :])))
+            if self.on_mark is not None:
+                self.on_mark()
 
     def _overflow(self) -> None:
         self._touched.clear()
@@ -196,6 +215,19 @@ class Watch:
     def oldest_s(self) -> float | None:
         """When the first of them was seen."""
         return next(iter(self._touched.values()), None)
+
+    @property
+    def first_mark_s(self) -> float | None:
+        """When the first of the moments came that were asked after and are not reached yet."""
+        return self._marks[0][0] if self._marks else None
+
+    def reached(self, oldest_s: float | None) -> int:
+        """The last moment asked after that came before `oldest_s`, since when the oldest key waits or is
+        worked on; 0: there is none. It and those before it are asked after no more."""
+        last = 0
+        while self._marks and (oldest_s is None or self._marks[0][0] < oldest_s):
+            last = max(last, self._marks.popleft()[1])
+        return last
 
     def take(self, limit: int) -> list[tuple[int, bytes, float]]:
         """Up to `limit` (database, key, first seen in monotonic seconds), those first seen first; they are

@@ -50,6 +50,8 @@ _APPLY = (
     *("zrangebyscore", "zremrangebyscore", "zrem", "sadd", "smembers", "sismember", "srem", "rpush"),
     "lrange",
 )
+# Beside them, to walk through all rows.
+_WALK = ("scan", "zrange", "sscan", "scard")
 # Beside them, where slots are asked for.
 _CLUSTER = ("cluster|slots", "command", "asking")
 
@@ -69,6 +71,12 @@ def apply_rights(flows: Iterable[Flow], *, cluster: bool = False) -> Rights:
     """Of a target that these flows lead to."""
     keys = dict.fromkeys((OWN_KEYS, *(key_glob(flow) for flow in flows)))
     return Rights((*_APPLY, *(_CLUSTER if cluster else ())), tuple(keys), writes=True)
+
+
+def reconcile_rights(flows: Iterable[Flow], *, cluster: bool = False) -> Rights:
+    """Of whoever looks at all that these flows have written; nothing is written."""
+    apply = apply_rights(flows, cluster=cluster)
+    return Rights((*apply.commands, *_WALK), apply.keys, writes=True)
 
 
 def target_rights(config: Config, target: str, *, cluster: bool = False) -> Rights:

@@ -51,6 +51,8 @@ def matcher(globs: Sequence[bytes]) -> Callable[[bytes], object]:
 
 def _expression(glob: bytes) -> bytes:
     """The regular expression of a Redis glob: * ? [abc] [^a-z] and backslash before any of them."""
+    if len(glob) > 1 and not glob.strip(b"*"):
+        return b".+"  # the server looks at no pattern but `*` for a key without a byte
     out = bytearray()
     at, end = 0, len(glob)
     while at < end:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aiokafka import TopicPartition
 
-from streamer.kafka import Security, admin, kafka_errors, offset_ranges, read_batches
+from streamer.kafka import Security, admin, describe_cluster, kafka_errors, offset_ranges, read_batches
 from streamer.redis.entities import Entities
 from streamer.redis.shadow import Shadow
 from streamer.redis.shadow_copies import discard
@@ -17,7 +17,7 @@ from streamer.redis.shadow_records import load_value
 async def cluster_id(brokers: str, security: Security | None) -> str:
     async with admin(brokers, security) as client:
         with kafka_errors("asking for the cluster's id", brokers=brokers):
-            return str((await client.describe_cluster())["cluster_id"])
+            return str((await describe_cluster(client))["cluster_id"])
 
 
 class ShadowTopic:

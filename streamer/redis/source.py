@@ -31,6 +31,7 @@ from streamer.redis.journal import Journal
 from streamer.redis.notifications import Watch, canary_channel, needed_classes
 from streamer.redis.publish import Events
 from streamer.redis.rights import capture_rights
+from streamer.redis.sentinel import follow, locate
 from streamer.redis.shadow_copies import discard, own_copy
 from streamer.redis.shadow_topic import ShadowTopic
 from streamer.redis.signs import Signs
@@ -111,8 +112,9 @@ class Session:
             events = Events(self._config.name, source.name, publisher, records, now_us=self._now_us)
             await events.ensure_topics()
             gaps = Gaps()
+            server = await locate(url)  # once: both lines go to the same one
             subscription, commands = [
-                await stack.enter_async_context(connect(url, application=application, rights=self._rights))
+                await stack.enter_async_context(connect(server, application=application, rights=self._rights))
                 for application in ("tailrace-watch", "tailrace-read")
             ]
             watch = Watch(
@@ -136,7 +138,8 @@ class Session:
                 gaps.take()  # all is read in any case, and nothing was promised before
                 why = "first copy"
             else:
-                why = self._tell_gaps(gaps, position, look.run_id)
+                why = self._tell_gaps(gaps, position, look.run_id, commands.where)
+            self.journal.server = commands.where
             position = replace(position, system_id=look.run_id)
             position = await publisher.flush(position)
             events.begin(position.epoch, position.lsn)
@@ -157,9 +160,12 @@ class Session:
                 clock_s=time.monotonic,
             )
             self.capture.backfill = self._backfill(self.capture, commands)
-            log.info("capturing", source=source.name, epoch=position.epoch, why=why)
+            log.info("capturing", source=source.name, server=commands.where, epoch=position.epoch, why=why)
             self._report("snapshot" if first else "streaming", "")
-            await self.capture.run(why, self._stop, lambda: self._report("streaming", ""))
+            async with asyncio.TaskGroup() as tasks:
+                following = tasks.create_task(follow(url, server), name="follow the primary")
+                await self.capture.run(why, self._stop, lambda: self._report("streaming", ""))
+                following.cancel()
 
     def _backfill(self, capture: Capture, commands: RedisConnection) -> RedisBackfill:
         return RedisBackfill(
@@ -202,11 +208,13 @@ class Session:
         )
         return position, True
 
-    def _tell_gaps(self, gaps: Gaps, position: Position, run_id: str) -> str:
+    def _tell_gaps(self, gaps: Gaps, position: Position, run_id: str, where: str) -> str:
         """A new subscription has missed what was before it; and perhaps more can be said."""
         ended = self.journal.ended
         detail = f"a new subscription: {ended}" if ended else "a new subscription: no capture ran before it"
-        if position.system_id not in ("", run_id):
+        if self.journal.server not in ("", where):
+            gaps.report(Reason.FAILOVER, f"the server was {self.journal.server}, is {where}")
+        elif position.system_id not in ("", run_id):
             gaps.report(
                 Reason.RESTART,
                 f"the server's run was {position.system_id[:8]}, is {run_id[:8]}",

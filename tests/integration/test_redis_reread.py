@@ -335,6 +335,9 @@ LETTERS = st.lists(st.sampled_from([b"a", b"b", b"-", b"]", b"[", b"^", b"*", b"
 @example(glob=b"a\\", key=b"a\\")
 @example(glob=b"[\\]-a]", key=b"]")
 @example(glob=b"", key=b"")
+@example(glob=b"*", key=b"")
+@example(glob=b"**", key=b"")
+@example(glob=b"**", key=b"a")
 def test_a_glob_matches_here_what_it_matches_on_the_server(client: Redis, glob: bytes, key: bytes) -> None:
     client.flushdb()
     client.set(key, 1)

@@ -13,8 +13,8 @@ from streamer.config import Config, parse, unbuilt_flow
 from streamer.config.key_template import joined, parse_template
 from streamer.errors import ConfigError
 
-VALUES = st.text(alphabet="ab:%-3A", max_size=6)
-TEMPLATES = ["{a}:{b}", "x{a}::{b}y", "{a}%{b}", "{a}-{b}%", "k:{a}é{b}"]
+VALUES = st.text(alphabet="ab:%-235ACé", max_size=6)
+TEMPLATES = ["{a}:{b}", "x{a}::{b}y", "{a}-%{b}", "{a}-{b}%", "k:{a}é{b}", "{a}A{b}", "{a}C{b}", "{a}b%25{b}"]
 
 
 @pytest.mark.parametrize("text", TEMPLATES)
@@ -22,6 +22,7 @@ TEMPLATES = ["{a}:{b}", "x{a}::{b}y", "{a}%{b}", "{a}-{b}%", "k:{a}é{b}"]
 def test_two_rows_never_have_one_key(text: str, one: tuple[str, str], other: tuple[str, str]) -> None:
     template = parse_template(text)
     assert (template.tail(one) == template.tail(other)) == (one == other)
+    assert template.values(template.prefix + template.tail(one)) == list(one)
 
 
 def test_a_key_of_one_column_is_its_value_as_it_is() -> None:
@@ -63,6 +64,8 @@ def config_of(*flows: dict[str, Any]) -> Config:
         ({"as": "set", "member": "id", "write": "append"}, "keeps rows, not members"),
         ({"key": "user:{id"}, "belongs to no column"),
         ({"key": "{a}{b}"}, "nothing between"),
+        ({"key": "{a}%{b}"}, "has '%' behind {a}"),
+        ({"key": "{a}2{b}"}, "has '2' behind {a}"),
         ({"key": "_tailrace:{a}"}, "Tailrace's own"),
         ({"key": "user:{id}", "from": "shop.public.*"}, "would mix them up"),
     ],

@@ -204,7 +204,7 @@ class RedisCrashRun:
     async def _judge(self, since_s: float) -> float:
         """Until the fold equals Redis and no gap is open; the seconds that it took."""
         topics, score = self._topics, self.score
-        wanted = await self._settled()
+        wanted = await settled(self._server.url)
         lost, stale = ["nothing was read"], [""]
         while True:
             self._replace_the_dead()
@@ -232,18 +232,19 @@ class RedisCrashRun:
             score.notes += topics.samples
         return took_s
 
-    async def _settled(self) -> Expected:
-        """What Redis holds when nothing expires any more."""
-        await asyncio.sleep(SHORT_MS / 1000)
-        async with aioredis.from_url(self._server.url) as client:
-            while True:
-                before = await _expired(client)
-                await asyncio.sleep(QUIET_S)
-                if await _expired(client) != before:
-                    continue
-                wanted = await expected.read(self._server.url)
-                if await _expired(client) == before:
-                    return wanted
+
+async def settled(url: str) -> Expected:
+    """What Redis holds when nothing expires any more."""
+    await asyncio.sleep(SHORT_MS / 1000)
+    async with aioredis.from_url(url) as client:
+        while True:
+            before = await _expired(client)
+            await asyncio.sleep(QUIET_S)
+            if await _expired(client) != before:
+                continue
+            wanted = await expected.read(url)
+            if await _expired(client) == before:
+                return wanted
 
 
 async def _expired(client: aioredis.Redis) -> int:
