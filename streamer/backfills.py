@@ -98,7 +98,7 @@ async def read_runs(
     """Run id -> run, the oldest request first; {} when nobody ever asked. `source`: only its runs."""
     topic = backfills_topic(name)
     async with admin(brokers, security) as client:
-        if topic not in await describe(client):
+        if topic not in await describe(client, [topic]):
             return {}
     return {run.run: run for run in (await _read(brokers, security, topic, source))[0].asked()}
 

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
+from aiokafka.protocol.metadata import MetadataRequest
 
 from streamer.errors import ConfigError, FencedError, KafkaUnavailable, TailraceError
 
@@ -216,6 +217,12 @@ async def admin(brokers: str, security: Security | None) -> AsyncIterator[AIOKaf
         yield client
     finally:
         await shut(client.close)
+
+
+async def describe_cluster(client: AIOKafkaAdminClient) -> dict[str, Any]:
+    """`brokers` (a list) and `cluster_id`. aiokafka's own reads the metadata of every topic beside it."""
+    described: dict[str, Any] = (await client._send_request(MetadataRequest([]))).to_object()
+    return described
 
 
 @asynccontextmanager

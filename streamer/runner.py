@@ -30,10 +30,8 @@ from streamer.postgres.source import LOCK_POLL_S
 from streamer.postgres.source import Session as PostgresSession
 from streamer.publisher import COMPACTED, SHADOW, Publisher
 from streamer.publisher.topics import BAD
-from streamer.redis.detail import redis_detail
 from streamer.redis.election import Election
 from streamer.redis.journal import Journal
-from streamer.redis.source import Session as RedisSession
 from streamer.status import StatusWriter
 from streamer.stopping import stopped_within
 
@@ -151,6 +149,10 @@ async def _session(
 
     following = partial(follow, brokers, config.kafka.security, config.name, source=source.name)
     if isinstance(source, RedisSource):
+        # Here, for the package `redis` takes as long to import as half of all that a capture needs.
+        from streamer.redis.detail import redis_detail  # noqa: PLC0415
+        from streamer.redis.source import Session as RedisSession  # noqa: PLC0415
+
         election = make_election(config, brokers, source.name, clock_us)
         redis = RedisSession(
             config,
@@ -273,7 +275,7 @@ def _still_captured(name: str, where: str) -> FatalError:
     return FatalError(
         f"a capture of {name} is running and holds the source's lock",
         where=where,
-        fix=f"stop it (Ctrl-C of `tailrace run` or of `capture {name}`), and reset again",
+        fix=f"stop it (Ctrl-C of `tailrace run` or of `capture {name}`), reset again, and start it",
     )
 
 

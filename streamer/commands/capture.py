@@ -42,7 +42,7 @@ def reset(path: Path, source: str, *, sure: bool, above: int) -> int:
             else f"Copy all of {source}"
         )
         typer.confirm(
-            f"{what} again? Targets keep their rows meanwhile.",
+            f"{what} again? Its capture must be stopped; targets keep their rows meanwhile.",
             abort=True,
             err=True,
         )

@@ -21,6 +21,7 @@ from streamer.config import (
     unbuilt_source,
     unbuilt_target,
 )
+from streamer.doctor.bound import bound_stores
 from streamer.doctor.check import Check, Findings, Report
 from streamer.doctor.kafka import check_kafka
 from streamer.doctor.redis import check_redis
@@ -48,11 +49,14 @@ async def examine(config: Config) -> Report:
     stores = {t.name: t for t in config.targets.values() if isinstance(t, RedisTarget)}
     of_targets = {name: Findings(f"target {name}") for name in (*targets, *files, *stores)}
 
-    answers = await asyncio.gather(
-        *(
-            _guarded(of_sources[name], check_source(of_sources[name], source))
-            for name, source in sources.items()
-        )
+    bound, answers = await asyncio.gather(
+        bound_stores(config, of_targets),
+        asyncio.gather(
+            *(
+                _guarded(of_sources[name], check_source(of_sources[name], source))
+                for name, source in sources.items()
+            )
+        ),
     )
     facts: dict[str, SourceFacts] = {n: a for n, a in zip(sources, answers, strict=True) if a is not None}
     topics = [data_topic(name, t.schema, t.name) for name, found in facts.items() for t in found.tables]
@@ -64,15 +68,18 @@ async def examine(config: Config) -> Report:
         ),
         _guarded(of_kafka, check_kafka(of_kafka, config, topics)),
         *(
-            _guarded(of_targets[name], check_target(of_targets[name], config, target, facts))
+            _guarded(of_targets[name], check_target(of_targets[name], config, target, facts, bound.get(name)))
             for name, target in targets.items()
         ),
         *(
-            _guarded(of_targets[name], check_sql(of_targets[name], config, file, facts))
+            _guarded(of_targets[name], check_sql(of_targets[name], config, file, facts, bound.get(name)))
             for name, file in files.items()
         ),
         *(
-            _guarded(of_targets[name], check_redis_target(of_targets[name], config, store, facts))
+            _guarded(
+                of_targets[name],
+                check_redis_target(of_targets[name], config, store, facts, bound.get(name)),
+            )
             for name, store in stores.items()
         ),
     )

@@ -4,40 +4,34 @@ from __future__ import annotations
 
 import psycopg
 
+from streamer.doctor.bound import is_own
 from streamer.doctor.check import Findings
-from streamer.doctor.postgres import Server, name_of, one, rows
+from streamer.doctor.postgres import one, rows
 from streamer.postgres.connection import Connection
 
 IDENTITY = "_tailrace.identity"
 FORMAT = 1
 
 
-async def check_identity(findings: Findings, connection: Connection, server: Server, group: str) -> None:
-    """`group`: the consumer group that will apply to it. A target that was never applied to is anybody's."""
+async def check_identity(
+    findings: Findings, connection: Connection, group: str, bound_id: str | None
+) -> None:
+    """`group`: the consumer group that will apply to it, `bound_id`: the store that it belongs to. A target
+    that was never applied to is anybody's, but for a group that has one."""
     found = await rows(
         connection,
         """SELECT has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
            WHERE n.nspname = '_tailrace' AND c.relname = 'identity'""",
     )
-    if not found:
+    if found and not found[0][0]:  # what the role lacks for it is said of the schema
         return
-    if not found[0][0]:
-        role = name_of(server.role)
-        grants = [
-            f"GRANT USAGE, CREATE ON SCHEMA _tailrace TO {role};",
-            f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA _tailrace TO {role};",
-        ]
-        what = f"{server.role} may not read {IDENTITY}: apply keeps its checkpoints beside it"
-        findings.fail("identity", what, "let it", grants)
-        return
-    identity = await rows(
-        connection,
-        f"SELECT format, consumer_group, system_identifier, database_oid::bigint FROM {IDENTITY}",
-    )
+    wanted = "format, consumer_group, system_identifier, database_oid::bigint, id::text"
+    identity = await rows(connection, f"SELECT {wanted} FROM {IDENTITY}") if found else []
     if not identity:
+        is_own(findings, group, bound_id, None)
         return
-    format_, bound, system, database = identity[0]
+    format_, bound, system, database, id_ = identity[0]
     if format_ > FORMAT:
         what = f"the schema _tailrace has format {format_}, this program knows {FORMAT}"
         findings.fail("identity", what, "run the version of Tailrace that made it, or a newer one")
@@ -63,7 +57,7 @@ async def check_identity(findings: Findings, connection: Connection, server: Ser
         what = f"this target belongs to the consumer group {bound!r}, not to {group!r}"
         fix = "give the target the name that it had in the config (and `name:` too), or hand it over"
         findings.fail("identity", what, fix, [f"UPDATE {IDENTITY} SET consumer_group = '{literal}';"])
-    if len(findings.checks) == before:
+    if len(findings.checks) == before and is_own(findings, group, bound_id, id_):
         findings.ok("identity", f"applied to by the consumer group {group}")
 
 

@@ -16,7 +16,7 @@ from streamer.config.settings import Kafka
 from streamer.doctor.check import Findings
 from streamer.doctor.postgres import listed
 from streamer.errors import ConfigError, TailraceError
-from streamer.kafka import admin, client_options, connect, kafka_errors, shut, translate
+from streamer.kafka import admin, client_options, connect, describe_cluster, kafka_errors, shut, translate
 from streamer.publisher.topics import (
     DURABLE_BROKERS,
     DURABLE_REPLICAS,
@@ -41,7 +41,7 @@ async def check_kafka(findings: Findings, config: Config, data_topics: Collectio
     try:
         async with admin(settings.brokers, settings.security) as client:
             with kafka_errors("reading the cluster", brokers=settings.brokers):
-                brokers = len((await client.describe_cluster())["brokers"])
+                brokers = len((await describe_cluster(client))["brokers"])
             findings.ok("reachable", f"{settings.brokers}, {brokers} broker{'s' if brokers != 1 else ''}")
             _replicas(findings, brokers, settings.topics.replication_factor)
             await _topics(findings, client, config, brokers, data_topics)
@@ -86,11 +86,11 @@ async def _topics(
     brokers: int,
     data_topics: Collection[str],
 ) -> None:
-    there = await describe(client)
     settings = config.kafka.topics
     name = config.name
     wanted = dict.fromkeys(data_topics, settings.partitions)
     wanted |= {positions_topic(name): POSITION_PARTITIONS, schemas_topic(name): 1, status_topic(name): 1}
+    there = await describe(client, wanted)
     present = {topic: partitions for topic, partitions in wanted.items() if topic in there}
     fitting = 0
     for topic, partitions in present.items():

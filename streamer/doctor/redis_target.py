@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from streamer.config import Config, RedisTarget, built_flows
+from streamer.doctor.bound import is_own
 from streamer.doctor.check import Findings
 from streamer.doctor.redis_keys import check_keys
 from streamer.doctor.redis_nodes import SLOTS, masters_of, unserved
@@ -42,9 +43,13 @@ _COVER = "give them to a node (redis-cli --cluster fix HOST:PORT); apply waits u
 
 
 async def check_redis_target(
-    findings: Findings, config: Config, target: RedisTarget, sources: Mapping[str, SourceFacts]
+    findings: Findings,
+    config: Config,
+    target: RedisTarget,
+    sources: Mapping[str, SourceFacts],
+    bound: str | None = None,
 ) -> None:
-    """Changes nothing on the server."""
+    """Changes nothing on the server. `bound`: the id of the store that its group belongs to."""
     flows, stopped = built_flows(config, target.name)
     for reasons in stopped.values():
         for unbuilt in reasons:
@@ -62,10 +67,10 @@ async def check_redis_target(
         _reached(findings, info, str(address))
         if in_cluster(info):
             rights = target_rights(config, target.name, cluster=True)
-            await _cluster(findings, client, url, rights, group)
+            await _cluster(findings, client, url, rights, group, bound)
         else:
             await _server(findings, client, info, str(address))
-            await _group(findings, client, IDENTITY, group)
+            await _group(findings, client, IDENTITY, group, bound)
             await _rights(findings, {str(address): client}, address.user, rights)
     except AuthenticationError as error:
         findings.fail("login", str(error), "correct user and password of the target's url")
@@ -119,7 +124,9 @@ async def _durability(client: Redis, info: Mapping[str, Any]) -> tuple[bool, str
     return durability(info, fsync)
 
 
-async def _cluster(findings: Findings, client: Redis, url: str, rights: Rights, group: str) -> None:
+async def _cluster(
+    findings: Findings, client: Redis, url: str, rights: Rights, group: str, bound: str | None
+) -> None:
     """Every master is looked at: each has rows, and one of them the checkpoints."""
     address = parse_address(url)
     if address.path is not None or address.db:
@@ -140,7 +147,7 @@ async def _cluster(findings: Findings, client: Redis, url: str, rights: Rights, 
         else:
             findings.ok("durability", what)
         (at,) = [node.place for node in nodes if node.has(CLUSTER_IDENTITY)]
-        await _group(findings, lines[at], CLUSTER_IDENTITY, group)
+        await _group(findings, lines[at], CLUSTER_IDENTITY, group, bound)
         await _rights(findings, lines, address.user, rights)
     finally:
         for line in lines.values():
@@ -157,16 +164,18 @@ def _primaries(findings: Findings, infos: Mapping[str, Mapping[str, Any]]) -> No
         findings.ok("server", what)
 
 
-async def _group(findings: Findings, client: Redis, identity: str, group: str) -> None:
-    bound = await client.hget(identity, "group")
-    if bound is None:
-        findings.ok("identity", "nothing of Tailrace's is here yet")
-    elif str(bound) == group:
-        findings.ok("identity", f"belongs to the consumer group {group!r}")
+async def _group(findings: Findings, client: Redis, identity: str, group: str, bound: str | None) -> None:
+    theirs, own = await client.hmget(identity, "group", "id")
+    if theirs is None:
+        if is_own(findings, group, bound, None):
+            findings.ok("identity", "nothing of Tailrace's is here yet")
+    elif str(theirs) == group:
+        if is_own(findings, group, bound, str(own)):
+            findings.ok("identity", f"belongs to the consumer group {group!r}")
     else:
         findings.fail(
             "identity",
-            f"this target belongs to the consumer group {str(bound)!r}, not to {group!r}",
+            f"this target belongs to the consumer group {str(theirs)!r}, not to {group!r}",
             "give the target the name it had in the config, or another database of the server",
         )
 

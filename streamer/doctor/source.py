@@ -19,7 +19,15 @@ from streamer.config.patterns import fits_parts
 from streamer.doctor.check import Findings
 from streamer.doctor.postgres import CONNECT_DEADLINE_S, Server, connected, listed, name_of, one, rows
 from streamer.errors import ConfigError, TailraceError
-from streamer.postgres.catalog import Publications, Table, harmed_tables, list_tables, publication_tables
+from streamer.postgres import rights
+from streamer.postgres.catalog import (
+    Publications,
+    Table,
+    by_hand,
+    harmed_tables,
+    list_tables,
+    publication_tables,
+)
 from streamer.postgres.connection import Connection, connect
 from streamer.postgres.slot import identify_system, read_slot
 
@@ -48,7 +56,7 @@ def taken_tables(
         if facts is None:
             continue
         taken = [table for table in facts.tables if flow.takes(table.schema, table.name)]
-        if not taken:
+        if not taken and facts.tables:  # of a source without tables it is said already
             what = f"the flow {flow.name} ({flow.source_pattern}) takes no captured table"
             findings.fail("flows", what, f"correct flows.{flow.name}.from, or sources.{flow.source}.tables")
         yield flow, facts, taken
@@ -70,7 +78,7 @@ async def check_source(findings: Findings, source: PostgresSource) -> SourceFact
         await _slot(findings, connection, source, server)
         tables = await _tables(findings, connection, source)
         if tables:
-            await _privileges(findings, connection, server, tables)
+            await _privileges(findings, connection, tables)
             await _publication(findings, connection, source, server, tables)
         return SourceFacts(server, tuple(tables), await _columns(connection, tables))
 
@@ -222,56 +230,15 @@ async def _tables(findings: Findings, connection: Connection, source: PostgresSo
     return captured
 
 
-async def _privileges(
-    findings: Findings, connection: Connection, server: Server, tables: list[Table]
-) -> None:
-    oids = {t.oid: t for t in tables}
-    role = name_of(server.role)
-    schemas = sorted({t.schema for t in tables})
-    closed = [
-        schema
-        for schema, allowed in await rows(
-            connection,
-            """SELECT nspname::text, has_schema_privilege(oid, 'USAGE') FROM pg_namespace
-               WHERE nspname = ANY (%s)""",
-            (schemas,),
-        )
-        if not allowed
-    ]
-    if closed:
-        sql = [f"GRANT USAGE ON SCHEMA {name_of(s)} TO {role};" for s in sorted(closed)]
-        findings.fail("schemas", f"{server.role} may not use the schema {listed(closed)}", "let it", sql)
-    else:
-        findings.ok("schemas", f"USAGE on {listed(schemas)}")
-    unread, filtered = [], []
-    for oid, may_read, secured in await rows(
-        connection,
-        """SELECT c.oid::bigint, has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid)
-           FROM pg_class c WHERE c.oid = ANY (%s::bigint[]::oid[])""",
-        (list(oids),),
-    ):
-        if not may_read:
-            unread.append(oids[oid])
-        if secured:
-            filtered.append(oids[oid])
-    if unread:
-        by_schema: dict[str, list[Table]] = defaultdict(list)
-        for table in unread:
-            by_schema[table.schema].append(table)
-        sql = [
-            f"GRANT SELECT ON {', '.join(name_of(t.schema, t.name) for t in group)} TO {role};"
-            for group in by_schema.values()
-        ]
-        what = f"{server.role} may not read {listed([t.qualified for t in unread])}: the first copy needs it"
-        findings.fail("SELECT", what, "let it read them", sql)
-    else:
+async def _privileges(findings: Findings, connection: Connection, tables: list[Table]) -> None:
+    lacks = await rights.reading(connection, [(t.schema, t.name) for t in tables])
+    for lack in lacks:
+        findings.fail(lack.kind, lack.what, lack.fix, lack.statements)
+    kinds = {lack.kind for lack in lacks}
+    if "schemas" not in kinds:
+        findings.ok("schemas", f"USAGE on {listed(sorted({t.schema for t in tables}))}")
+    if "SELECT" not in kinds:
         findings.ok("SELECT", f"SELECT on {len(tables)} table{'s' if len(tables) != 1 else ''}")
-    if filtered:
-        hidden = listed([t.qualified for t in filtered])
-        what = f"row security hides rows of {hidden}: the first copy would miss them"
-        findings.fail(
-            "row security", what, "let the role read past the policies", [f"ALTER ROLE {role} BYPASSRLS;"]
-        )
 
 
 async def _publication(
@@ -313,10 +280,7 @@ async def _publication(
         what = f"{missing}, and {server.role} may not change that (it owns not all of the tables)"
         if owns_all and owns_publications:
             what = f"{missing}, and {server.role} may not make one in this database"
-        fix = (
-            "as the tables' owner run; tables made later need the same by hand, "
-            f"so set sources.{source.name}.publication.manage: false"
-        )
+        fix = f"as the tables' owner run; {by_hand(source)}"
         findings.fail("publication", what, fix, sql)
 
 

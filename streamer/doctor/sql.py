@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from streamer.config import ColumnRule, Config, Flow, SqlTarget, built_flows, sqlite_path, unbuilt_target
+from streamer.doctor.bound import is_own
 from streamer.doctor.check import Findings
 from streamer.doctor.postgres import listed
 from streamer.doctor.source import SourceFacts, taken_tables
@@ -18,9 +19,14 @@ BUSY_TIMEOUT_S = 3.0  # for the transaction of a program that writes
 
 
 async def check_sql(
-    findings: Findings, config: Config, target: SqlTarget, sources: Mapping[str, SourceFacts]
+    findings: Findings,
+    config: Config,
+    target: SqlTarget,
+    sources: Mapping[str, SourceFacts],
+    bound: str | None = None,
 ) -> None:
-    """All that can be tried of one target; tables of sources that did not answer are left out."""
+    """All that can be tried of one target; tables of sources that did not answer are left out. `bound`: the
+    id of the store that its group belongs to."""
     if unbuilt_target(target):
         return  # said of the config
     flows, stopped = built_flows(config, target.name)
@@ -31,10 +37,12 @@ async def check_sql(
         findings.warn("flows", "no flow that can run leads here", f"add one with `to: {target.name}`")
     wanted = _wanted(findings, flows, sources)
     path = sqlite_path(target.url)
+    group = f"{config.name}.{target.name}"
     if not path.exists():
         _check_folder(findings, path)
+        is_own(findings, group, bound, None)
         return
-    await asyncio.to_thread(_check_file, findings, path, f"{config.name}.{target.name}", wanted)
+    await asyncio.to_thread(_check_file, findings, path, group, bound, wanted)
 
 
 def _wanted(
@@ -76,7 +84,11 @@ def _check_folder(findings: Findings, path: Path) -> None:
 
 
 def _check_file(
-    findings: Findings, path: Path, group: str, wanted: Mapping[str, tuple[str, list[str]]]
+    findings: Findings,
+    path: Path,
+    group: str,
+    bound: str | None,
+    wanted: Mapping[str, tuple[str, list[str]]],
 ) -> None:
     if path.is_dir():
         findings.fail("file", f"{path} is a folder", f"name a file: {path / 'copy.db'}")
@@ -92,7 +104,7 @@ def _check_file(
         ) as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                _check_identity(findings, connection, group)
+                _check_identity(findings, connection, group, bound)
                 for table, (flow, key) in sorted(wanted.items()):
                     _check_key(findings, connection, table, flow, key)
             finally:
@@ -107,14 +119,16 @@ def _check_file(
     findings.ok("file", f"{path} can be written (SQLite {sqlite3.sqlite_version})")
 
 
-def _check_identity(findings: Findings, connection: sqlite3.Connection, group: str) -> None:
+def _check_identity(
+    findings: Findings, connection: sqlite3.Connection, group: str, bound: str | None
+) -> None:
     there = connection.execute("SELECT 1 FROM sqlite_master WHERE name = '_tailrace_identity'").fetchone()
-    row = there and connection.execute("SELECT consumer_group FROM _tailrace_identity").fetchone()
+    row = there and connection.execute("SELECT consumer_group, id FROM _tailrace_identity").fetchone()
     if row and row[0] != group:
         what = f"the target belongs to the consumer group {row[0]}, not to {group}"
         sql = [f"UPDATE _tailrace_identity SET consumer_group = '{group}';"]
         findings.fail("identity", what, "give the target the name it had, or hand it over", sql)
-    elif row:
+    elif is_own(findings, group, bound, row[1] if row else None) and row:
         findings.ok("identity", f"it belongs to {group}")
 
 

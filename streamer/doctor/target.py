@@ -14,15 +14,14 @@ from streamer.doctor.identity import check_identity
 from streamer.doctor.postgres import Server, connected, listed, name_of, one, rows
 from streamer.doctor.source import SourceFacts, taken_tables
 from streamer.doctor.vectors import check_vectors, chunk_columns
+from streamer.postgres import rights
 from streamer.postgres.connection import Connection
 
-OWN_SCHEMA = "_tailrace"
 VERSION_COLUMNS = {
     "_tailrace_epoch": "int NOT NULL DEFAULT 0",
     "_tailrace_lsn": "bigint NOT NULL DEFAULT 0",
     "_tailrace_ordinal": "bigint NOT NULL DEFAULT 0",
 }
-TABLE_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 PARAMETER_GRANTS_SINCE = 150000  # GRANT SET ON PARAMETER
 
 
@@ -92,8 +91,10 @@ async def check_target(
     config: Config,
     target: PostgresTarget | VectorTarget,
     sources: Mapping[str, SourceFacts],
+    bound: str | None = None,
 ) -> None:
-    """All that can be tried of one target; tables of sources that did not answer are left out."""
+    """All that can be tried of one target; tables of sources that did not answer are left out. `bound`: the
+    id of the store that its group belongs to."""
     flows, stopped = built_flows(config, target.name)
     for reasons in stopped.values():
         for unbuilt in reasons:
@@ -112,10 +113,10 @@ async def check_target(
         if (await one(connection, "SELECT current_setting('default_transaction_read_only')"))[0] == "on":
             sql = [f"ALTER ROLE {name_of(server.role)} SET default_transaction_read_only = off;"]
             findings.fail("writable", "transactions are read-only here", "let this role write", sql)
-        await check_identity(findings, connection, server, f"{config.name}.{target.name}")
+        await check_identity(findings, connection, f"{config.name}.{target.name}", bound)
         wanted = _wanted(findings, flows, sources, server)
         made_in = await _existing(findings, connection, server, wanted)
-        await _schemas(findings, connection, server, flows, wanted, made_in)
+        await _schemas(findings, connection, flows, wanted, made_in)
         await _replication_role(findings, connection, server)
         if isinstance(target, VectorTarget):
             await check_vectors(findings, connection, server, target, flows, sources)
@@ -148,47 +149,21 @@ def _wanted(
 
 
 async def _schemas(
-    findings: Findings,
-    connection: Connection,
-    server: Server,
-    flows: list[Flow],
-    wanted: list[Wanted],
-    made_in: set[str],
+    findings: Findings, connection: Connection, flows: list[Flow], wanted: list[Wanted], made_in: set[str]
 ) -> None:
     """Schemas: ours, those that flows name, and those where tables will be made."""
-    names = {OWN_SCHEMA, *(w.schema for w in wanted), *(f.table_schema for f in flows if f.table_schema)}
-    may_create = (await one(connection, "SELECT has_database_privilege(current_database(), 'CREATE')"))[0]
-    found = {
-        name: (usage, create)
-        for name, usage, create in await rows(
-            connection,
-            """SELECT nspname::text, has_schema_privilege(oid, 'USAGE'), has_schema_privilege(oid, 'CREATE')
-               FROM pg_namespace WHERE nspname = ANY (%s)""",
-            (sorted(names),),
-        )
-    }
-    role = name_of(server.role)
+    names = {*(w.schema for w in wanted), *(f.table_schema for f in flows if f.table_schema)}
+    query = "SELECT nspname::text FROM pg_namespace WHERE nspname = ANY (%s)"
+    there = {name for (name,) in await rows(connection, query, ([*names, rights.OWN_SCHEMA],))}
+    lacks = {rights.OWN_SCHEMA: await rights.own_schema(connection)}
     for schema in sorted(names):
-        creates = schema == OWN_SCHEMA or schema in made_in
-        if schema not in found:
-            if may_create:
-                findings.ok("schemas", f"the schema {schema} can be made")
-            else:
-                what = f"the schema {schema} is not there, and {server.role} may not make it"
-                sql = [f"CREATE SCHEMA {name_of(schema)} AUTHORIZATION {role};"]
-                findings.fail("schemas", what, "make it", sql)
-            continue
-        usage, create = found[schema]
-        missing = [word for word, has in (("USAGE", usage), ("CREATE", create or not creates)) if not has]
-        if missing:
-            verb = "make tables in" if "CREATE" in missing else "use"
-            what = f"{server.role} may not {verb} the schema {schema}"
-            findings.fail(
-                "schemas",
-                what,
-                "let it",
-                [f"GRANT {', '.join(missing)} ON SCHEMA {name_of(schema)} TO {role};"],
-            )
+        lacks[schema] = await rights.using_schema(connection, schema, creates=schema in made_in)
+    for schema, lack in lacks.items():
+        creates = schema in made_in or schema == rights.OWN_SCHEMA
+        if lack is not None:
+            findings.fail(lack.kind, lack.what, lack.fix, lack.statements)
+        elif schema not in there:
+            findings.ok("schemas", f"the schema {schema} can be made")
         else:
             findings.ok("schemas", f"{'tables can be made in' if creates else 'USAGE on'} {schema}")
 
@@ -218,7 +193,9 @@ async def _existing(
             fix = f"send the flow {table.flow} to another schema, or rename it"
             findings.fail("tables", f"{table.name} is there and is no table", fix)
             continue
-        await _table_privileges(findings, connection, server, table, oid)
+        _, lack = await rights.using_table(connection, table.schema, table.table)
+        if lack is not None:
+            findings.fail(lack.kind, lack.what, lack.fix, lack.statements)
         await _key(findings, connection, table, oid)
         await _foreign_keys(findings, connection, server, table, oid)
         await _column_types(findings, connection, server, table, oid, owned)
@@ -236,22 +213,6 @@ async def _existing(
     if len(wanted) > good and made_in:
         findings.ok("tables", f"tables will be made in {listed(sorted(made_in))}")
     return made_in
-
-
-async def _table_privileges(
-    findings: Findings, connection: Connection, server: Server, table: Wanted, oid: int
-) -> None:
-    row = await one(
-        connection,
-        f"SELECT {', '.join(f'has_table_privilege(%s::bigint::oid, {p!r})' for p in TABLE_PRIVILEGES)}",
-        (oid,) * len(TABLE_PRIVILEGES),
-    )
-    missing = [p for p, has in zip(TABLE_PRIVILEGES, row, strict=True) if not has]
-    if missing:
-        place = name_of(table.schema, table.table)
-        sql = [f"GRANT {', '.join(missing)} ON {place} TO {name_of(server.role)};"]
-        what = f"{server.role} has no {', '.join(missing)} on {table.name}"
-        findings.fail("tables", what, "grant it", sql)
 
 
 async def _key(findings: Findings, connection: Connection, table: Wanted, oid: int) -> None:

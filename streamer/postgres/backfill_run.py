@@ -25,7 +25,7 @@ from streamer.changes.backfill import Key, Progress, Run, State, Wanted
 from streamer.changes.envelope import SNAPSHOT_INCREMENTAL
 from streamer.config import PostgresSource
 from streamer.errors import BadRecordError, ConfigError, FatalError, SourceUnavailable
-from streamer.postgres import backfill_table, catalog, chunks
+from streamer.postgres import backfill_table, catalog, chunks, rights
 from streamer.postgres.backfill_table import Refused
 from streamer.postgres.chunks import Chunk, Given, Range, TableChanged, Walk
 from streamer.postgres.connection import Connection, connect
@@ -138,7 +138,7 @@ class TableRun:
                 except psycopg.Error as error:
                     if (error.sqlstate or "08").startswith(_PASSING):
                         raise
-                    raise Refused(error.diag.message_primary or str(error)) from error
+                    raise await self._refused(connection, error) from error
         except SourceUnavailable as error:
             self._abandon()
             self._say(error.what)
@@ -146,6 +146,15 @@ class TableRun:
                 await self._rest(BACKOFF_S)
         except (Refused, ConfigError, FatalError, BadRecordError) as error:
             self._end(State.FAILED, f"{error.what}: {error.fix}" if error.fix else error.what)
+
+    async def _refused(self, connection: Connection, error: psycopg.Error) -> Refused:
+        """What the server refuses for good; a missing right with the statements that give it."""
+        fix = ""
+        if isinstance(error, errors.InsufficientPrivilege):
+            await connection.rollback()
+            lacks = await rights.reading(connection, [(self.request.schema, self.request.table)])
+            fix = rights.as_owner(s for lack in lacks for s in lack.statements) if lacks else ""
+        return Refused(error.diag.message_primary or str(error), fix=fix)
 
     # ---- the walk ----------------------------------------------------------------------------
 

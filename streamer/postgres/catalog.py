@@ -345,28 +345,41 @@ async def harmed_tables(connection: Connection, *publications: str) -> list[Harm
     return [Harmed(*row) for row in await cursor.fetchall()]
 
 
-async def make_publications(connection: Connection, publications: Publications, *, manage: bool) -> None:
+def by_hand(source: PostgresSource) -> str:
+    """What else there is to do where the role may not make or change publications."""
+    return (
+        "tables made later need the same by hand, so say in the config"
+        f" sources.{source.name}.publication: {{manage: false}}"
+    )
+
+
+async def make_publications(
+    connection: Connection, publications: Publications, source: PostgresSource
+) -> None:
     """Before the slot exists: make the publications, or say which SQL its owner must run."""
+    manage = source.publication.manage
     for harmed in await harmed_tables(connection, publications.name, publications.inserts_name):
         raise ConfigError(harmed.what, fix=harmed.fix)
     present = await publication_tables(connection, publications.name, publications.inserts_name)
     statements = publications.statements(present, both=manage)
     if not statements:
         return
-    text = "; ".join(s.as_string(connection) for s in statements)
+    texts = [f"{statement.as_string(connection)};" for statement in statements]
     if not manage:
         raise ConfigError(
             f"publication {publications.name} does not carry every table of the config (manage: false)",
-            fix=f"as the tables' owner run: {text};",
+            fix=f"as the tables' owner run {' '.join(texts)}",
         )
-    try:
-        for statement in statements:
+    for done, statement in enumerate(statements):
+        try:
             await connection.execute(statement)
-    except errors.InsufficientPrivilege as error:
-        raise ConfigError(
-            f"the publication cannot be made: {error.diag.message_primary}",
-            fix=f"as the tables' owner run: {text};",
-        ) from error
+        except errors.InsufficientPrivilege as error:
+            user = connection.info.user
+            raise ConfigError(
+                f"the role {user} may not make the publication: {error.diag.message_primary}",
+                where=f"source {source.name}",
+                fix=f"as the tables' owner run {' '.join(texts[done:])}\n     {by_hand(source)}",
+            ) from error
 
 
 async def writers(connection: Connection, table: Table) -> set[str]:

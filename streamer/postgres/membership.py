@@ -41,12 +41,12 @@ def judge(
             if not table.insert_only and name not in members.get(publications.name, ()):
                 found.findings.append(
                     f"{name} has a key or a replica identity now, but only its INSERT and TRUNCATE are "
-                    f"captured: `tailrace reset {source.name}` captures all of it"
+                    f"captured: `tailrace reset {source.name}`, its capture stopped, has all of it captured"
                 )
         elif (table.schema, table.name) in before:
             found.findings.append(
                 f"{name} was captured before and is out of its publication (dropped and made again, or "
-                f"taken out): `tailrace reset {source.name}` copies it again"
+                f"taken out): `tailrace reset {source.name}` while its capture is stopped copies it again"
             )
         elif source.publication.manage and publications.home(table) in members:
             found.addable.append(table)
@@ -65,7 +65,8 @@ def has_rows(source: PostgresSource, table: Table) -> str:
             f"{table.alone.as_string(None)}; {rows_of(source, table)}"
         )
     return (
-        f"{what}, and has rows already: `tailrace reset {source.name}` copies every table again, this one too"
+        f"{what}, and has rows already: `tailrace reset {source.name}` while its capture is stopped copies"
+        " every table again, this one too"
     )
 
 
@@ -73,4 +74,4 @@ def rows_of(source: PostgresSource, table: Table) -> str:
     """What becomes of the rows that a table has when a person publishes it."""
     if table.has_key:
         return "the rows that it has are then copied by themselves"
-    return f"while it is empty, or with rows and `tailrace reset {source.name}` behind it"
+    return f"while it is empty, or with rows and `tailrace reset {source.name}` (capture stopped) behind it"

@@ -21,7 +21,7 @@ from streamer.config import PostgresSource, check_topics
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, SourceUnavailable
 from streamer.logs import Log
-from streamer.postgres import catalog, history
+from streamer.postgres import catalog, history, rights
 from streamer.postgres.backfill import Backfill
 from streamer.postgres.backfill_run import Context
 from streamer.postgres.connection import Connection, CopyStream, connect, place
@@ -241,7 +241,10 @@ class Session:
             log.warning(sentence)
         tables = [table for table in tables if not unbuilt_table(source, table.schema, table.name)]
         publications = catalog.Publications(source.publication.name, tuple(tables))
-        await catalog.make_publications(control, publications, manage=source.publication.manage)
+        names = [(table.schema, table.name) for table in tables]
+        copied = source.snapshot.mode != "never"
+        await rights.require_reading(control, names, copied=copied, where=self._where)
+        await catalog.make_publications(control, publications, source)
         for table in publications.insert_only:
             log.warning(
                 "only INSERT and TRUNCATE of this table are captured: it has no primary key "

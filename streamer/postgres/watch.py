@@ -243,7 +243,7 @@ class Watch:
                 findings.append(
                     f"{qualified} had {seen} UPDATEs or DELETEs that could not be captured, because it has "
                     f"no primary key and no replica identity: ALTER TABLE {qualified} REPLICA IDENTITY FULL; "
-                    f"then `tailrace reset {self._source.name}`"
+                    f"then `tailrace reset {self._source.name}` while its capture is stopped"
                 )
         return findings
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.protocol.metadata import MetadataRequest
 
 from streamer.errors import ConfigError, KafkaUnavailable
-from streamer.kafka import translate
+from streamer.kafka import describe_cluster, translate
 
 POSITION_PARTITIONS = 64  # sources of one installation; a partition that is not used costs two small files
 DURABLE_BROKERS = 3  # from here on two copies outlive the loss of one broker
@@ -103,10 +104,10 @@ async def ensure_topics(
     replication_factor: int = 1,
 ) -> set[str]:
     """As `ensure_topic` for {name: (partitions, config)}. Returns the names that it made."""
-    described = await describe(admin)
+    described = await describe(admin, topics)
     missing = [name for name in topics if name not in described]
     if missing:
-        brokers = len((await _ask(admin.describe_cluster(), "reading the cluster"))["brokers"])
+        brokers = len((await _ask(describe_cluster(admin), "reading the cluster"))["brokers"])
         replicas = (
             replication_factor if brokers < DURABLE_BROKERS else max(replication_factor, DURABLE_REPLICAS)
         )
@@ -177,18 +178,29 @@ def check_partitions(name: str, *, actual: int, wanted: int, recorded: int | Non
         )
 
 
-async def describe(admin: AIOKafkaAdminClient) -> dict[str, int]:
-    """All topics and their partition counts. Asks for all, since asking by name may create (auto.create)."""
-    topics = await _ask(admin.describe_topics(None), "listing topics")
-    return {t["topic"]: len(t["partitions"]) for t in topics if t["error_code"] == 0}
+async def describe(admin: AIOKafkaAdminClient, names: Collection[str] | None = None) -> dict[str, int]:
+    """The topics that are there and their partition counts: of these, or all. Raises KafkaUnavailable."""
+    return {t["topic"]: len(t["partitions"]) for t in await _topics(admin, names) if t["error_code"] == 0}
 
 
-async def _with_leaders(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, int]:
+async def _topics(admin: AIOKafkaAdminClient, names: Collection[str] | None) -> list[dict[str, Any]]:
+    """By name where they are known: a cluster may have thousands of others.
+
+    aiokafka's `describe_topics` would have a broker with auto.create.topics.enable make what is missing.
+    """
+    wanted = None if names is None else list(names)
+    request = MetadataRequest(wanted, allow_auto_topic_creation=False)
+    described: dict[str, Any] = (await _ask(admin._send_request(request), "listing topics")).to_object()
+    topics: list[dict[str, Any]] = described["topics"]
+    return topics
+
+
+async def _with_leaders(admin: AIOKafkaAdminClient, names: Collection[str]) -> dict[str, int]:
     waiting = set(names)
     try:
         async with asyncio.timeout(LEADER_DEADLINE_S):
             while True:
-                topics = await _ask(admin.describe_topics(None), "listing topics")
+                topics = await _topics(admin, names)
                 ready = {
                     t["topic"]: len(t["partitions"])
                     for t in topics
@@ -230,17 +242,15 @@ def check_message_bytes(name: str, config: Mapping[str, str], wanted: int) -> No
         )
 
 
-async def durability_findings(admin: AIOKafkaAdminClient, names: Iterable[str]) -> list[str]:
+async def durability_findings(admin: AIOKafkaAdminClient, names: Collection[str]) -> list[str]:
     """H17: on three brokers or more, what would lose acknowledged events. Empty when all is well."""
-    brokers = (await _ask(admin.describe_cluster(), "reading the cluster"))["brokers"]
+    brokers = (await _ask(describe_cluster(admin), "reading the cluster"))["brokers"]
     if len(brokers) < DURABLE_BROKERS:
         return []
-    wanted = set(names)
-    described = await _ask(admin.describe_topics(None), "listing topics")
     replicas = {
         t["topic"]: min(len(p["replicas"]) for p in t["partitions"])
-        for t in described
-        if t["topic"] in wanted and t["partitions"]
+        for t in await _topics(admin, names)
+        if t["partitions"]
     }
     configs = await topic_configs(admin, replicas)
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 
 from streamer.errors import ConfigError
 from streamer.options import JsonOption
-from streamer.sandbox.detached import start_detached, stop_detached
+from streamer.sandbox.detached import how_to_stop, start_detached, stop_detached
 from streamer.sandbox.sandbox import MOST
 
 app = typer.Typer(
@@ -58,8 +59,8 @@ def up(
     typer.echo(f"{'folder':9} {state['folder']}")
     if config is not None:
         typer.echo(f"{'config':9} {config}    next: tailrace run -c {config}")
-    options = (f" --dir {dir}" if dir else "") + (f" -c {config}" if config else "")
-    typer.echo(f"{'stop':9} tailrace sandbox down{options}")
+    made = f" -c {shlex.quote(str(config.absolute()))}" if config else ""
+    typer.echo(f"{'stop':9} {how_to_stop(dir)}{made}")
 
 
 @app.command(short_help="Stop the servers and remove what they left.")
@@ -71,7 +72,10 @@ def down(dir: Dir = None, config: Config = None, as_json: JsonOption = False) ->
     if as_json:
         typer.echo(json.dumps({"stopped": stopped}))
     else:
-        typer.echo("stopped" if stopped else "no sandbox is up here")
+        where = (
+            f"in {dir.absolute()}" if dir else "without --dir; of another one name its folder: --dir FOLDER"
+        )
+        typer.echo("stopped" if stopped else f"no sandbox is up {where}")
 
 
 def check_config(path: Path, *, postgres: int, kafka: int) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from streamer.sandbox.jars import cache_folder
 from streamer.sandbox.sandbox import OnProgress, Sandbox
 
 STATE_FORMAT = 1
+DOWN = "tailrace sandbox down"
 DOWN_LIMIT_S = 60.0
 """Kept servers stop in good order, each within 30 s, side by side."""
 
@@ -42,13 +44,9 @@ def start_detached(
         SandboxError: one is up there already, or a server does not start.
     """
     path = state_path(folder)
-    if read_state(path) is not None:
-        where = f" --dir {folder}" if folder else ""
-        raise SandboxError(
-            "a sandbox is up already",
-            where=str(path),
-            fix=f"`tailrace sandbox down{where}` first, or another --dir for a second one",
-        )
+    there = read_state(path)
+    if there is not None:
+        raise _up_already(folder, there)
     sandbox = Sandbox(
         postgres=postgres,
         valkey=valkey,
@@ -63,6 +61,24 @@ def start_detached(
         state = leave_running(sandbox, folder)
         undo.pop_all()
     return state
+
+
+def how_to_stop(folder: Path | None) -> str:
+    """The command that ends the sandbox which was started with this --dir; works in any folder."""
+    return f"tailrace sandbox down --dir {shlex.quote(str(folder.absolute()))}" if folder else DOWN
+
+
+def _up_already(folder: Path | None, there: dict[str, Any]) -> SandboxError:
+    what = f"your sandbox{' without --dir' if folder is None else ''} is up already"
+    servers = there["urls"]
+    running = [f"{len(servers[kind])} {kind}" for kind in ("postgres", "valkey") if servers[kind]]
+    running += ["kafka"] if servers["kafka"] else []
+    return SandboxError(
+        f"{what} ({', '.join(running) or 'no servers'}; process {there['guardian']})",
+        where=there["folder"],
+        fix=f"`{how_to_stop(folder)}` ends that one; or start a second one beside it: "
+        "`tailrace sandbox up --dir ANOTHER_FOLDER`",
+    )
 
 
 def leave_running(sandbox: Sandbox, folder: Path | None = None) -> dict[str, Any]:

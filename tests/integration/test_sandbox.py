@@ -27,7 +27,15 @@ from redis import Redis
 
 import streamer.sandbox.kafka
 from streamer.config import PostgresSource, load
-from streamer.sandbox import KafkaServer, PostgresServer, Sandbox, SandboxError, ValkeyServer, jars
+from streamer.sandbox import (
+    KafkaServer,
+    PostgresServer,
+    Sandbox,
+    SandboxError,
+    ValkeyServer,
+    detached,
+    jars,
+)
 from streamer.sandbox.archive import can_archive, make_archive
 from streamer.sandbox.java import MINIMUM, java_program, java_version
 from streamer.sandbox.kafka import embedded_bootstrap
@@ -304,6 +312,29 @@ def test_up_and_down_as_json(tmp_path: Path) -> None:
     assert json.loads(down.stdout) == {"stopped": True}
     assert not folder.exists()
     assert json.loads(sandbox_command("down", *where, "--json").stdout) == {"stopped": False}
+
+
+def test_up_twice_says_whose_it_is_where_and_how_to_end_that_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This process stands for the guardian that the state files name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    pid = os.getpid()
+    for folder, servers, end in (
+        (None, tmp_path / "elsewhere", "`tailrace sandbox down`"),
+        (Path("of mine"), tmp_path / "of mine", f"`tailrace sandbox down --dir '{tmp_path}/of mine'`"),
+    ):
+        path = detached.state_path(folder)
+        path.parent.mkdir(parents=True)
+        urls = {"postgres": ["a", "b"], "valkey": [], "kafka": "c"}
+        state = {"guardian": pid, "started": detached.start_time(pid), "folder": str(servers), "urls": urls}
+        path.write_text(json.dumps(state))
+        with pytest.raises(SandboxError) as caught:
+            detached.start_detached(folder, postgres=1, valkey=0, kafka=0)
+        assert caught.value.where == str(servers)
+        assert f"(2 postgres, kafka; process {pid})" in caught.value.what
+        assert caught.value.fix.startswith(f"{end} ends that one; or start a second one beside it")
 
 
 @pytest.mark.thorough

@@ -65,11 +65,13 @@ async def bind(brokers: str, security: Security | None, group: str, target_id: s
         await shut(consumer.stop)
 
 
-def belongs_elsewhere(group: str, bound: str, own: str) -> FatalError:
+def belongs_elsewhere(group: str, bound: str, own: str | None) -> FatalError:
+    """`own`: the id of the store as it is; None: it has nothing of Tailrace's."""
     target = group.rpartition(".")[2]
+    here = f"this one's {own}" if own is not None else "this one has none: nothing was ever applied to it"
     return FatalError(
-        f"the consumer group {group!r} belongs to another target than this store (its id is {bound}, this"
-        f" one's {own}); two targets in one group would get a part of the rows each",
+        f"the consumer group {group!r} belongs to another target than this store (its id is {bound}, {here});"
+        " two targets in one group would get a part of the rows each",
         fix="if this is the target's store, which was emptied, replaced or made again:"
         f" `tailrace adopt {target}`, then start apply, which fills it from Kafka; otherwise correct its url,"
         " or give the new target a name of its own",
