@@ -12,6 +12,7 @@ from typing import Protocol
 
 from aiokafka import TopicPartition
 
+from consumers.apply.ages import Mark
 from consumers.apply.checkpoint import LastRecord, Move, Place, checksum_of
 from consumers.apply.dead_letters import DeadLetter
 from consumers.apply.feed import Fetched, Record, Standing
@@ -40,7 +41,7 @@ _tuple = tuple.__new__  # as in fold
 class Prepared:
     """A batch on its way. `times`: by flow, (commit_us, capture_us, events that it stands for).
 
-    `held`: (flow, topic) that a gate has closed; this batch ends right before the held event.
+    `held`: places where this batch ends right before an event that waits at a gate.
     """
 
     batch: Batch
@@ -50,7 +51,8 @@ class Prepared:
     times: dict[str, list[Sample]] = field(default_factory=dict)
     aside: Aside = field(default_factory=Aside)
     letters: list[DeadLetter] = field(default_factory=list)  # of what was refused at a gate, not sent yet
-    held: set[tuple[str, str]] = field(default_factory=set)
+    held: set[Place] = field(default_factory=set)
+    marks: dict[Place, list[Mark]] = field(default_factory=dict)  # of the first change, and of what is held
 
     def without(self, flows: set[str]) -> Prepared:
         batch = self.batch
@@ -65,7 +67,8 @@ class Prepared:
         times = {flow: times for flow, times in self.times.items() if flow not in flows}
         aside = self.aside.without(flows)
         letters = [letter for letter in self.letters if letter.place.flow not in flows]
-        return Prepared(kept, self.received_us, self.bytes, self.records, times, aside, letters, self.held)
+        counts = self.received_us, self.bytes, self.records
+        return Prepared(kept, *counts, times, aside, letters, self.held, self.marks)
 
 
 class Judge(Protocol):
@@ -79,7 +82,8 @@ class Judge(Protocol):
 
         Gives, by partition, the offset from which on nothing goes: that of the held event there, and where
         the others stay. Empty: all of it passes. Events before those offsets are applied, the checkpoints
-        move up to them, and the flow reads no more of the topic until Reader.go_on(topic).
+        move up to them, and the flow reads no more of the topic, or where it is not held as a whole of these
+        partitions, until Reader.go_on(topic).
         """
 
     async def load(self) -> None:
@@ -87,6 +91,9 @@ class Judge(Protocol):
 
     def holds(self, flow: str, topic: str) -> bool:
         """The flow reads nothing of the topic now."""
+
+    def waits(self, place: Place) -> bool:
+        """The flow reads nothing of the partition now; it may be of the topic's others."""
 
     def count(self, prepared: Prepared) -> None:
         """Right before the batch goes to the writer: fill `batch.deleted` and `letters`."""
@@ -133,7 +140,10 @@ class Assembler:
                 for p, found in by_partition.items():
                     next_offset = standings[TopicPartition(topic, p)].next_offsets.get(flow.name)
                     if next_offset is not None and (found.events or found.poisons):
-                        parts[p] = found.since(next_offset)
+                        parts[p] = since = found.since(next_offset)
+                        if since.events:
+                            mark = Mark(next_offset, since.events[0].change.commit_us)
+                            prepared.marks[Place(flow.name, topic, p)] = [mark]
                 if parts:
                     await self._table(flow, topic, parts, records, prepared, cuts)
         batch.moves += [
@@ -225,8 +235,13 @@ class Assembler:
         held = await self._judge.judge(flow, topic, record, parts)
         if not held:
             return parts
-        prepared.held.add((flow.name, topic))
-        cuts.update({Place(flow.name, topic, p): offset for p, offset in held.items()})
+        ends = {Place(flow.name, topic, p): offset for p, offset in held.items()}
+        prepared.held |= ends.keys()
+        cuts.update(ends)
+        for place, end in ends.items():
+            waits = next((e for e in parts[place.partition].events if e.offset >= end), None)
+            if waits is not None:
+                prepared.marks.setdefault(place, []).append(Mark(end, waits.change.commit_us))
         return {p: part.until(held[p]) if p in held else part for p, part in parts.items()}
 
 

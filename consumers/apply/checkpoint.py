@@ -80,7 +80,8 @@ def topic_replaced(checkpoint: Checkpoint, source: str, why: str) -> FatalError:
         f"the topic was made again or Kafka lost records: {why}; the checkpoint of flow {place.flow!r} is at"
         f" offset {checkpoint.next_offset}",
         where=f"{place.topic}[{place.partition}]",
-        fix=f"publish the source again: `tailrace reset {source}`, then start apply",
+        fix=f"publish the source again: `tailrace reset {source}` while its capture is stopped, then start"
+        " apply",
     )
 
 
@@ -91,7 +92,7 @@ def cluster_replaced(checkpoint: Checkpoint, cluster_id: str, source: str) -> Fa
         f" ({checkpoint.cluster_id})",
         where=f"{place.topic}[{place.partition}]",
         fix="correct kafka.brokers; when Kafka was replaced on purpose:"
-        f" `tailrace reset {source}`, then start apply",
+        f" `tailrace reset {source}` while its capture is stopped, then start apply",
     )
 
 
@@ -103,6 +104,6 @@ def retention_passed(checkpoint: Checkpoint, log_start: int, source: str) -> Fat
         f"Kafka's retention has removed {missed} offsets that flow {place.flow!r} has not applied: {stand},"
         f" the log starts at {log_start}",
         where=f"{place.topic}[{place.partition}]",
-        fix=f"publish the source again: `tailrace reset {source}`, then start apply;"
-        " a longer kafka.topics.retention prevents it",
+        fix=f"publish the source again: `tailrace reset {source}` while its capture is stopped, then start"
+        " apply; a longer kafka.topics.retention prevents it",
     )

@@ -154,7 +154,7 @@ class DeadLetters:
         topics = kafka.topics
         largest = 2 * topics.max_message_bytes + ENVELOPE_BYTES
         async with admin(kafka.brokers, kafka.security) as client:
-            if self.topic not in await describe(client):
+            if self.topic not in await describe(client, [self.topic]):
                 config = {**data_config(topics), "max.message.bytes": str(largest)}
                 factor = topics.replication_factor
                 await ensure_topic(client, self.topic, PARTITIONS, config, replication_factor=factor)

@@ -78,13 +78,13 @@ class Epochs:
         elif now_s - self._below_s.setdefault(flow, now_s) >= PROOF_S:
             return (
                 f"flow {flow}: {source} is at epoch {now}, and events of epoch {applied} were applied before:"
-                " whatever is captured now counts as older than the target's rows and is refused."
-                f" `tailrace reset {source} --above {applied}` publishes it above them"
+                " whatever is captured now counts as older than the target's rows and is refused. While the"
+                f" capture is stopped, `tailrace reset {source} --above {applied}` publishes it above them"
             )
         if flow in self._copied and self._refused.get(flow, 0) and flow not in self._below_s:
             return (
                 f"flow {flow}: the target has refused all {self._refused[flow]} rows of the copy of {source}"
                 " that it was sent, as older than its own. Look for the highest `_tailrace_epoch` there:"
-                f" `tailrace reset {source} --above EPOCH` publishes the source above it"
+                f" `tailrace reset {source} --above EPOCH`, while the capture is stopped, publishes it above"
             )
         return ""

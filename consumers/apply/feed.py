@@ -21,7 +21,6 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka import errors as kafka
 from aiokafka.structs import OffsetAndMetadata
 
-from consumers.apply.binding import bound_to
 from consumers.apply.checkpoint import (
     Checkpoint,
     Move,
@@ -32,11 +31,12 @@ from consumers.apply.checkpoint import (
     topic_replaced,
 )
 from consumers.apply.resets import Copy, Resets
+from streamer.binding import bound_to
 from streamer.changes.topics import message_topic
 from streamer.config import Flow
 from streamer.config.patterns import clean_pattern
 from streamer.errors import FatalError, KafkaUnavailable
-from streamer.kafka import Security, admin, client_options, connect, kafka_errors, shut
+from streamer.kafka import Security, admin, client_options, connect, describe_cluster, kafka_errors, shut
 from streamer.members import client_id, remove_dead
 
 METADATA_AGE_MS = 1000  # a table's first event waits this long for its topic to be noticed
@@ -171,7 +171,7 @@ class Feed:
         await self.close()
         async with admin(self._brokers, self._security) as client:
             with kafka_errors("asking for the cluster's id", brokers=self._brokers):
-                self.cluster_id = str((await client.describe_cluster())["cluster_id"])
+                self.cluster_id = str((await describe_cluster(client))["cluster_id"])
             with suppress(kafka.KafkaError):  # they time out by themselves, only later
                 await remove_dead(client, self.group)
         consumer = AIOKafkaConsumer(
@@ -405,10 +405,11 @@ class Feed:
         finally:
             consumer.resume(*((assigned & consumer.assignment()) - self._parked))
 
-    def release(self, flows: set[str], topic: str = "") -> None:
-        """These flows read no further, of `topic` or of any; a partition that no flow wants is paused."""
+    def release(self, flows: set[str], topic: str = "", number: int | None = None) -> None:
+        """These flows read no further, of `topic` (one partition, or all) or of any; a partition that no flow
+        wants is paused."""
         for partition, standing in list(self.standings.items()):
-            if topic in ("", partition.topic):
+            if topic in ("", partition.topic) and number in (None, partition.partition):
                 for flow in flows:
                     standing.next_offsets.pop(flow, None)
                     standing.unverified.pop(flow, None)

@@ -198,7 +198,8 @@ def _keyless(log: list[tuple[bool, Write]], change: Change, offset: int) -> None
         if change.before is None:
             raise BadRecordError(
                 "an update or delete of a table without a key does not hold the old row",
-                fix="set REPLICA IDENTITY FULL on the table in the source, then `tailrace reset` its source",
+                fix="set REPLICA IDENTITY FULL on the table in the source, then `tailrace reset` its source"
+                " while its capture is stopped",
             )
         log.append((False, Write(change.before, change, offset)))
     if change.after is not None:

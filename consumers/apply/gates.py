@@ -1,4 +1,4 @@
-"""Gates: a truncate, or too many deletes, wait until a person lets them pass or drops them.
+"""Gates: a truncate, too many deletes, or a reset that would take too much wait until a person decides.
 
 `judge` says where a flow's part of a batch must end; it is pure. `Gates` is what one apply process knows
 of gates: the target keeps them, and counts the deletes of every process. Nothing is read on behind a held
@@ -14,27 +14,24 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from consumers.apply.assemble import Decoded, Prepared
 from consumers.apply.checkpoint import Place
-from consumers.apply.dead_letters import REFUSED as DROPPED
-from consumers.apply.dead_letters import DeadLetter
-from consumers.apply.fold import Event, Write
-from consumers.apply.queues import names_of, payload_of
+from consumers.apply.floors import FEWEST_ROWS, Ask, Floors, nothing
+from consumers.apply.fold import Event
+from consumers.apply.gate_texts import DELETES, FLOOR, TRUNCATE, advice_of, letters_of, text_of
+from consumers.apply.modes import takes_floors
 from consumers.targets.base import Gate, Target
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Config, Flow, RedisSource
 
 WINDOW_S = 600.0  # deletes are counted over it
-FEWEST_ROWS = 10  # deletes that are never held: a share of a small table is a row or two
-REDIS_SHARE = 0.1  # a cache is flushed more easily than a database is emptied
+DEFAULT_SHARE = 0.1  # of Redis sources, since a cache is flushed more easily than a database is emptied
 POLL_S = 1.0  # a decision is noticed within it; so are deletes of other processes
 COUNT_AGE_S = 10.0  # a table's rows are counted again when the last count is older
 NEAR = 0.5  # of the limit: from here on the table is counted anew for each batch, POLL_S apart
 
 HELD, APPROVED, REFUSED = "held", "approved", "refused"
-TRUNCATE, DELETES = "truncate", "deletes"
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +42,11 @@ Reach = Callable[[Callable[[], Awaitable[None]]], Awaitable[bool]]  # with the t
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a flow holds. `share` of a table's rows, None: deletes pass."""
+    """What a flow holds. `share` of a table's rows, None: deletes pass. `floors`: of what a reset takes."""
 
     truncates: bool
     share: float | None
+    floors: float | None = None
 
 
 def rules_of(config: Config, flows: Iterable[Flow]) -> dict[str, Rule]:
@@ -57,10 +55,12 @@ def rules_of(config: Config, flows: Iterable[Flow]) -> dict[str, Rule]:
     for flow in flows:
         share = flow.hold_deletes_above
         if "hold_deletes_above" not in flow.model_fields_set:
-            share = REDIS_SHARE if isinstance(config.sources.get(flow.source), RedisSource) else None
+            share = DEFAULT_SHARE if isinstance(config.sources.get(flow.source), RedisSource) else None
         if flow.delete == "ignore" or flow.write == "append":
             share = None
-        rule = Rule(flow.truncate == "hold" and flow.write != "append", share)
+        truncates = flow.truncate == "hold" and flow.write != "append"
+        floors = share if share is not None else DEFAULT_SHARE if truncates else None
+        rule = Rule(truncates, share, floors if takes_floors(flow) else None)
         if rule.truncates or rule.share is not None:
             found[flow.name] = rule
     return found
@@ -88,13 +88,14 @@ class Part:
 
     `passed`: deletes before this offset were let through once, into a store that has lost them since or, with
     `stays`, that has them still: then nothing is made or deleted by them, and a truncate is passed over: it
-    has raised its floor, or was refused, perhaps long ago.
+    has raised its floor, or was refused, perhaps long ago. `free`: offset of a reset's floor that may pass.
     """
 
     events: list[Event]
     sweeps: Mapping[int, int]
     passed: int = 0
     stays: bool = False
+    free: int | None = None
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ class Verdict:
     passed: dict[int, int] = field(default_factory=dict)
     dropped: dict[int, list[Event]] = field(default_factory=dict)
     known: dict[int, set[int]] = field(default_factory=dict)  # replayed truncates, by offset: see Part
+    floors: dict[int, Event] = field(default_factory=dict)  # of resets, whose rows are to be counted
     made: int = 0  # rows that the batch makes
     total: int = 0  # deletes within WINDOW_S, with those that are judged
     kind: str = ""  # of what is held
@@ -182,6 +184,14 @@ def _undecided(rule: Rule, decision: Gate | None, partition: int, part: Part, ve
                 verdict.kind = TRUNCATE
                 verdict.captured_us.append(change.capture_us)
                 break
+        elif change.op == "m" and change.is_floor and rule.floors is not None:
+            state = _decided(decision, FLOOR, change.capture_us, 0)
+            if state == "" and part.stays and offset < part.passed:
+                verdict.known.setdefault(partition, set()).add(offset)
+            elif state == "" and offset != part.free:
+                verdict.ends[partition] = offset
+                verdict.floors[partition] = Event(key, change, offset, False)
+                break
         elif change.op == "d" and rule.share is not None:
             sweep = part.sweeps.get(offset, 0)
             state = _decided(decision, DELETES, change.capture_us, sweep)
@@ -240,9 +250,11 @@ class Gates:
         *,
         passed: Callable[[Place], int] = lambda _: 0,
         stays: Callable[[Place], bool] = lambda _: False,
+        extent_of: Ask = nothing,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        """`passed`: up to which offset a place was applied before. `stays`: the target has it still."""
+        """`passed`: up to which offset a place was applied before. `stays`: the target has it still.
+        `extent_of`: of a topic's log."""
         self._rules = rules
         self._passed = passed
         self._stays = stays
@@ -256,6 +268,8 @@ class Gates:
         self._on_way: dict[Subject, tuple[int, int]] = {}  # rows that those delete, and make
         self._recent: dict[Subject, tuple[int, int]] = {}  # deletes that the target knows of, and when asked
         self._written: dict[Subject, int] = {}  # deletes since then
+        shares = {flow: rule.floors for flow, rule in rules.items() if rule.floors is not None}
+        self._floors = Floors(shares, target, extent_of, clock_us)
         self._rows: dict[TableName, tuple[int, int]] = {}  # rows of the table, and when counted
         self._made: dict[Subject, int] = {}  # rows made since then, less those deleted
         self.loaded = False
@@ -267,6 +281,10 @@ class Gates:
             return False
         known = self._known.get(subject)
         return subject in self._closed or (known is not None and known.state == HELD)
+
+    def waits(self, place: Place) -> bool:
+        """The flow reads no further in the partition now, whether the topic is held or not."""
+        return self.holds(place.flow, place.topic) or self._floors.wait(place)
 
     def held(self) -> list[Gate]:
         """What waits for a person, the target's and this process's own."""
@@ -286,8 +304,11 @@ class Gates:
         parts = {}
         for p, part in decoded.items():
             place = Place(*subject, p)
-            parts[p] = Part(part.events, part.sweeps, self._passed(place), self._stays(place))
+            passed, stays = self._passed(place), self._stays(place)
+            parts[p] = Part(part.events, part.sweeps, passed, stays, self._floors.free(place))
         verdict = await self._verdict(subject, rule, flow, record, parts)
+        for partition, event in verdict.floors.items():
+            self._floors.meet(Place(*subject, partition), event, record, flow)
         for partition, dropped in verdict.dropped.items():
             decoded[partition] = decoded[partition].without({event.offset for event in dropped})
         for partition, offsets in verdict.known.items():
@@ -298,10 +319,13 @@ class Gates:
         self, subject: Subject, rule: Rule, flow: Flow, record: SchemaRecord, parts: Mapping[int, Part]
     ) -> Verdict:
         ops = ops_of(parts)
-        if not ((rule.truncates and ops["t"]) or (rule.share is not None and ops["d"])):
-            self._staged[subject] = Verdict(made=_made(parts, ops))
-            return self._staged[subject]
         decision = self._known.get(subject)
+        if not ((rule.truncates and ops["t"]) or (rule.share is not None and ops["d"])):
+            found = Verdict(made=_made(parts, ops))
+            if rule.floors is not None and ops["m"]:
+                found = judge(replace(rule, share=None), decision, parts, Numbers(0, 0))
+            self._staged[subject] = found
+            return found
         table = flow.name, *flow.place(record.schema, record.table)
         for count_age_s in (COUNT_AGE_S, POLL_S):
             if not await self._reach(partial(self._measure, subject, table, count_age_s)):
@@ -346,7 +370,8 @@ class Gates:
             for partition, events in verdict.dropped.items():
                 decision = self._known[subject]
                 place = Place(*subject, partition)
-                log.warning("flow %s: %s: %d changes are dropped", *subject, len(events))
+                count = "1 change is" if len(events) == 1 else f"{len(events):,} changes are"
+                log.warning("flow %s: %s: %s dropped", *subject, count)
                 prepared.letters += letters_of(place, events, decision, prepared.batch.records)
             deleted, made = self._on_way.get(subject, (0, 0))
             self._on_way[subject] = deleted + sum(verdict.passed.values()), made + verdict.made
@@ -382,6 +407,10 @@ class Gates:
             if there is None or there.state == HELD or not _covers(there, gate):
                 known[subject] = await self._note(gate, there)
             del self._closed[subject]
+        held, go_on = await self._floors.look(known)
+        for gate in held:
+            subject = gate.flow, gate.topic
+            known[subject] = await self._note(gate, known.get(subject))
         for subject, gate in self._known.items():
             if gate.state != HELD and subject not in known:  # a store that was emptied: it is decided still
                 await self._target.hold(gate)
@@ -392,7 +421,7 @@ class Gates:
         self._known = known
         self.loaded = True
         after = {(gate.flow, gate.topic) for gate in self.held()}
-        return before ^ after
+        return (before ^ after) | go_on
 
     async def _note(self, gate: Gate, there: Gate | None) -> Gate:
         """Another process may hold a part of the same."""
@@ -411,58 +440,3 @@ class Gates:
 
 def _covers(decision: Gate, gate: Gate) -> bool:
     return decision.kind == gate.kind and gate.up_to_us <= decision.up_to_us
-
-
-# For people
-
-
-def letters_of(
-    place: Place, events: Iterable[Event], decision: Gate, records: Mapping[str, SchemaRecord]
-) -> list[DeadLetter]:
-    """Of changes that a person has refused: the record that they were there."""
-    message = f"refused by {decision.decided_by}: {text_of(decision)}"
-    letters = []
-    for key, change, offset, _ in events:
-        record = records.get(change.schema_id)
-        table = ".".join(names_of(place.topic, record))
-        row = (change.before if change.op == "d" else None) or {}
-        payload = payload_of(Write(row, change, offset), record, created=False)
-        letters.append(
-            DeadLetter(place, offset, key, table, decision.kind, message, change.version, payload, DROPPED)
-        )
-    return letters
-
-
-def text_of(gate: Gate) -> str:
-    """The numbers: 100,000 of 100,000 rows of public.customers would be deleted."""
-    table = gate.topic.partition(".")[2] or gate.topic
-    if gate.kind == TRUNCATE:
-        rows = f"a truncate: {gate.rows:,} of {gate.table_rows:,} rows"
-    elif gate.rows >= gate.table_rows:
-        rows = f"{gate.table_rows:,} of {gate.table_rows:,} rows"
-    else:
-        rows = f"at least {gate.rows:,} of {gate.table_rows:,} rows"
-    return f"{rows} of {table} would be deleted"
-
-
-def advice_of(flow: str) -> str:
-    return f"`tailrace approve {flow}` or `tailrace refuse {flow}`"
-
-
-def reason_of(gates: Iterable[Gate]) -> str:
-    """Of one flow's gates."""
-    found = list(gates)
-    limit = any(gate.kind == DELETES for gate in found)
-    usual = " (usual here? raise the flow's `hold_deletes_above`)" if limit else ""
-    return f"{'; '.join(text_of(gate) for gate in found)}; {advice_of(found[0].flow)}{usual}"
-
-
-def detail_of(gate: Gate) -> dict[str, Any]:
-    """For the heartbeat, see docs/status.md."""
-    return {
-        "topic": gate.topic,
-        "kind": gate.kind,
-        "rows": gate.rows,
-        "table_rows": gate.table_rows,
-        "since_us": gate.since_us,
-    }

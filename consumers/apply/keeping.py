@@ -69,12 +69,13 @@ class Keeper:
         self._backfilling = backfilling
         self.notes: list[str] = []  # findings that do not change while the process runs
         self._findings: list[str] = []
+        self._blind = ""  # why gates are not looked at
 
     async def run(self) -> None:
         """Until cancelled."""
         condition = self._condition
         swept_s = probed_s = looked_s = reread_s = time.monotonic()
-        rereads = 0
+        rereads, has_looked = 0, False
         while True:
             await asyncio.sleep(KEEP_S)
             now_s = time.monotonic()
@@ -86,16 +87,20 @@ class Keeper:
                 condition.wait_for(KAFKA, "Kafka does not answer; it goes on by itself when it is back")
             await self.commit()
             await self._look_after_parked()
-            if self._poll_gates is not None and (error := await self._session.shortly(self._poll_gates)):
-                log.debug("gates not read: %s", error)
+            if self._poll_gates is not None:
+                error = await self._session.shortly(self._poll_gates)
+                self._blind = (
+                    "" if error is None else f"gates are not looked at, and what waits there stays: {error}"
+                )
             if now_s - looked_s > LOOK_S and not self._session.is_busy:
                 looked_s = now_s
                 await self._look()
             if now_s - swept_s > SWEEP_S:
                 swept_s = now_s
                 await self._sweep()
-            elif self._report.rereads != rereads:
+            elif self._feed.is_open and (self._report.rereads != rereads or not has_looked):
                 await self._find()
+                has_looked = True
             if now_s - reread_s > REREAD_S and not self._session.is_busy:
                 reread_s = now_s
                 await self._reread()
@@ -230,6 +235,8 @@ class Keeper:
         detail["findings"] = [*self.notes, *self._findings, *self._parking.findings()]
         detail["findings"] += self._losses.findings(self._parking.lot.at)
         detail["findings"] += self._report.epochs.findings() + self._backfilling.findings()
+        if self._blind and not self._condition.waiting:  # else that is what it waits for
+            detail["findings"].append(self._blind)
         detail["notes"] = self._backfilling.notes()
         detail.update(self._session.target.details())
         self._status.update(detail=detail)

@@ -12,12 +12,15 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable
 
+from aiokafka import TopicPartition
+
 from consumers.apply.backfilling import Backfilling
 from consumers.apply.clocks import Clocks
 from consumers.apply.condition import Condition
 from consumers.apply.dead_letters import DeadLetters
 from consumers.apply.epochs import Epochs
 from consumers.apply.feed import Feed
+from consumers.apply.floors import Extent
 from consumers.apply.gates import Gates, rules_of
 from consumers.apply.keeping import Keeper
 from consumers.apply.losses import Losses
@@ -32,6 +35,7 @@ from consumers.targets.base import Target
 from consumers.targets.registry import make_target
 from streamer import config as settings
 from streamer.errors import ConfigError
+from streamer.kafka import offset_ranges
 from streamer.status import State, StatusWriter
 
 STOP_S = 6.0  # for the batch in hand; what is not done by then is rolled back
@@ -84,7 +88,7 @@ class Apply:
         status: StatusWriter,
         metrics: Histogram | None = None,
     ) -> None:
-        kafka = config.kafka
+        self._kafka = kafka = config.kafka
         names = [flow.name for flow in flows]
         sources = {flow.name: flow.source for flow in flows}
         self._status = status
@@ -106,7 +110,14 @@ class Apply:
         rules = rules_of(config, flows)
         self._gates = None
         if rules:
-            self._gates = Gates(rules, target, self._reach, passed=losses.passed, stays=losses.stays)
+            self._gates = Gates(
+                rules,
+                target,
+                self._reach,
+                passed=losses.passed,
+                stays=losses.stays,
+                extent_of=self._extent_of,
+            )
         self._writer = Writer(*common, self._gates)
         self._reader = Reader(*common, self._schemas, self._writer, target_settings.batch, self._gates)
         keep_tombstones_s = kafka.topics.retention_s * TOMBSTONE_MARGIN
@@ -127,6 +138,14 @@ class Apply:
     async def _reach(self, act: Callable[[], Awaitable[None]]) -> bool:
         """For the reader: with the target's session, the membership kept; False when stop came first."""
         return await self._session.patiently(lambda _: act(), self._feed.idle, BLOCKED_S)
+
+    async def _extent_of(self, topic: str) -> Extent:
+        """By high watermarks, which do not hide a commit that has not been marked yet."""
+        numbers = self._feed.consumer.partitions_for_topic(topic) or ()
+        places = [TopicPartition(topic, number) for number in numbers]
+        kafka = self._kafka
+        found = await offset_ranges(kafka.brokers, kafka.security, places)
+        return Extent(self._feed.cluster_id, {place.partition: known for place, known in found.items()})
 
     async def _poll_gates(self, _: Target) -> None:
         gates = self._gates

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.queues import Count, Key, Queue, queues_of
@@ -26,6 +27,16 @@ class Lot:
         for key, queue in queues_of(parked).items():
             if key.place in self.queues:
                 self.queues[key.place][key.key] = queue
+
+    def mark(self, places: Collection[Place], asked: Iterable[Parked]) -> None:
+        """What operators ask for of these places' keys now. `asked`: all entries of marked keys."""
+        marks = {Key(entry.place, entry.key): entry for entry in asked if entry.asked}
+        for place in places:
+            for key, queue in self.queues.get(place, {}).items():
+                entry = marks.get(Key(place, key))
+                action, who = (entry.asked, entry.asked_by) if entry is not None else ("", "")
+                if (queue.head.asked, queue.head.asked_by) != (action, who):
+                    queue.head = replace(queue.head, asked=action, asked_by=who)
 
     def keep_only(self, owned: Collection[tuple[str, int]]) -> None:
         """`owned`: (topic, partition). What is another process's now is forgotten."""

@@ -21,15 +21,17 @@ from streamer.config import Flow
 _MARK = b"@"
 
 
-def floor_for(flow: Flow, changes: Iterable[Change]) -> Version:
-    """The highest floor that these events raise for the flow.
+def takes_floors(flow: Flow) -> bool:
+    """Whether a reset's floor takes anything away: it goes with `delete`, and needs versions."""
+    return flow.write != "append" and flow.delete != "ignore" and flow.version != "none"
 
-    A reset's floor deletes what is gone from the source: it goes with `delete`, and needs versions.
-    """
+
+def floor_for(flow: Flow, changes: Iterable[Change]) -> Version:
+    """The highest floor that these events raise for the flow."""
     if flow.write == "append":
         return BOTTOM
     ops = {"t"} if flow.truncate != "ignore" else set()
-    if flow.delete != "ignore" and flow.version != "none":
+    if takes_floors(flow):
         ops.add("m")
     return floor_of(change for change in changes if change.op in ops)
 

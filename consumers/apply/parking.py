@@ -17,7 +17,7 @@ from consumers.apply.assemble import Prepared
 from consumers.apply.dead_letters import PARKED, DeadLetter, Letters, publish
 from consumers.apply.fold import BOTTOM
 from consumers.apply.lot import Lot
-from consumers.apply.queues import NO_KEY, UNDECODABLE, Key, names_of, payload_of, stage, take_out
+from consumers.apply.queues import NO_KEY, UNDECODABLE, Key, names_of, payload_of, stage, take_out, touched
 from consumers.apply.retrying import QUEUE_CHANGES_LIMIT, Retrying
 from consumers.apply.schemas import SchemaLookup
 from consumers.targets.base import FlowError, Outcome, Refused, RefusedRow, Target
@@ -46,6 +46,7 @@ class Parking:
         by_name = {flow.name: flow for flow in flows}
         self.lot = Lot()
         self.retrying = Retrying(self.lot, target, letters, by_name, schemas, queue_changes=queue_changes)
+        self._target = target
         self._letters = letters
         self._limits = limits
         self._kept_whole = {flow.name for flow in by_name.values() if flow.write != "upsert"}
@@ -81,6 +82,10 @@ class Parking:
         if out:
             aside.published |= out
             self._recent.append((time.monotonic(), 0, len(out)))
+        # A change that takes a queue's place keeps what an operator asks for of the key.
+        aside.restore()
+        if places := touched(prepared.batch, aside, self.lot.queues):
+            self.lot.mark(places, await self._target.parked(places, asked=True))
         stage(prepared.batch, aside, self.lot.queues, self._kept_whole, _now_us())
 
     async def refuse(self, prepared: Prepared, rows: list[Refused]) -> None:

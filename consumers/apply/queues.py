@@ -7,6 +7,7 @@ Of a batch only each key's last state is left, so that at most one change a key 
 
 from __future__ import annotations
 
+from binascii import b2a_base64
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -111,10 +112,12 @@ def payload_of(write: Write, record: SchemaRecord | None, *, created: bool) -> b
     change = write.change
     deleted = change.op == "d"
     op = "c" if created and change.op == "u" else change.op
+    message = change.message
+    content = None if message is None else b2a_base64(message.content, newline=False).decode()
     return json.encode(
         {
             "before": write.row if deleted else None,
-            "after": None if deleted or op == "t" else write.row,
+            "after": None if deleted or op in "tm" else write.row,
             "source": {
                 "name": record.source if record else None,
                 "schema": record.schema if record else None,
@@ -128,6 +131,7 @@ def payload_of(write: Write, record: SchemaRecord | None, *, created: bool) -> b
             "op": op,
             "ts_ms": change.capture_us // 1000,
             "ts_us": change.capture_us,
+            **({} if message is None else {"message": {"prefix": message.prefix, "content": content}}),
         }
     )
 
@@ -174,6 +178,18 @@ def take_out(batch: Batch, key: Key) -> bool | None:
                     if part.pop(key.key, None) is not None:
                         return part is fold.creates
     return None
+
+
+def touched(batch: Batch, aside: Aside, queues: Mapping[Place, Mapping[bytes, Queue]]) -> set[Place]:
+    """Places where the batch has something for a key that waits."""
+    found = {poison.place for poison in aside.poisons if poison.key in queues.get(poison.place, ())}
+    for changes in batch.tables:
+        for fold in changes.folds:
+            place = Place(changes.flow, changes.topic, fold.partition)
+            known = queues.get(place)
+            if known and any(part.keys() & known.keys() for part in _parts(fold)):
+                found.add(place)
+    return found
 
 
 def stage(
@@ -291,6 +307,8 @@ def _join(
             )  # fmt: skip
         elif item.whole:
             replaced, entries, poisons = True, [], 0
+            if head.asked == "discard":  # what was meant is gone; the key's next change is applied as usual
+                head = replace(head, asked="retry")
         sequence += 1
         poisons += not item.decodes
         entry = replace(

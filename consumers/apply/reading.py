@@ -12,7 +12,6 @@ import time
 from aiokafka import TopicPartition
 
 from consumers.apply.assemble import Assembler, Judge, Prepared
-from consumers.apply.binding import belongs_elsewhere
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed, Fetched
@@ -24,6 +23,7 @@ from consumers.apply.session import Session
 from consumers.apply.writing import Writer
 from consumers.targets.base import FlowError, Parked, Target
 from streamer import config as settings
+from streamer.binding import belongs_elsewhere
 from streamer.errors import KafkaUnavailable
 
 KAFKA = "kafka"  # what is waited for
@@ -109,8 +109,9 @@ class Reader:
         if not fetched.records and self._began_s - self._handed_s < IDLE_MOVE_S:
             return  # transaction markers alone: with the next records, or soon
         prepared = await self._assemble(fetched)
-        for flow, topic in prepared.held:
-            feed.release({flow}, topic)
+        for place in prepared.held:
+            all_of_it = self._judge is None or self._judge.holds(place.flow, place.topic)
+            feed.release({place.flow}, place.topic, None if all_of_it else place.partition)
         if not prepared.batch.moves:
             return
         if self._judge is not None:
@@ -155,6 +156,7 @@ class Reader:
         for move in prepared.batch.moves:
             partition = TopicPartition(move.place.topic, move.place.partition)
             standings[partition].move(move)
+        self._report.read(prepared)
         return prepared
 
     async def _hand_over(self, prepared: Prepared) -> None:
@@ -223,7 +225,8 @@ class Reader:
             self._condition.stop_flow(flow, error)
         for (flow_name, partition), report in self._report.partitions.items():  # placed before, and waits
             place = Place(flow_name, *partition)
-            waits = flow_name in self._condition.stopped or self._holds(place)
+            waits = flow_name in self._condition.stopped
+            waits = waits or (self._judge is not None and self._judge.waits(place))
             if partition in feed.consumer.assignment() and waits:
                 held.setdefault(place, report.applied_offset)
         self._report.placed(feed.standings, feed.placed_ends, held)

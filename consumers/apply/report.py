@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 from aiokafka import TopicPartition
 
+from consumers.apply.ages import Ages
 from consumers.apply.assemble import Prepared, Sample
 from consumers.apply.checkpoint import Place
 from consumers.apply.clocks import Offset
 from consumers.apply.epochs import Epochs
 from consumers.apply.feed import Standing
-from consumers.apply.gates import detail_of, reason_of
+from consumers.apply.gate_texts import detail_of, reason_of
 from consumers.apply.latency import Latency
 from consumers.apply.queues import Count
 from consumers.targets.base import Gate, Outcome
@@ -50,7 +51,7 @@ class FlowReport:
 class PartitionReport:
     applied_offset: int = 0
     end: int | None = None
-    last_commit_us: int | None = None  # of the last event applied, by the source's clock
+    ages: Ages = field(default_factory=Ages)  # of what is not applied yet, by the source's clock
 
 
 class Report:
@@ -100,9 +101,15 @@ class Report:
             partition = TopicPartition(move.place.topic, move.place.partition)
             place = self.partitions.setdefault((move.place.flow, partition), PartitionReport())
             place.applied_offset = move.next_offset
-            times = prepared.times.get(move.place.flow)
-            if move.last is not None and times:
-                place.last_commit_us = times[-1][0]
+
+    def read(self, prepared: Prepared) -> None:
+        """A batch is on its way to the writer: what is read again tells nothing else than before."""
+        for place, marks in prepared.marks.items():
+            report = self.partitions.get((place.flow, TopicPartition(place.topic, place.partition)))
+            if report is None:
+                continue
+            for mark in marks:
+                report.ages.note(*mark)
 
     def _corrected(self, flow: str, samples: list[Sample]) -> list[Sample]:
         """Their times by this process's clock."""
@@ -147,8 +154,12 @@ class Report:
                 self.partitions[place] = PartitionReport(offset, ends.get(place[1]))
 
     def ended(self, ends: dict[TopicPartition, int]) -> None:
-        for (_, partition), report in self.partitions.items():
-            report.end = ends.get(partition, report.end)
+        now_us = time.time_ns() // 1000
+        for (flow, partition), report in self.partitions.items():
+            end = ends.get(partition, report.end)
+            if end is not None and report.end is not None and end > report.end:
+                report.ages.note(report.end, self._source_now_us(flow, now_us))
+            report.end = end
 
     def parked(self, counts: Mapping[str, Count]) -> None:
         for name, flow in self.flows.items():
@@ -168,6 +179,10 @@ class Report:
                 flow.state = State.HELD if gates else State.STREAMING
                 flow.reason = reason_of(gates) if gates else ""
 
+    def _source_now_us(self, flow: str, now_us: int) -> int:
+        offset = self._offset_of(flow)
+        return now_us + (offset.source_us if offset else 0)
+
     def detail(self) -> dict[str, Any]:
         now_s, now_us = time.monotonic(), time.time_ns() // 1000
         return {"flows": {name: self._flow(name, flow, now_s, now_us) for name, flow in self.flows.items()}}
@@ -176,16 +191,17 @@ class Report:
         while flow.recent and now_s - flow.recent[0][0] > RATE_WINDOW_S:
             flow.recent.popleft()
         offset = self._offset_of(name)
-        source_now_us = now_us + (offset.source_us if offset else 0)
+        source_now_us = self._source_now_us(name, now_us)
+        held_us = {gate["topic"]: gate["since_us"] for gate in flow.held}
         partitions = []
         for (owner, partition), report in sorted(self.partitions.items()):
             if owner != name:
                 continue
             end = report.applied_offset if report.end is None else max(report.end, report.applied_offset)
             lag = end - report.applied_offset
-            since_us = report.last_commit_us
             lag_s: float | None = 0.0
-            if lag:  # what waits is older than nothing known: no figure, rather than a good one
+            if lag:  # of what waits nothing is known: no figure, rather than a good one
+                since_us = report.ages.oldest_us(report.applied_offset) or held_us.get(partition.topic)
                 lag_s = None if since_us is None else round(max(0, source_now_us - since_us) / 1e6, 3)
             partitions.append(
                 {

@@ -50,7 +50,7 @@ class Resets:
     async def last_copy(self, source: str) -> Copy | None:
         """None: nothing is known of the source. Raises KafkaUnavailable, ConfigError, FatalError."""
         async with admin(self._brokers, self._security) as client:
-            if self._topic not in await describe(client):
+            if self._topic not in await describe(client, [self._topic]):
                 return None
         number = await find_number(self._brokers, self._security, source, self._topic)
         place = TopicPartition(self._topic, number)
@@ -69,14 +69,15 @@ class Resets:
         if copy.epoch < applied:
             return Start(
                 fix=f"the epoch of {source} is {copy.epoch}, the target has rows of epoch {applied}:"
-                f" `tailrace reset {source} --above {applied}`, then start apply"
+                f" `tailrace reset {source} --above {applied}` while its capture is stopped, then start"
+                " apply"
             )
         if copy.epoch == applied or not (applied or copy.floors):
             return Start()
         if not copy.floors:
             return Start(
                 fix=f"{source} has begun as if for the first time, so rows that were deleted in it meanwhile"
-                f" would stay: `tailrace reset {source}`, then start apply"
+                f" would stay: `tailrace reset {source}` while its capture is stopped, then start apply"
             )
         place = TopicPartition(checkpoint.place.topic, checkpoint.place.partition)
         log_start, end = (await offset_ranges(self._brokers, self._security, [place]))[place]
@@ -88,7 +89,7 @@ class Resets:
             return Start(log_start)
         return Start(
             fix=f"the last copy of {source} is epoch {copy.epoch}, and Kafka may have removed a part of it,"
-            f" too: `tailrace reset {source}` once more, then start apply"
+            f" too: `tailrace reset {source}` once more while its capture is stopped, then start apply"
         )
 
     async def _is_older(self, place: TopicPartition, start: int, end: int, epoch: int) -> bool:

@@ -71,7 +71,8 @@ class Schemas:
                 f"schema record {schema_id} is not in {self._partition.topic}, which is read to its end",
                 where=where,
                 fix="the topic was made again or cleaned: publish the source again with"
-                " `tailrace reset SOURCE`; the topic must keep cleanup.policy=compact",
+                " `tailrace reset SOURCE` while its capture is stopped; the topic must keep"
+                " cleanup.policy=compact",
             )
         return self._known[schema_id]
 

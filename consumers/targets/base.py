@@ -175,7 +175,8 @@ class TableLost(TargetUnavailable):
             " again now, it would hold the later ones only",
             where=where,
             fix="restore it (or give it back its name), and the flow goes on by itself; or"
-            f" `tailrace reset {flow.source}`, which makes it again and copies everything",
+            f" `tailrace reset {flow.source}` while its capture is stopped, which makes it again and copies"
+            " everything",
         )
         self.flow = flow.name
         self.topic = topic
@@ -257,6 +258,10 @@ class Target(Protocol):
 
     async def count_rows(self, flow: str, schema: str, table: str) -> int:
         """Rows of the table, estimated where counting is slow; 0 when it is not there."""
+
+    async def count_below(self, changes: TableChanges, limit: int) -> int:
+        """Rows of the flow that `changes.floor` would take: those at or below it, without those that a soft
+        delete has marked already; counted up to `limit` at least. May make the table. Raises FlowError."""
 
     async def findings(self) -> list[str]:
         """What an operator should know: rows that wait for a re-read, by flow and table."""

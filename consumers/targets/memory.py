@@ -177,8 +177,8 @@ class MemoryTarget:
     async def parked(self, places: Iterable[Place] | None = None, *, asked: bool = False) -> list[Parked]:
         wanted = None if places is None else set(places)
         queues = sorted(self._here().parked.items())
-        entries = [e for (place, _), queue in queues if wanted is None or place in wanted for e in queue]
-        return [entry for entry in entries if entry.asked or not asked]
+        chosen = [queue for (place, _), queue in queues if wanted is None or place in wanted]
+        return [entry for queue in chosen if not asked or any(e.asked for e in queue) for entry in queue]
 
     async def ask(self, keys: Iterable[tuple[Place, bytes]], action: str, who: str) -> int:
         parked = self._here().parked
@@ -214,6 +214,11 @@ class MemoryTarget:
     async def count_rows(self, flow: str, schema: str, table: str) -> int:
         found = self._here().tables.get((schema, table))
         return len(found) if found is not None else 0
+
+    async def count_below(self, changes: TableChanges, limit: int) -> int:
+        found = self._here().tables.get((changes.schema, changes.table))
+        soft = soft_column(self._flows[changes.flow])
+        return 0 if found is None else found.count_below(changes.floor, soft)
 
     async def findings(self) -> list[str]:
         counted: dict[tuple[str, str, str], int] = {}

@@ -112,6 +112,11 @@ class MemoryTable:
                 del self.twins[at]
                 return
 
+    def count_below(self, floor: Version, soft: str | None) -> int:
+        """How many rows `drop_to` would take."""
+        stored = [*self.rows.values(), *self.twins]
+        return sum(row.version <= floor and (soft is None or row.values.get(soft) is None) for row in stored)
+
     def drop_to(self, floor: Version | None, soft: str | None, gone_us: int) -> None:
         """Rows at or below the floor go, None: all of them; under `soft` they are marked with the time."""
 

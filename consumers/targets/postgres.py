@@ -22,6 +22,7 @@ from psycopg.pq import TransactionStatus
 
 from consumers.apply.checkpoint import Checkpoint, Place, Rewind
 from consumers.targets import postgres_constraints as constraints
+from consumers.targets import postgres_floors as floors
 from consumers.targets import postgres_known as known
 from consumers.targets import postgres_parked as parked
 from consumers.targets import postgres_replays as replays
@@ -34,6 +35,7 @@ from consumers.targets.base import (
     Outcome,
     Parked,
     RowsRefused,
+    TableChanges,
     TableLost,
     Unwhole,
     Versions,
@@ -51,6 +53,7 @@ from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow, VectorTarget, describe_postgres
 from streamer.config import PostgresTarget as Settings
 from streamer.errors import BadRecordError, ConfigError, TargetUnavailable
+from streamer.postgres import rights
 
 CONNECT_TIMEOUT_S = 10
 SILENCE_MS = 30_000  # a target that acknowledges nothing for so long is gone
@@ -280,6 +283,13 @@ class PostgresTarget:
         async with self._statement() as connection:
             return await parked.count_rows(connection, schema, table)
 
+    async def count_below(self, changes: TableChanges, limit: int) -> int:
+        batch = Batch([changes], [], {changes.record.id: changes.record}, "")
+        async with self._statement() as connection:
+            plans = await self._prepare(connection, batch)
+            plan = plans[changes.schema, changes.table, changes.record.id]
+            return await floors.count_below(connection, changes, plan, limit)
+
     # Batches
 
     async def prepare(self, batch: Batch) -> None:
@@ -385,14 +395,19 @@ class PostgresTarget:
                 except (ConfigError, TableLost) as error:
                     raise FlowError(changes.flow, error) from error
                 except psycopg.errors.InsufficientPrivilege as error:
-                    raise TargetUnavailable(
-                        f"the role may not prepare {'.'.join(place)}: {error.diag.message_primary}",
-                        where=self.place,
-                        fix="grant it (`tailrace doctor` prints the SQL); it goes on by itself",
-                    ) from error
+                    raise await self._may_not(connection, place, error) from error
                 if len(changes.schema_ids) == 1 and len(plans) > 1:
                     self._forget_stale(changes.schema, changes.table, schema_id)
         return plans
+
+    async def _may_not(
+        self, connection: state.Connection, place: tuple[str, str], error: psycopg.Error
+    ) -> TargetUnavailable:
+        lacks = await rights.writing(connection, *place)
+        cure = rights.as_owner(statement for lack in lacks for statement in lack.statements)
+        cure = cure if lacks else "grant it (`tailrace doctor` prints the SQL)"
+        what = f"the role may not prepare {'.'.join(place)}: {error.diag.message_primary}"
+        return TargetUnavailable(what, where=self.place, fix=f"{cure} It goes on by itself")
 
     async def _plan(
         self,

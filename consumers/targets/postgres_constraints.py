@@ -46,8 +46,7 @@ async def ensure(connection: state.Connection, table: TargetTable) -> None:
         return
     there = await (await connection.execute(_THERE, prepare=False)).fetchone()
     if there and not there[0]:
-        async with connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock($1)", (state.LOCK,))
+        async with state.making(connection):
             await state.create(connection, [_REFUSE])
 
 

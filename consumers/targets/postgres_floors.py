@@ -84,6 +84,13 @@ async def raise_floor(
     await connection.execute(state.FORGET_REREADS, place, prepare=True)
 
 
+async def count_below(connection: state.Connection, changes: TableChanges, plan: Plan, limit: int) -> int:
+    """Rows that the changes' floor would take. Reads the table, as the floor itself does."""
+    found = await connection.execute(plan.count_below_sql, (*changes.floor, limit))
+    row = await found.fetchone()
+    return int(str(row[0])) if row else 0
+
+
 async def check_floors(
     connection: state.Connection,
     work: Work,

@@ -59,9 +59,12 @@ p.asked, p.asked_by FROM _tailrace.parked p """
 _OF_PLACES = """(p.flow, p.topic, p.partition) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::int[]))"""
 _ORDER = " ORDER BY p.flow, p.topic, p.partition, p.key, p.sequence"
 _ALL = f"SELECT {_COLUMNS}{_ORDER}"
-_ALL_ASKED = f"SELECT {_COLUMNS}WHERE p.asked <> ''{_ORDER}"
+# All that waits of a key: what has joined since it was marked has no mark.
+_MARKED = """EXISTS (SELECT FROM _tailrace.parked a WHERE a.asked <> '' AND (a.flow, a.topic, a.partition,
+a.key_hash) = (p.flow, p.topic, p.partition, p.key_hash))"""
+_ALL_ASKED = f"SELECT {_COLUMNS}WHERE {_MARKED}{_ORDER}"
 _OWN = f"SELECT {_COLUMNS}WHERE {_OF_PLACES}{_ORDER}"
-_OWN_ASKED = f"SELECT {_COLUMNS}WHERE p.asked <> '' AND {_OF_PLACES}{_ORDER}"
+_OWN_ASKED = f"SELECT {_COLUMNS}WHERE {_MARKED} AND {_OF_PLACES}{_ORDER}"
 
 _ASK = """WITH u AS (UPDATE _tailrace.parked p SET asked = $5, asked_by = $6
 FROM unnest($1::text[], $2::text[], $3::int[], $4::uuid[]) s (flow, topic, partition, key_hash)
@@ -95,8 +98,7 @@ async def ensure(connection: state.Connection) -> None:
     ).fetchone()
     if there and there[0]:
         return
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", (state.LOCK,))
+    async with state.making(connection):
         await state.create(connection, DDL)
 
 

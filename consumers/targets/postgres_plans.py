@@ -65,6 +65,7 @@ class Plan:
         tells = self.key and flow.write != "append" and flow.version != "none"
         self.versions_sql = shape.versions() if tells else ""
         self.below_sql = shape.below() if flow.write != "append" else ()
+        self.count_below_sql = shape.count_below()
         self.remove_sql = shape.remove()
         moves = shape.write == "upsert" and bool(shape.moving) and bool(self.key)
         self.vacate_sql = shape.vacate() if moves and shape.vacated else None

@@ -34,8 +34,7 @@ async def ensure(connection: state.Connection) -> None:
     there = await (await connection.execute(_THERE, prepare=False)).fetchone()
     if there and there[0]:
         return
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", (state.LOCK,))
+    async with state.making(connection):
         await state.create(connection, _DDL)
 
 

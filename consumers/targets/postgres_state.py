@@ -13,7 +13,8 @@ as a hash in tombstones, where they are many, and readable in needs_reread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from uuid import UUID, uuid4
 
@@ -22,6 +23,7 @@ from psycopg import AsyncConnection, errors
 from consumers.apply.checkpoint import Checkpoint, LastRecord, Place
 from consumers.targets.postgres_arrays import plain, quoted
 from streamer.errors import ConfigError, FatalError
+from streamer.postgres import rights
 
 FORMAT = 1
 LOCK = 0x7461696C72616365  # 'tailrace': the advisory lock around every DDL of ours
@@ -145,8 +147,7 @@ def key_hash(key: bytes) -> str:
 
 async def ensure(connection: Connection, group: str) -> UUID:
     """Make what is missing, and this target's id. Raises FatalError when the target is another's."""
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", (LOCK,))
+    async with making(connection):
         present = await _one(connection, "SELECT to_regclass('_tailrace.identity') IS NOT NULL")
         row = None
         if present[0]:
@@ -171,20 +172,32 @@ async def ensure(connection: Connection, group: str) -> UUID:
     return row[1]
 
 
+@asynccontextmanager
+async def making(connection: Connection) -> AsyncIterator[None]:
+    """A transaction that one process at a time is in, for DDL of the schema _tailrace.
+
+    Raises ConfigError with the SQL that gives the role what it lacks; `doctor` prints the same.
+    """
+    try:
+        async with connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock($1)", (LOCK,))
+            yield
+    except errors.InsufficientPrivilege as error:
+        lack = await rights.own_schema(connection)
+        what = f"the role may not make the schema {rights.OWN_SCHEMA} in the target"
+        fix = "`tailrace doctor` tries what it needs"
+        if lack is not None:
+            what, fix = lack.what, rights.as_owner(lack.statements)
+        raise ConfigError(f"{what}: {error.diag.message_primary}", fix=fix) from error
+
+
 async def create(connection: Connection, statements: Sequence[str]) -> None:
-    """Run DDL of the schema _tailrace. Raises ConfigError when the role may not."""
+    """Run DDL of the schema _tailrace, inside `making`."""
     # IF NOT EXISTS asks for the right to make it even where it is there, made by an administrator.
     there = await _one(connection, "SELECT to_regnamespace('_tailrace') IS NOT NULL")
-    try:
-        for statement in statements:
-            if not (there[0] and statement.startswith("CREATE SCHEMA")):
-                await connection.execute(statement, prepare=False)
-    except errors.InsufficientPrivilege as error:
-        user, database = connection.info.user, connection.info.dbname
-        raise ConfigError(
-            f"the role {user} may not make the schema _tailrace in the target: {error.diag.message_primary}",
-            fix=f'GRANT CREATE ON DATABASE "{database}" TO "{user}";',
-        ) from error
+    for statement in statements:
+        if not (there[0] and statement.startswith("CREATE SCHEMA")):
+            await connection.execute(statement, prepare=False)
 
 
 async def _one(connection: Connection, query: str) -> tuple[object, ...]:

@@ -19,6 +19,7 @@ from streamer.changes.kinds import Decoder
 
 VERSION = ("_tailrace_epoch", "_tailrace_lsn", "_tailrace_ordinal")
 SENT = "(s.e, s.l, s.o)"
+FLOOR = "($1::int, $2::bigint, $3::bigint)"
 STAND_IN = "tailrace-"  # in place of a text that another row is to have
 STAND_IN_LENGTH = len(STAND_IN) + 36
 REFUSE = "_tailrace.refuse_delete"  # a function that raises foreign_key_violation with the words given
@@ -308,19 +309,11 @@ class Shape:
     def below(self) -> tuple[str, ...]:
         """Rows at or below the floor $1, $2, $3, which was raised at the microsecond $4. Each statement
         has all four."""
-        floor = "($1::int, $2::bigint, $3::bigint)"
         unused = "$4::bigint IS NOT NULL"
-        where = [unused]
+        where = [unused, *self._not_above()]
         after = []
-        if self.version == "columns":
-            where.append(f"{STORED} <= {floor}")
-        elif self.number is not None:
-            key = side.hashes([f"t.{quote(c.name)}" for c in self.key])
-            where.append(f"NOT {side.is_newer(self.number, key, floor)}")
-            after.append(f"{side.forget_to(self.number, floor)} AND {unused}")
-        else:
-            where.append(f"{floor} IS NOT NULL")
-        where += self._fixed()
+        if self.number is not None:
+            after.append(f"{side.forget_to(self.number, FLOOR)} AND {unused}")
         if self.soft is None:
             condition = " AND ".join(where)
             condition += self._refusing(condition)
@@ -330,6 +323,25 @@ class Shape:
             sets += [f"{name} = ${n}" for n, name in enumerate(VERSION, 1)]
         where.append(f"t.{quote(self.soft)} IS NULL")
         return f"UPDATE {self.relation} AS t SET {', '.join(sets)} WHERE {' AND '.join(where)}", *after
+
+    def _not_above(self) -> list[str]:
+        """Rows `t` at or below the floor $1, $2, $3; where no version is kept, all of them."""
+        if self.version == "columns":
+            where = f"{STORED} <= {FLOOR}"
+        elif self.number is not None:
+            key = side.hashes([f"t.{quote(c.name)}" for c in self.key])
+            where = f"NOT {side.is_newer(self.number, key, FLOOR)}"
+        else:
+            where = f"{FLOOR} IS NOT NULL"
+        return [where, *self._fixed()]
+
+    def count_below(self, *conditions: str) -> str:
+        """How many rows the floor $1, $2, $3 would take, counted up to $4."""
+        where = [*self._not_above(), *conditions]
+        if self.soft is not None:
+            where.append(f"t.{quote(self.soft)} IS NULL")
+        some = f"SELECT FROM {self.relation} AS t WHERE {' AND '.join(where)} LIMIT $4::bigint"
+        return f"SELECT count(*) FROM ({some}) s"
 
     # Patches
 

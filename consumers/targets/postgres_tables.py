@@ -289,7 +289,8 @@ def _find_key(table: TargetTable, mapping: Columns, where: str) -> tuple[str, ..
         f"it has no unique index on the key ({', '.join(mapping.key_columns)}){hint}",
         where=where,
         fix=f"CREATE UNIQUE INDEX ON {table.relation} ({listed(mapping.key_columns)});"
-        f" when the source's key has changed: `tailrace reset {mapping.record.source}` and drop the table",
+        f" when the source's key has changed: drop the table, and `tailrace reset {mapping.record.source}`"
+        " while its capture is stopped",
     )
 
 

@@ -31,8 +31,7 @@ _FORGET = "DELETE FROM _tailrace.versions WHERE table_id = $1"
 
 async def ensure(connection: state.Connection, schema: str, table: str, *, made: bool) -> int:
     """The table's number. What an earlier table of that name had is forgotten when it is `made` now."""
-    async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", (state.LOCK,))
+    async with state.making(connection):
         there = await (await connection.execute(_THERE, prepare=False)).fetchone()
         if not there or not there[0]:
             await state.create(connection, _DDL)

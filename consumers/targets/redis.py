@@ -363,6 +363,12 @@ class RedisTarget:
     async def count_rows(self, flow: str, schema: str, table: str) -> int:
         return await self._rows.count(Names(flow, schema, table))
 
+    async def count_below(self, changes: TableChanges, limit: int) -> int:
+        names = Names(changes.flow, changes.schema, changes.table)
+        flow = self._flows[changes.flow]
+        floor, mark = packed(changes.floor), soft_mark(flow, changes.floor_us)
+        return await self._rows.count_below(names, self._layout(flow, names), floor, mark, limit)
+
     # Batches
 
     async def prepare(self, batch: Batch) -> None:

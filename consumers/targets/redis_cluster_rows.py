@@ -22,7 +22,7 @@ from consumers.targets.base import Batch, Outcome, Refused, RowsRefused, TableCh
 from consumers.targets.redis_cluster import Call, ClusterSession
 from consumers.targets.redis_layout import CLUSTER, Arg, Names
 from consumers.targets.redis_marks import STATE_KEYS, Marks
-from consumers.targets.redis_one import COUNT, FORGET, PURGE, STEP_ROWS, TRUNCATE
+from consumers.targets.redis_one import BELOW, COUNT, FORGET, PURGE, STEP_ROWS, TRUNCATE
 from consumers.targets.redis_ops import REFUSED_LIMIT, Plans
 from consumers.targets.redis_parked import state_args
 from consumers.targets.redis_scripts import Script
@@ -93,6 +93,28 @@ class ClusterRows:
                 {t: (TRUNCATE, (*layout, t.rows, t.gone, t.rereads, floor), mark) for t in some},
             )
             await self._steps({t: (FORGET, (t.rereads, floor), ()) for t in some})
+
+    async def count_below(
+        self, names: Names, layout: tuple[str, str], floor: bytes, mark: Sequence[Arg], limit: int
+    ) -> int:
+        """Rows that `clear` would take; slots that have none are passed over by their counts."""
+        tables = [names_in(names, slot) for slot in range(SLOTS)]
+        calls = [Call(COUNT, (t.rows, t.gone), (t.rows, t.gone)) for t in tables]
+        counts = await self._session.scripts(calls)
+        full = [table for table, rows in zip(tables, counts, strict=True) if int(rows)]
+        found = 0
+        for start in range(0, len(full), TABLES_AT_ONCE):
+            cursors: dict[Names, Arg] = dict.fromkeys(full[start : start + TABLES_AT_ONCE], 0)
+            while cursors and found < limit:
+                steps = await self._session.scripts(
+                    [
+                        Call(BELOW, table_keys(t), (*layout, t.rows, t.gone, floor, at, STEP_ROWS, *mark))
+                        for t, at in cursors.items()
+                    ]
+                )
+                found += sum(int(count) for _, count in steps)
+                cursors = {t: at for t, (at, _) in zip(cursors, steps, strict=True) if int(at) != 0}
+        return found
 
     async def _steps(self, walks: dict[Names, tuple[Script, tuple[Arg, ...], Sequence[Arg]]]) -> None:
         """Each in as many steps as its cursor takes."""

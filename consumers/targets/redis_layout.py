@@ -231,6 +231,11 @@ class Plan:
             return None
         return self._key_parts[0][0] if self._template.literals[1] == "" else None
 
+    @property
+    def templates(self) -> tuple[KeyTemplate, KeyTemplate | None]:
+        """Of the row's key, and of its member."""
+        return self._template, self._member
+
     # Of a row
 
     def named(self, row: Mapping[str, Any], event_key: bytes) -> Named:

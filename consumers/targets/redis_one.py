@@ -17,7 +17,7 @@ from consumers.targets.redis_write import Request, outcome_of, request_of
 STEP_ROWS = 300  # of a truncate or a purge: the server does nothing else for some 2 ms
 
 APPLY, TRUNCATE, FORGET = Script(batch_script.APPLY), Script(scripts.TRUNCATE), Script(scripts.FORGET_REREADS)
-PURGE, COUNT = Script(scripts.PURGE), Script(scripts.COUNT)
+PURGE, COUNT, BELOW = Script(scripts.PURGE), Script(scripts.COUNT), Script(scripts.COUNT_BELOW)
 
 
 class OneServer:
@@ -49,6 +49,19 @@ class OneServer:
             cursor = await session.script(FORGET, (names.rereads, floor, cursor, STEP_ROWS))
             if int(cursor) == 0:
                 break
+
+    async def count_below(
+        self, names: Names, layout: tuple[str, str], floor: bytes, mark: Sequence[Arg], limit: int
+    ) -> int:
+        """Rows that `clear` would take, in steps, up to some `limit`."""
+        found = 0
+        cursor: bytes | int = 0
+        while True:
+            args = *layout, names.rows, names.gone, floor, cursor, STEP_ROWS, *mark
+            cursor, step = await self._session.script(BELOW, args)
+            found += int(step)
+            if int(cursor) == 0 or found >= limit:
+                return found
 
     async def count(self, names: Names) -> int:
         return int(await self._session.script(COUNT, (names.rows, names.gone)))

@@ -63,6 +63,32 @@ return found[1]
 """
 )
 
+# ARGV: layout, prefix, rows, gone, floor, cursor, count, and the column and its time as above. One step: the
+# next cursor, and how many rows a truncate would take, without those that have expired or are marked.
+COUNT_BELOW = (
+    COMMON
+    + JSON
+    + """
+local as, prefix, rows, gone, floor = unpack(ARGV, 1, 5)
+local function marked(key)
+  if #ARGV < 9 then return false end
+  if as == 'hash' then return call('HGET', key, ARGV[8]) ~= false end
+  local text = call('GET', key)
+  return text and merged(text, {ARGV[8], ARGV[9]}, true) == text
+end
+local found = call('HSCAN', rows, ARGV[6], 'COUNT', ARGV[7])
+local records, count, now = found[2], 0, now_us()
+for i = 1, #records, 2 do
+  local field, record = records[i], records[i + 1]
+  if #record == 20 and not older(floor, record) then
+    local at = call('ZSCORE', gone, field)
+    if not (at and tonumber(at) <= now) and not marked(place_of(as, prefix, field)) then count = count + 1 end
+  end
+end
+return {found[1], count}
+"""
+)
+
 # ARGV: rereads, floor, cursor, count. What was noted of rows that were never there.
 FORGET_REREADS = (
     COMMON

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from consumers.apply.checkpoint import Checkpoint, Place, Rewind
-from consumers.targets.base import Batch, Gate, Look, Outcome, Parked, Unwhole, Versions
+from consumers.targets.base import Batch, Gate, Look, Outcome, Parked, TableChanges, Unwhole, Versions
 from consumers.targets.sql_dialect import dialect_of
 from consumers.targets.sql_session import SqlSession
 from streamer.config import Flow, sqlite_path
@@ -145,6 +145,9 @@ class SqlTarget:
 
     async def count_rows(self, flow: str, schema: str, table: str) -> int:
         return await self._run(lambda session: session.count_rows(table))
+
+    async def count_below(self, changes: TableChanges, limit: int) -> int:
+        return await self._run(lambda session: session.count_below(changes))
 
     # Batches
 

@@ -78,6 +78,15 @@ def check(connection: Connection, changes: TableChanges, plan: Plan, floors: Map
         raise FlowError(changes.flow, error)
 
 
+def count_below(connection: Connection, changes: TableChanges, plan: Plan) -> int:
+    """Rows that the changes' floor would take."""
+    if plan.flow.version == "side":
+        return side.count_below(connection, plan, changes.floor)
+    statement, fixed = plan.count_below_sql()
+    guard = changes.floor if plan.guards_in_row else ()
+    return int(connection.exec_driver_sql(statement, (*fixed, *guard)).scalar_one())
+
+
 def raise_floor(
     connection: Connection, dialect: Dialect, changes: TableChanges, plan: Plan, floors: Mapping[str, Version]
 ) -> None:

@@ -27,6 +27,7 @@ from sqlalchemy import (
     func,
     insert,
     select,
+    tuple_,
     update,
 )
 
@@ -85,6 +86,7 @@ deleted = Table(
 )
 
 _PLACE = ("flow", "topic", "partition")
+_KEY_COLUMNS = tuple(parked.c[name] for name in (*_PLACE, "key_hash"))
 _AT_KEY = (
     *(parked.c[name] == bindparam(f"b_{name}") for name in _PLACE),
     parked.c.key_hash == bindparam("b_key_hash"),
@@ -146,8 +148,9 @@ def _row(entry: Parked) -> dict[str, Any]:
 
 def read(connection: Connection, places: Iterable[Place] | None, *, asked: bool) -> list[Parked]:
     query = select(parked).order_by(*(parked.c[name] for name in (*_PLACE, "key", "sequence")))
-    if asked:
-        query = query.where(parked.c.asked != "")
+    if asked:  # all that waits of a key: what has joined since it was marked has no mark
+        marked = select(*_KEY_COLUMNS).where(parked.c.asked != "")
+        query = query.where(tuple_(*_KEY_COLUMNS).in_(marked))
     wanted = None if places is None else set(places)
     if wanted is not None:
         query = query.where(parked.c.flow.in_(sorted({place.flow for place in wanted})))

@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection, func, select, table
 
 from consumers.apply.checkpoint import Checkpoint, Place, Rewind
+from consumers.targets import sql_floors as floors
 from consumers.targets import sql_known as known
 from consumers.targets import sql_parked as parked
 from consumers.targets import sql_state as state
@@ -25,6 +26,7 @@ from consumers.targets.base import (
     Outcome,
     Parked,
     RowsRefused,
+    TableChanges,
     TableLost,
     Unwhole,
     Versions,
@@ -201,6 +203,12 @@ class SqlSession:
             if not self._dialect.columns(connection, name):
                 return 0
             return int(connection.execute(select(func.count()).select_from(table(name))).scalar_one())
+
+    def count_below(self, changes: TableChanges) -> int:
+        plans = self._prepare(Batch([changes], [], {changes.record.id: changes.record}, ""))
+        plan = plans[changes.flow, changes.topic, changes.record.id]
+        with self._writing() as connection:  # of a temporary table
+            return floors.count_below(connection, changes, plan)
 
     # Batches
 

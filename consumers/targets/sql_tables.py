@@ -318,7 +318,7 @@ def _find_key(
             f"it has no unique index on the key ({columns})",
             where=where,
             fix=f"CREATE UNIQUE INDEX {name}_key ON {name} ({columns}); when the source's key has changed:"
-            f" `tailrace reset {mapping.record.source}` and drop the table",
+            f" drop the table, and `tailrace reset {mapping.record.source}` while its capture is stopped",
         )
     shortest = min(fitting, key=len)
     return (*mapping.key_columns, *(constants[name] for name in sorted(shortest - key)))

@@ -7,6 +7,7 @@ The key stands there as in Kafka, so that a floor can tell which rows of the tab
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from orjson import loads
 from sqlalchemy import Connection, bindparam, delete, select, tuple_
@@ -68,15 +69,8 @@ def deleted(connection: Connection, plan: Plan, items: Keyed) -> None:
 def drop_to(connection: Connection, plan: Plan, floor: Version, at_us: int) -> None:
     """Rows go that have no version above the floor, also those that were there before the flow."""
     mine = _TABLE.c.table_name == plan.name.lower()
-    spared = connection.execute(select(_TABLE.c.key).where(mine, tuple_(*floor) < _STORED)).scalars()
-    _keep(connection, plan, spared)
     quote = plan.dialect.core.identifier_preparer.quote
-    keys = [sent for sent in plan.key if sent.source is not None]
-    fixed = [sent for sent in plan.key if sent.source is None]
-    same = " AND ".join(f"s.{quote(s.name)} = {quote(plan.name)}.{quote(s.name)}" for s in keys)
-    where = f"NOT EXISTS (SELECT 1 FROM {_SPARED} AS s WHERE {same})"
-    where += "".join(f" AND {quote(s.name)} = ?" for s in fixed)
-    values = tuple(s.encode([None])[0] for s in fixed)
+    where, values = _not_spared(connection, plan, floor)
     soft = plan.fitted.mapping.soft_delete
     if soft is None:
         connection.exec_driver_sql(f"DELETE FROM {quote(plan.name)} WHERE {where}", values)
@@ -85,6 +79,33 @@ def drop_to(connection: Connection, plan: Plan, floor: Version, at_us: int) -> N
         connection.exec_driver_sql(marks, (time_text(at_us), *values))
     connection.exec_driver_sql(f"DROP TABLE temp.{_SPARED}")
     connection.execute(delete(_TABLE).where(mine, tuple_(*floor) >= _STORED))
+
+
+def count_below(connection: Connection, plan: Plan, floor: Version) -> int:
+    """How many rows that is."""
+    quote = plan.dialect.core.identifier_preparer.quote
+    where, values = _not_spared(connection, plan, floor)
+    soft = plan.fitted.mapping.soft_delete
+    live = "" if soft is None else f"{quote(soft)} IS NULL AND "
+    count = f"SELECT count(*) FROM {quote(plan.name)} WHERE {live}{where}"
+    found = connection.exec_driver_sql(count, values).scalar_one()
+    connection.exec_driver_sql(f"DROP TABLE temp.{_SPARED}")
+    return int(found)
+
+
+def _not_spared(connection: Connection, plan: Plan, floor: Version) -> tuple[str, tuple[Any, ...]]:
+    """A condition on rows that have no version above the floor, and its values. It needs the temporary table
+    of the others' keys, which this makes."""
+    above = tuple_(*floor) < _STORED
+    mine = _TABLE.c.table_name == plan.name.lower()
+    _keep(connection, plan, connection.execute(select(_TABLE.c.key).where(mine, above)).scalars())
+    quote = plan.dialect.core.identifier_preparer.quote
+    keys = [sent for sent in plan.key if sent.source is not None]
+    fixed = [sent for sent in plan.key if sent.source is None]
+    same = " AND ".join(f"s.{quote(s.name)} = {quote(plan.name)}.{quote(s.name)}" for s in keys)
+    where = f"NOT EXISTS (SELECT 1 FROM {_SPARED} AS s WHERE {same})"
+    where += "".join(f" AND {quote(s.name)} = ?" for s in fixed)
+    return where, tuple(s.encode([None])[0] for s in fixed)
 
 
 def _keep(connection: Connection, plan: Plan, keys: Iterable[bytes]) -> None:

@@ -26,7 +26,7 @@ from consumers.targets.vectors_index import Indexes
 from consumers.targets.vectors_model import Model
 from consumers.targets.vectors_plans import VectorPlan
 from consumers.targets.vectors_statements import CHUNK
-from consumers.targets.vectors_tables import ensure_chunks
+from consumers.targets.vectors_tables import ensure_chunks, other_models
 from consumers.targets.vectors_texts import Texts
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow
@@ -62,6 +62,7 @@ class VectorTarget(PostgresTarget):
         self._ahead: state.Connection | None = None
         self._indexes = Indexes(self._connect)
         self._counts = Counts()
+        self._other_models: list[str] | None = None  # findings; None: to be looked for
 
     def details(self) -> Mapping[str, Any]:
         counts = {"texts_embedded": self._counts.embedded, "texts_reused": self._counts.reused}
@@ -116,10 +117,15 @@ class VectorTarget(PostgresTarget):
                 await ahead.close()
 
     async def findings(self) -> list[str]:
-        return [*await super().findings(), *self._indexes.findings]
+        found = await super().findings()
+        if self._other_models is None:
+            async with self._statement() as connection:
+                self._other_models = await other_models(connection, self._flows, self._texts)
+        return [*self._other_models, *found, *self._indexes.findings]
 
     async def sweep(self, keep_s: float) -> None:
         await super().sweep(keep_s)
+        self._other_models = None  # a person may have made the tables again
         async with self._statement() as connection:
             await self._indexes.look(connection)
 

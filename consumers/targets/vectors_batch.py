@@ -35,7 +35,7 @@ class Known:
     cuts: dict[int, Cut] = field(default_factory=dict)  # by the identity of the event
     vectors: dict[str, str] = field(default_factory=dict)  # by hash
     refused: dict[str, BadRecordError] = field(default_factory=dict)
-    same: set[int] = field(default_factory=set)  # patches that leave the text as it is
+    same: set[int] = field(default_factory=set)  # patches that leave the text and its values as they are
 
 
 class Item(NamedTuple):
@@ -159,7 +159,9 @@ def _cut_patch(known: Known, item: Item, stored: Stored | None) -> None:
     """What the event does not have of the text is as it is stored (H7)."""
     cut = item.plan.texts.cut(item.write.row, stored.source if stored else {})
     known.cuts[id(item.write.change)] = cut
-    if stored is not None and [piece.hash for piece in cut.pieces] == stored.hashes:
+    if stored is None or [piece.hash for piece in cut.pieces] != stored.hashes:
+        return
+    if orjson.dumps(stored.source).decode() == cut.source:
         known.same.add(id(item.write.change))
 
 

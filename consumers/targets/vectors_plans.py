@@ -42,6 +42,7 @@ class VectorPlan(Plan):
         self.delete_sql = by_key.delete() if flow.write != "append" else ""
         self.vacate_sql = self.leave_sql = None
         self.stored_sql = statements.stored()
+        self.count_below_sql = by_key.count_below(f"t.{chunks.CHUNK} = 0")
         self._by_key = by_key
         sent = {column.name for column in self._shape.columns if column.key} | set(chunks.OWN)
         rest = [n for n, c in fitted.table.columns.items() if n not in sent and not c.generated]

@@ -61,7 +61,8 @@ class ChunkStatements:
     def _vector(self) -> str:
         same = f"{self._whole.matches()} AND t.{_HASH} = {self._v(HASH)} AND t.{_EMBEDDING} IS NOT NULL"
         stored = f"SELECT t.{_EMBEDDING} FROM {self._shape.relation} AS t WHERE {same} LIMIT 1"
-        return f"CASE WHEN {self._v(EMBEDDING)} IS NULL THEN ({stored}) ELSE {self._v(EMBEDDING)} END"
+        lacks = f"{self._v(EMBEDDING)} IS NULL AND {self._v(TEXT)} <> ''"
+        return f"CASE WHEN {lacks} THEN ({stored}) ELSE {self._v(EMBEDDING)} END"
 
     def rows(self) -> str:
         """Whole rows. Gives (chunks written, rows that a newer version kept)."""

@@ -13,9 +13,11 @@ Columns of the template are metadata only where `columns` names them: they would
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from consumers.apply.mapping import MappedColumn
+from consumers.apply.queues import names_of
 from consumers.targets import vectors_statements as chunks
 from consumers.targets.postgres_catalog import TargetTable, quote, read_table
 from consumers.targets.postgres_state import LOCK, Connection
@@ -28,6 +30,8 @@ from streamer.errors import ConfigError
 
 _CHECKED = "SELECT FROM pg_constraint WHERE conrelid = to_regclass($1) AND conname = $2"
 
+_WRITTEN = """SELECT DISTINCT flow, topic FROM _tailrace.checkpoints WHERE last_epoch IS NOT NULL
+ORDER BY 1, 2"""
 _ONE = (
     f"SELECT {quote(chunks.TEXT)}, {quote(chunks.HASH)}::text FROM {{}}"
     f" WHERE {quote(chunks.EMBEDDING)} IS NOT NULL LIMIT 1"
@@ -123,7 +127,8 @@ def _check_vector(table: TargetTable, flow: Flow, where: str) -> None:
 
 
 def _anew(table: TargetTable, flow: Flow) -> str:
-    return f"have everything embedded again: DROP TABLE {table.relation}; then `tailrace reset {flow.source}`"
+    again = f"`tailrace reset {flow.source}` while its capture is stopped"
+    return f"have everything embedded again: DROP TABLE {table.relation}; then {again}"
 
 
 async def check_model(
@@ -141,6 +146,27 @@ async def check_model(
         where=where,
         fix=f"write `embed` as it was, where it is the same function; or {_anew(table, flow)}",
     )
+
+
+async def other_models(
+    connection: Connection, flows: Mapping[str, Flow], texts: Mapping[str, Texts]
+) -> list[str]:
+    """What stops a flow at its next change, told before one comes: vectors of another function, or with
+    other dimensions, in the tables that it has written."""
+    found = []
+    for name, topic in await (await connection.execute(_WRITTEN)).fetchall():
+        flow = flows.get(str(name))
+        if flow is None:
+            continue
+        table = await read_table(connection, *flow.place(*names_of(str(topic), None)))
+        if table is None:
+            continue
+        try:
+            _check_vector(table, flow, f"flow {name}: {table.text}")
+            await check_model(connection, table, flow, texts[flow.name], f"flow {name}: {table.text}")
+        except ConfigError as error:
+            found.append(str(error))
+    return found
 
 
 async def _ensure_check(connection: Connection, table: TargetTable) -> None:

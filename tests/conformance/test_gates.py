@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from consumers.apply.checkpoint import Place
-from consumers.targets.base import Gate
+from consumers.apply.fold import Version
+from consumers.targets.base import Gate, TableChanges
+from consumers.testing import LogTable
 from tests.conformance.adapters.base import SCHEMA, Adapter
-from tests.conformance.sessions import people, person, session
+from tests.conformance.sessions import Session, people, person, session
 
 
 async def test_a_gate_is_held_then_decided(adapter: Adapter) -> None:
@@ -61,3 +65,50 @@ async def test_deletes_are_counted_with_the_rows(adapter: Adapter) -> None:
         assert await other.target.recent_deletes("mirror", "shop.public.things", 600) == 0
         assert await other.target.recent_deletes("other", table.topic, 600) == 0
         assert await other.target.count_rows("mirror", SCHEMA, "people") == 8
+
+
+async def below(s: Session, table: LogTable, floor: Version, name: str = "people") -> int:
+    changes = TableChanges("mirror", table.topic, table.record, SCHEMA, name, [], {table.record.id}, floor)
+    return await s.target.count_below(changes, 1000)
+
+
+async def test_what_a_floor_would_take_is_counted_without_taking_it(adapter: Adapter) -> None:
+    async with session(adapter) as s:
+        table = people(s.log)
+        for number in range(20):
+            table.create(person(number))
+        await s.apply()
+        assert await below(s, table, (1, 0, 0)) == 0
+        assert await below(s, table, (2, 0, 0)) == 20
+        for number in range(8):
+            table.read(person(number, "of the second epoch"), epoch=2)
+        await s.apply()
+        assert await below(s, table, (2, 0, 0)) == 12
+        assert len(await s.rows()) == 20
+        table.floor(2)
+        await s.apply()
+        assert len(await s.rows()) == 8
+        assert await below(s, table, (2, 0, 0)) == 0
+
+
+async def deleted_softly(adapter: Adapter, keys: dict[str, str]) -> None:
+    async with session(adapter, {"mirror": {"delete": "soft(gone_at)", **keys}}) as s:
+        table = people(s.log)
+        for number in range(6):
+            table.create(person(number))
+        await s.apply()
+        table.delete(person(0))
+        await s.apply()
+        table.read(person(1, "of the second epoch"), epoch=2)
+        await s.apply()
+        assert await below(s, table, (2, 0, 0)) == 4
+        assert len(await s.rows()) == 6
+
+
+async def test_a_floor_takes_no_row_that_is_deleted_softly_already(adapter: Adapter) -> None:
+    await deleted_softly(adapter, {})
+
+
+@pytest.mark.needs("ddl", "keyless")
+async def test_a_floor_takes_no_row_whose_version_beside_it_is_above(adapter: Adapter) -> None:
+    await deleted_softly(adapter, {"version": "side"})

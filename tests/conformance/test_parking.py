@@ -133,6 +133,35 @@ async def test_h24_a_parked_key_waits_and_the_rest_flows(adapter: Adapter) -> No
         assert await s.target.parked() == []
 
 
+async def test_h24_what_joins_a_marked_key_is_marked_with_it(adapter: Adapter) -> None:
+    """The owner un-parks the key as a whole: a change that came after the mark must not be left out."""
+    async with session(adapter) as s:
+        table = people(s.log)
+        entries: list[Parked] = []
+        for number in (1, 2):
+            at = table.create(person(number))
+            place, key = Place("mirror", at.topic, at.partition), table.key_of(person(number))
+            assert key is not None
+            batch = await s.batch()
+            write = next(f.rows[key] for c in batch.tables for f in c.folds if key in f.rows)
+            entries.append(parked(Refused(place, key, write, "1", "m", transient=False), b"one"))
+            batch.parks.append(entries[-1])
+            await s.target.apply(batch)
+        first, second = entries
+        assert await s.target.ask([(first.place, first.key)], "retry", "ann@host") == 1
+        table.update(person(1, "later"))
+        batch = await s.batch()
+        batch.parks += [replace(entry, sequence=2, payload=b"two") for entry in entries]
+        await s.target.apply(batch)
+        places = {first.place, second.place}
+        for wishes in (await s.target.parked(places, asked=True), await s.target.parked(asked=True)):
+            assert [(p.key, p.sequence, p.payload) for p in wishes] == [
+                (first.key, 1, b"one"),
+                (first.key, 2, b"two"),
+            ]
+            assert (wishes[0].asked, wishes[0].asked_by) == ("retry", "ann@host")
+
+
 async def test_a_queue_is_replaced_in_one_batch(adapter: Adapter) -> None:
     async with session(adapter) as s:
         table = people(s.log)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from aiokafka import TopicPartition
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consumers.apply.assemble import Assembler
@@ -15,6 +15,7 @@ from consumers.apply.checkpoint import Place
 from consumers.apply.dead_letters import DeadLetter
 from consumers.apply.feed import Fetched, Standing
 from consumers.apply.parking import Parking
+from consumers.apply.queues import UNDECODABLE
 from consumers.targets.base import RowsRefused
 from consumers.targets.memory import MemoryStore, MemoryTarget
 from consumers.testing import CLUSTER_ID, Log, LogTable
@@ -120,8 +121,12 @@ class Process:
             break
         await self.attend()
 
+    async def mark(self, action: str = "retry") -> None:
+        """An operator asks, and a batch may come before the owner looks."""
+        await self.target.ask([(e.place, e.key) for e in await self.target.parked()], action, "ann@host")
+
     async def retry(self) -> None:
-        await self.target.ask([(e.place, e.key) for e in await self.target.parked()], "retry", "ann@host")
+        await self.mark()
         await self.attend()
 
     async def attend(self) -> None:
@@ -158,10 +163,15 @@ async def drive(steps: list[Step]) -> None:
             await process.target.close()
             process = Process(log, store, letters)
             await process.target.open()
+        elif what == "mark":
+            await process.mark()
         elif what == "retry":
             await process.retry()
         elif what == "batch":
+            marked = {entry.key for entry in await process.target.parked(asked=True)}
             await process.batch()
+            left = {e.key for e in await process.target.parked() if e.code != UNDECODABLE}
+            assert store.rules or not left & marked  # carried out, whatever came in between
             await others_flow(process, store, model, letters, table)
     for n in model.poisoned:  # nobody knows what it said: a whole row ends that
         model.change(n, bad=False, unchanged=False)
@@ -185,10 +195,39 @@ async def others_flow(
     assert parked <= {letter.key for letter in letters.letters}
 
 
-WHATS = ["change"] * 6 + ["delete", "batch", "batch", "retry", "rules", "restart", "poison", "truncate"]
+WHATS = ["change"] * 6 + ["delete", "batch", "batch", "mark", "retry", "rules", "restart", "poison"]
+WHATS += ["truncate"]
 STEPS = st.tuples(st.sampled_from(WHATS), st.integers(1, KEYS), st.booleans(), st.booleans())
 
 
+def step(what: str, *, bad: bool = False, unchanged: bool = False) -> Step:
+    return what, 1, bad, unchanged
+
+
+# An operator asks for a retry, and a change that needs what waits, or takes its place, comes first.
+MARKED = [step("change", bad=True), step("batch"), step("rules"), step("mark")]
+
+
+@example([*MARKED, step("change", unchanged=True), step("batch")])
+@example([*MARKED, step("change"), step("batch")])
 @given(st.lists(STEPS, max_size=40))
 def test_h24_after_a_retry_the_target_has_what_a_fold_of_everything_gives(steps: list[Step]) -> None:
     asyncio.run(drive(steps))
+
+
+async def test_h24_a_discard_takes_no_newer_row_with_it() -> None:
+    """The operator meant what was there; the row that comes before the owner looks is applied as usual."""
+    store, letters, log = MemoryStore("acme.copy"), Kept(), Log("shop")
+    store.rules[TABLE] = rule
+    table = log.table("people", {"id": "integer", "name": "text", "note": "text"})
+    process = Process(log, store, letters)
+    await process.target.open()
+    for n in (1, 2):
+        table.create({"id": n, "name": "bad", "note": ""})
+    await process.batch()
+    await process.mark("discard")
+    table.update({"id": 1, "name": "mended", "note": ""})
+    await process.batch()
+    assert store.rows(*TABLE) == [{"id": 1, "name": "mended", "note": ""}]
+    assert await process.target.parked() == []
+    assert [(letter.key, letter.action) for letter in letters.letters[2:]] == [(b'{"id":2}', "discarded")]

@@ -25,7 +25,7 @@ def embed(texts: list[str]) -> list[list[float]]:
 
 class PgvectorAdapter(PostgresAdapter):
     tells_versions: ClassVar[bool] = False
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "tables", "ddl"})
+    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "tables", "schemas", "ddl"})
     text: ClassVar[str] = "{id}"
     chunk: ClassVar[dict[str, int] | None] = None
 

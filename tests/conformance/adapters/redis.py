@@ -27,7 +27,7 @@ PEOPLE = ("id", "name", "note")
 class RedisAdapter(Adapter):
     """`layout`: the flows' `as`."""
 
-    abilities: ClassVar[frozenset[str]] = frozenset({"durable"})
+    abilities: ClassVar[frozenset[str]] = frozenset({"durable", "schemas"})
     killed_at: ClassVar[str | None] = "consumers.targets.redis_one:send"
     tells_versions: ClassVar[bool] = False
     layout: ClassVar[str]

@@ -1,0 +1,59 @@
+"""What apply waits for: how often it asks again, and what it says meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from consumers.apply import condition as module
+from consumers.apply.condition import BACKOFF_S, Condition
+from consumers.apply.epochs import Epochs
+from consumers.apply.feed import Feed
+from consumers.apply.report import Report
+from consumers.apply.resets import Resets
+from streamer.errors import TargetUnavailable
+from streamer.status import StatusWriter
+
+BROKERS = "127.0.0.1:1"  # nothing is asked of them
+
+
+def made() -> tuple[Condition, StatusWriter]:
+    status = StatusWriter(BROKERS, None, "test", kind="apply", part_name="copy")
+    report = Report(["people"], None, lambda _: None, Epochs({"people": "shop"}, lambda _: 0))
+    feed = Feed(BROKERS, None, "test.copy", [], Resets(BROKERS, None, "test"))
+    return Condition(["people"], asyncio.Event(), status, feed, report), status
+
+
+async def test_h24_a_store_that_does_not_take_writes_is_tried_again_with_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each with jitter, so that processes which lost it together do not come back together."""
+    condition, status = made()
+    rounds: list[list[float]] = []
+    said: list[tuple[str, str, int]] = []
+
+    async def passed(_: asyncio.Event, seconds: float) -> bool:
+        rounds[-1].append(seconds)
+        said.append((status.record.state, status.record.reason, status.record.since_us))
+        return False
+
+    async def act() -> None:
+        if len(rounds[-1]) < len(BACKOFF_S) + 2:
+            raise TargetUnavailable(f"full, look {len(rounds[-1])}", fix="it goes on by itself")
+
+    monkeypatch.setattr(module, "stopped_within", passed)
+    for _ in range(20):
+        rounds.append([])
+        assert await condition.patiently("target", act)
+        assert status.record.state == "streaming"
+    limits = [*BACKOFF_S, BACKOFF_S[-1], BACKOFF_S[-1]]
+    assert all(a <= b for a, b in pairwise(limits))
+    for waits in rounds:
+        assert all(limit / 2 <= wait <= limit for wait, limit in zip(waits, limits, strict=True))
+    assert len({wait for waits in rounds for wait in waits}) == 20 * len(limits)
+    first = said[: len(limits)]
+    assert {state for state, _, _ in first} == {"waiting"}
+    assert len({since_us for _, _, since_us in first}) == 1, "since when, not since the last try"
+    assert first[-1][1].startswith(f"full, look {len(limits) - 1}")
