@@ -29,6 +29,7 @@ class Found:
     suspects: set[Key] = field(default_factory=set)
     cut: bool = False
     keeps_extra: bool = False
+    lets_go: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +50,11 @@ async def compare(
     *,
     room: int = SUSPECTS_LIMIT,
     keeps_extra: bool = False,
+    lets_go: bool = False,
 ) -> Found:
     """`parts` have no row in common. `room`: how many suspects there may be. `keeps_extra`: what the target
-    alone has is no suspect."""
-    found = Found(keeps_extra=keeps_extra)
+    alone has is no suspect; `lets_go`: nor what the source alone has."""
+    found = Found(keeps_extra=keeps_extra, lets_go=lets_go)
     unequal, rows = await _digests(source, target, parts)
     found.source_rows, found.target_rows = rows
     levels = [unequal]  # depth first: what differs everywhere is given up early
@@ -100,7 +102,11 @@ async def _list(source: Side, target: Side, unequal: Sequence[_Unequal], found: 
             return
         parts = [each.part for each in some]
         ours, theirs = await asyncio.gather(source.hashes(parts), target.hashes(parts))
-        keys = ours.keys() if found.keeps_extra else ours.keys() | theirs.keys()
+        keys = ours.keys() | theirs.keys()
+        if found.keeps_extra:
+            keys &= ours.keys()
+        if found.lets_go:
+            keys &= theirs.keys()
         found.suspects |= {key for key in keys if ours.get(key) != theirs.get(key)}
 
 

@@ -8,7 +8,8 @@
     6. the target's rows, then the source's once more: a row with another stamp has moved, and goes again
 
 A difference counts when two rounds have shown the same one: of a row that the source lacks there is no
-stamp, and it may have come and gone meanwhile. What still moves after ROUNDS is in flight, and no drift.
+stamp, and it may have come and gone meanwhile. (Where no write has a stamp, more rounds are asked for, or the
+source is asked what has moved.) What still moves after ROUNDS is in flight, and no drift.
 Nothing is decided by time: what is not passed within the limits is incomplete.
 """
 
@@ -16,9 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -30,10 +31,11 @@ from consumers.targets.base import Gate, Look, Parked
 from streamer.changes.lsn import format_lsn
 from streamer.changes.position import Position, Stage, position_key
 from streamer.changes.topics import positions_topic
-from streamer.config import Config
+from streamer.config import Config, RedisSource
 from streamer.kafka import READ_DEADLINE_S, admin, kafka_errors, reader
 from streamer.publisher.topics import describe
 
+CERTAIN = 2  # rounds in a row that show one difference, where each write of a row has a stamp
 ROUNDS = 8  # a key that has changed in each of so many, seconds apart, is changed all the time
 STALL_S = 60.0  # nothing moves for so long: a process is down, or waits. A restart of Kafka takes 10 s
 WAIT_LIMIT_S = 3600.0  # of one fence in all: a target that catches up moves, but an hour behind is no fence
@@ -42,6 +44,9 @@ POSITION_POLL_MS = 200
 
 MISSING, EXTRA, DIFFERENT = "missing", "extra", "different"
 IN_FLIGHT, PARKED, HELD = "in_flight", "parked", "held"
+
+
+Moved = Callable[[Sequence[Key]], Awaitable[Collection[Key]]]
 
 
 class NotPassed(Exception):
@@ -105,12 +110,13 @@ class Judged:
 
 
 class Log:
-    """Progress as Kafka has it, for one source."""
+    """Progress as Kafka has it, for one source. A Redis source's places are moments of its server's clock."""
 
     def __init__(self, config: Config, brokers: str, source: str) -> None:
         self._config = config
         self._brokers = brokers
         self._source = source
+        self._of_moments = isinstance(config.sources[source], RedisSource)
         self._topic = positions_topic(config.name)
         self._stack = AsyncExitStack()
         self._committed: AIOKafkaConsumer | None = None
@@ -153,7 +159,9 @@ class Log:
                     self._position = Position.load(record.value)
         position = self._position
         # While a first copy is published, the position is already where its stream will begin.
-        return position.lsn if position is not None and position.stage is Stage.STREAMING else 0
+        if position is None or position.stage is not Stage.STREAMING:
+            return 0
+        return position.through_us if self._of_moments else position.lsn
 
     async def ends(self, topic: str) -> dict[int, int]:
         """High watermarks. Raises NotPassed where the topic is not there."""
@@ -174,7 +182,7 @@ class Log:
         """A topic keeps its count (H26)."""
         if topic not in self._counts:
             assert self._admin is not None
-            self._counts |= await describe(self._admin)
+            self._counts |= await describe(self._admin, [topic])
         return [TopicPartition(topic, p) for p in range(self._counts.get(topic, 0))]
 
     def _never(self) -> NotPassed:
@@ -205,7 +213,10 @@ class Path:
 
 
 class Fence:
-    """For one table. `key_of`: a key as Kafka has it -> the compared one; None where it is not read."""
+    """For one table. `key_of`: a key as Kafka has it -> the compared one; None where it is not read.
+
+    `certain`, `moved`, `unusable`, `shown`: as origins.base has them.
+    """
 
     def __init__(
         self,
@@ -217,6 +228,10 @@ class Fence:
         standing: Standing,
         *,
         key_of: Callable[[bytes], Key | None],
+        certain: int = CERTAIN,
+        moved: Moved | None = None,
+        unusable: Callable[[], Collection[Key]] | None = None,
+        shown: Callable[[int], str] = format_lsn,
         stall_s: float = STALL_S,
         clock_s: Callable[[], float] = time.monotonic,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -228,6 +243,10 @@ class Fence:
         self._theirs = theirs
         self._standing = standing
         self._key_of = key_of
+        self._certain = certain
+        self._moved = moved
+        self._unusable = unusable
+        self._shown = shown
         self._stall_s = stall_s
         self._clock_s = clock_s
         self._pause = pause
@@ -251,11 +270,14 @@ class Fence:
             judged.passed.append(passed)
         theirs = await self._theirs.rows(keys)
         after = await self._ours.rows(keys)
+        moved = await self._moved(keys) if self._moved is not None else ()
         parked = await self._parked()
+        if self._unusable is not None:
+            parked |= set(self._unusable())
         waits = await self._source.holds_commits()
         for key in keys:
             one, other, now = before.get(key), theirs.get(key), after.get(key)
-            if _stamp(one) != _stamp(now) or waits:
+            if _stamp(one) != _stamp(now) or waits or key in moved:
                 open_[key] = None
                 continue
             if _texts(now) == _texts(other):
@@ -266,8 +288,8 @@ class Fence:
                 judged.faults.append(Fault(PARKED if key in parked else HELD, key, now, other))
                 del open_[key]
                 continue
-            seen = _Seen(_stamp(now), other)
-            if open_[key] == seen:
+            seen = _Seen(_stamp(now), other).after(open_[key])
+            if seen.times >= self._certain:
                 judged.faults.append(Fault(_kind(now, other), key, now, other))
                 del open_[key]
             else:
@@ -302,8 +324,8 @@ class Fence:
             if not patience.has_left(position):
                 source = self._path.source
                 raise NotPassed(
-                    f"the capture of {source} has not passed {format_lsn(lsn)}: it is at"
-                    f" {format_lsn(position)}, and did not move for {patience.still_s:.0f} s"
+                    f"the capture of {source} has not passed {self._shown(lsn)}: it is at"
+                    f" {self._shown(position)}, and did not move for {patience.still_s:.0f} s"
                     f"\n  -> start it: `tailrace capture {source}` (or `tailrace run`);"
                     " `tailrace status` says what it waits for"
                 )
@@ -353,6 +375,13 @@ class _Seen:
 
     source_stamp: str | None
     target: Row | None
+    times: int = 1
+
+    def after(self, before: _Seen | None) -> _Seen:
+        """The same once more, or for the first time."""
+        if before is None or (before.source_stamp, before.target) != (self.source_stamp, self.target):
+            return self
+        return replace(self, times=before.times + 1)
 
 
 def _stamp(row: Row | None) -> str | None:

@@ -1,7 +1,7 @@
 """Which flows a run compares, and as which jobs. Pure.
 
 A name is a job of the config, or else a flow. Without names every flow is compared, each as the job that
-the config has for it, if it has one.
+the config has for it, if it has one, and after them the flows that jobs have in place.
 """
 
 from __future__ import annotations
@@ -10,16 +10,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from streamer.config import Config, Flow, PostgresSource, PostgresTarget, SqlTarget, built_flows
+from consumers.reconcile.groups import Asked
+from streamer.config import (
+    Config,
+    Flow,
+    PostgresSource,
+    PostgresTarget,
+    RedisSource,
+    RedisTarget,
+    SqlTarget,
+    VectorTarget,
+    built_flows,
+)
 from streamer.config.base import no_such
 from streamer.config.built import unbuilt_job
-from streamer.config.operations import Repair
+from streamer.config.operations import InlineFlow, Reconcile, Repair
 from streamer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`refused`: why the flow cannot be compared; empty when it can. `why`: who wants a repair, if any."""
+    """`refused`: why the flow cannot be compared; empty when it can. `why`: who wants a repair, if any.
+    `counted`: what rows are counted by. `rate`: rows a second of each side, 0: no limit; `max_lag_s`: the lag
+    of the flow from which on the comparison waits.
+    """
 
     name: str
     flow: Flow
@@ -28,13 +42,19 @@ class Job:
     refused: str = ""
     repair: Repair = field(default_factory=Repair)
     why: str = ""
+    counted: Asked = field(default_factory=Asked)
+    rate: float = 0.0
+    max_lag_s: float | None = None
 
 
 def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
     """Raises ConfigError for a name that is not there, or a job that asks for what is not built."""
     if not names:
         by_flow = {job.flow: name for name, job in config.reconcile.items() if isinstance(job.flow, str)}
-        return [_job(config, by_flow.get(flow), config.flows[flow]) for flow in config.flows]
+        own = [
+            _own_job(config, name) for name, job in config.reconcile.items() if not isinstance(job.flow, str)
+        ]
+        return [_job(config, by_flow.get(flow), config.flows[flow]) for flow in config.flows] + own
     known = [*config.reconcile, *config.flows]
     found: list[Job] = []
     for name in dict.fromkeys(names):
@@ -43,8 +63,11 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
             unbuilt = unbuilt_job(config, name)
             if unbuilt:
                 raise unbuilt[0].error(str(config.path))
-            assert isinstance(wanted, str)  # else it is not built
-            found.append(_job(config, name, config.flows[wanted]))
+            found.append(
+                _job(config, name, config.flows[wanted])
+                if isinstance(wanted, str)
+                else _own_job(config, name)
+            )
         elif name in config.flows:
             found.append(_job(config, None, config.flows[name]))
         else:
@@ -53,30 +76,52 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
 
 
 def _job(config: Config, name: str | None, flow: Flow) -> Job:
-    refused = _refused(config, flow)
+    why_not = refused(config, flow)
     if name is None:
-        return Job(flow.name, flow, 0.0, None, refused)
-    settings = config.reconcile[name]
+        return Job(flow.name, flow, 0.0, None, why_not)
+    return _as_asked(config, name, flow, why_not)
+
+
+def _own_job(config: Config, name: str) -> Job:
+    """Of a flow that the job has in place."""
+    inline = config.reconcile[name].flow
+    assert isinstance(inline, InlineFlow)
     unbuilt = unbuilt_job(config, name)
+    return _as_asked(config, name, inline.named(name), str(unbuilt[0]) if unbuilt else "")
+
+
+def _as_asked(config: Config, name: str, flow: Flow, why_not: str) -> Job:
+    settings = config.reconcile[name]
     return Job(
         name,
         flow,
         settings.threshold,
         settings.log,
-        refused or (str(unbuilt[0]) if unbuilt else ""),
+        why_not,
         settings.repair,
         f"reconcile.{name}.repair.mode: {settings.repair.mode}",
+        _counted(settings),
+        settings.limits.rate,
+        settings.limits.max_lag_s,
     )
 
 
-def _refused(config: Config, flow: Flow) -> str:
+def _counted(settings: Reconcile) -> Asked:
+    windows = settings.windows
+    if windows is None:
+        return Asked(settings.group_by)
+    return Asked(settings.group_by, windows.column, windows.sizes_s)
+
+
+def refused(config: Config, flow: Flow) -> str:
+    """Why a flow cannot be compared; empty when it can."""
     stopped = built_flows(config, flow.target)[1].get(flow.name)
     if stopped:
         return str(stopped[0])
     source, target = config.sources[flow.source], config.targets[flow.target]
-    if not isinstance(source, PostgresSource):
+    if not isinstance(source, PostgresSource | RedisSource):
         return f"comparing a {source.kind} source is not built yet"
-    if not isinstance(target, PostgresTarget | SqlTarget):
+    if not isinstance(target, PostgresTarget | RedisTarget | SqlTarget | VectorTarget):
         return f"comparing a {target.kind} target is not built yet"
     return ""
 

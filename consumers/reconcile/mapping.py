@@ -2,19 +2,20 @@
 
 Each column that apply writes is brought to one form with the source's (forms). What cannot be equal, or
 cannot be compared, is said by name; a mode that makes a whole table another thing than a copy is an
-`Incomparable`. Once columns can be masked, what is sent of them takes the source's place here.
+`Incomparable`. A column is compared as it is sent, see `sent`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from consumers.apply.mapping import MappedColumn, map_columns
 from consumers.reconcile.dialects.postgres import SqlColumn
 from consumers.reconcile.fast import Collation, Pair
 from consumers.reconcile.forms import Form, Held, forms, forms_without_types
-from streamer.changes.schema import SchemaRecord
+from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import Flow
 from streamer.config.base import nearest
 from streamer.errors import ConfigError
@@ -42,17 +43,48 @@ class Incomparable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A target's table as it is there: what its columns hold, None in a store without types; and the columns
-    of each unique index."""
+    """A target's table as it is there.
+
+    `columns`: what they hold, None in a store without types; `unique`: the columns of each unique index.
+    `signed_zero` false: the store has one zero only. `lacks`: why a column that apply maps is not there;
+    `left_out`: why one that is there is not compared, by name.
+    `needs`: the target's column without which a row has no place. `typed`: the store gives a value its own
+    form, as a jsonb has it.
+    """
 
     columns: Mapping[str, Held | None]
-    unique: Sequence[frozenset[str]]
+    unique: Sequence[frozenset[str]] = ()
+    signed_zero: bool = True
+    lacks: str = "is not in the target yet: it comes with the next change"
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    needs: str = ""
+    typed: bool = True
+
+
+class Made(Protocol):
+    """Compared columns that apply makes of a source's row. The target's side has them by itself."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """They are the last of the compared ones."""
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """Of the source: what they are made of."""
+
+    def of(self, printed: Sequence[str | None]) -> tuple[str, ...]:
+        """Of the columns' values as a Postgres prints them."""
+
+    def of_values(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """Of the columns' values as an event has them."""
 
 
 @dataclass(slots=True)
 class Compared:
     """`key`: the source's names. `constants`: compared name -> text. `own`: the target's columns that tell
-    the flow's rows in a table that it shares. `notes`: what is not compared, or not as written.
+    the flow's rows in a table that it shares. `notes`: what is not compared, or not as written. `needs`: the
+    source's column without which a row has no place in the target. `lets_go`: rows leave the target by
+    themselves. `typed`: as Target's.
     """
 
     pairs: list[Pair]
@@ -62,6 +94,16 @@ class Compared:
     own: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     keeps_extra: bool = False
+    needs: str = ""
+    lets_go: bool = False
+    typed: bool = True
+    made: Made | None = None
+
+    @property
+    def columns(self) -> list[Pair]:
+        """Those that are columns of the source, or constants."""
+        names = self.made.names if self.made is not None else ()
+        return [pair for pair in self.pairs if pair.name not in names]
 
     @property
     def key_pairs(self) -> list[Pair]:
@@ -72,13 +114,7 @@ def compared_columns(
     flow: Flow, record: SchemaRecord, target: Target, only: Collection[str] = ()
 ) -> Compared:
     """`only`: the source's columns that are asked for; empty: all. Raises ConfigError, Incomparable."""
-    if flow.write == "append":
-        raise Incomparable("write: append keeps every change, which is a history and no copy", meant=True)
-    if not record.key_columns:
-        raise Incomparable(
-            "it has no key, so that its rows cannot be told apart: give it one, or REPLICA IDENTITY FULL"
-            " with a primary key"
-        )
+    check_copy(flow, record)
     _check_names(only, record)
     mapping = map_columns(flow, record, target.columns)
     found = Compared(
@@ -104,7 +140,22 @@ def compared_columns(
     if found.keeps_extra:
         mode = "delete: ignore" if flow.delete == "ignore" else "truncate: ignore"
         found.notes.append(f"{mode} keeps rows that the source has no more: they are no drift")
+    found.typed = target.typed
+    found.lets_go = flow.ttl_s is not None
+    if found.lets_go:
+        found.notes.append("ttl lets rows go that nobody has changed: a missing row is no drift")
     return found
+
+
+def check_copy(flow: Flow, record: SchemaRecord) -> None:
+    """Raises Incomparable: the table is no copy, or its rows cannot be told apart."""
+    if flow.write == "append":
+        raise Incomparable("write: append keeps every change, which is a history and no copy", meant=True)
+    if not record.key_columns:
+        raise Incomparable(
+            "it has no key, so that its rows cannot be told apart: give it one, or REPLICA IDENTITY FULL"
+            " with a primary key"
+        )
 
 
 def _check_names(only: Collection[str], record: SchemaRecord) -> None:
@@ -119,13 +170,18 @@ def _check_names(only: Collection[str], record: SchemaRecord) -> None:
 
 def _add(found: Compared, mapped: MappedColumn, target: Target, flow: Flow) -> None:
     if mapped.name not in target.columns:
-        found.notes.append(f"column {mapped.name!r} is not in the target yet: it comes with the next change")
+        found.notes.append(f"column {mapped.name!r} {target.lacks}")
+        return
+    if mapped.name in target.left_out:
+        found.notes.append(f"column {mapped.name!r} {target.left_out[mapped.name]}")
         return
     there = target.columns[mapped.name]
     if mapped.column is None:
         _add_constant(found, mapped, there)
         return
-    name, source = mapped.column.name, Held(mapped.column.kind, mapped.column.type)
+    name, source = mapped.column.name, sent(mapped.column)
+    if mapped.name == target.needs:
+        found.needs = name
     if mapped.cast is not None and not (there and source.kind == "float" and there.kind == "numeric"):
         if there is None:
             found.notes.append(f"column {mapped.name!r} is cast to {mapped.cast}, and is not compared")
@@ -133,12 +189,22 @@ def _add(found: Compared, mapped: MappedColumn, target: Target, flow: Flow) -> N
         ours = Form(there.kind, cast=there.type, direct=True, sent=True)
         theirs = Form(there.kind)
     elif there is None:
-        ours, theirs = forms_without_types(source, signed_zero=False)
+        ours, theirs = forms_without_types(source, signed_zero=target.signed_zero)
     else:
         ours, theirs = forms(source, there)
     sql = quoted(name)
     pair = Pair(name, SqlColumn(sql, source, ours), SqlColumn(sql, there or source, theirs), mapped.name)
     found.pairs.append(pair)
+
+
+def sent(column: Column) -> Held:
+    """What the log carries of a source's column, which is what is compared: this is where it is said.
+
+    Once a column can be masked, here it is of the kind and type that its mask has, and
+    expressions.of_source gives the SQL of the mask in place of its name. One that is left out never comes
+    here: the origin describes a table as it is published.
+    """
+    return Held(column.kind, column.type)
 
 
 def _add_constant(found: Compared, mapped: MappedColumn, there: Held | None) -> None:

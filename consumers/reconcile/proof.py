@@ -12,10 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
+from consumers.reconcile.cells import Cells, cells_of
 from consumers.reconcile.compare import SUSPECTS_LIMIT, compare
-from consumers.reconcile.fence import Fault, Judged
+from consumers.reconcile.fence import HELD, PARKED, Fault, Judged
+from consumers.reconcile.groups import GROUPS_LIMIT, Drift, Grouping, Places
 from consumers.reconcile.report import FENCES, SAMPLES, Counts, FenceReport, Sample, TableReport
-from consumers.reconcile.sides.base import Key, Part, Plan
+from consumers.reconcile.sides.base import Key, Part, Plan, Row
 from consumers.reconcile.sides.postgres import PostgresSide
 from consumers.reconcile.tables import Sides
 
@@ -28,6 +30,7 @@ BUCKETS_LIMIT = 32_768
 JUDGE_AT = 5_000  # suspects: their rows are held in memory three times
 
 Save = Callable[["Progress"], Awaitable[None]]
+Wait = Callable[[], Awaitable[float]]  # before a piece, as long as the source is not to be read; seconds
 
 
 class Judge(Protocol):
@@ -38,7 +41,8 @@ class Judge(Protocol):
 class Progress:
     """What is known of a table so far, as JSON keeps it. `parts`: of the plan, how many are done.
 
-    `faults`: (kind, key) of each, for a repair; `spent_s`: by processes before this one.
+    `faults`: (kind, key) of each, for a repair; `spent_s`: also by processes before this one, without
+    `paused_s`, which the lag limit took. `moment_us`: where windows end; `drift`: faults by group and window.
     """
 
     parts: int = 0
@@ -51,10 +55,13 @@ class Progress:
     counts: Counts = field(default_factory=Counts)
     cut: bool = False
     spent_s: float = 0.0
+    paused_s: float = 0.0
+    moment_us: int = 0
+    drift: Drift = field(default_factory=Drift)
 
     def dump(self) -> dict[str, Any]:
-        raw: dict[str, Any] = asdict(self)
-        return raw
+        raw: dict[str, Any] = asdict(replace(self, drift=Drift()))
+        return raw | {"drift": self.drift.dump()}
 
     @classmethod
     def load(cls, raw: dict[str, Any]) -> Progress:
@@ -63,8 +70,16 @@ class Progress:
         faults = [(kind, tuple(key)) for kind, key in raw.pop("faults")]
         samples = [Sample(**sample) for sample in raw.pop("samples")]
         fences = [FenceReport(**fence) for fence in raw.pop("fences")]
-        counts = Counts(**raw.pop("counts"))
-        return cls(**raw, suspects=suspects, faults=faults, samples=samples, fences=fences, counts=counts)
+        counts, drift = Counts(**raw.pop("counts")), Drift.load(raw.pop("drift"))
+        return cls(
+            **raw,
+            suspects=suspects,
+            faults=faults,
+            samples=samples,
+            fences=fences,
+            counts=counts,
+            drift=drift,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,7 @@ def plan_load(raw: dict[str, Any]) -> Plan:
 
 async def make_plan(sides: Sides, limits: Limits) -> Plan:
     if not sides.ordered:
-        rows = max(await sides.source.estimate(), await sides.target.estimate())
+        rows = max(await asyncio.gather(sides.source.estimate(), sides.target.estimate()))
         return Plan(buckets=max(1, min(BUCKETS_LIMIT, rows // BUCKET_ROWS)))
     rows = max(RANGE_ROWS, await sides.source.estimate() // RANGES_LIMIT)
     plan = await sides.source.plan(max(1, min(rows, int(limits.rate))) if limits.rate else rows)
@@ -105,6 +120,8 @@ class Proof:
         open_judge: Callable[[], Awaitable[Judge]],
         save: Save,
         *,
+        places: Places | None = None,
+        wait: Wait | None = None,
         clock_s: Callable[[], float] = time.monotonic,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -115,6 +132,8 @@ class Proof:
         self._open_judge = open_judge
         self._judge: Judge | None = None
         self._save = save
+        self._places = places
+        self._wait = wait
         self._clock_s = clock_s
         self._pause = pause
 
@@ -123,6 +142,8 @@ class Proof:
         progress, parts = self._progress, self._plan.parts()
         step = self._step(parts)
         while progress.parts < len(parts) and not progress.cut:
+            if self._wait is not None:
+                progress.paused_s += await self._wait()
             began_s = self._clock_s()
             piece = parts[progress.parts : progress.parts + step]
             await self._piece(piece)
@@ -147,8 +168,14 @@ class Proof:
         progress, sides = self._progress, self._sides
         began_s = self._clock_s()
         room = SUSPECTS_LIMIT - len(progress.suspects) - len(progress.faults)
-        keeps_extra = sides.compared.keeps_extra
-        found = await compare(sides.source, sides.target, piece, room=room, keeps_extra=keeps_extra)
+        found = await compare(
+            sides.source,
+            sides.target,
+            piece,
+            room=room,
+            keeps_extra=sides.compared.keeps_extra,
+            lets_go=sides.compared.lets_go,
+        )
         progress.source_rows += found.source_rows
         progress.target_rows += found.target_rows
         progress.suspects += sorted(found.suspects)
@@ -167,13 +194,20 @@ class Proof:
         counts = progress.counts
         counts.settled += judged.settled
         counts.in_flight += len(judged.in_flight)
-        fences = [FenceReport.of(p.lsn, p.position, p.offsets, p.waited_s) for p in judged.passed]
+        shown = self._sides.captured.shown
+        fences = [
+            FenceReport.of(shown(p.lsn), shown(p.position), p.offsets, p.waited_s) for p in judged.passed
+        ]
         progress.fences = (progress.fences + fences)[-FENCES:]
         for fault in judged.faults:
             if fault.kind == "extra" and self._sides.compared.keeps_extra:
                 continue
+            if fault.kind == "missing" and self._sides.compared.lets_go:
+                continue
             setattr(counts, fault.kind, getattr(counts, fault.kind) + 1)
             progress.faults.append((fault.kind, fault.key))
+            if self._places is not None and fault.kind not in (PARKED, HELD):
+                progress.drift.add(self._places, _texts(fault.source), _texts(fault.target))
             if sum(sample.kind == fault.kind for sample in progress.samples) < self._limits.samples:
                 progress.samples.append(self._sample(fault))
 
@@ -191,6 +225,22 @@ class Proof:
         return sample
 
 
+async def count_cells(
+    sides: Sides, grouping: Grouping, progress: Progress, threshold: float, wait: Wait | None
+) -> Cells | None:
+    """Rows by group and window, of both sides at nearly the same moment. None: there are too many groups."""
+    if wait is not None:
+        progress.paused_s += await wait()
+    ours, theirs = await asyncio.gather(sides.source.groups(grouping), sides.target.groups(grouping))
+    if max(len(ours), len(theirs)) > GROUPS_LIMIT:
+        return None
+    return cells_of(grouping, ours, theirs, progress.drift, threshold)
+
+
+def _texts(row: Row | None) -> Sequence[str | None] | None:
+    return None if row is None else row.texts
+
+
 def fill(report: TableReport, sides: Sides, progress: Progress) -> None:
     """What a proof has found, as far as it came."""
     report.path = sides.path
@@ -200,4 +250,4 @@ def fill(report: TableReport, sides: Sides, progress: Progress) -> None:
     report.columns = [pair.name for pair in sides.compared.pairs]
     report.source_rows, report.target_rows = progress.source_rows, progress.target_rows
     report.counts, report.fences, report.samples = progress.counts, progress.fences, progress.samples
-    report.seconds = progress.spent_s
+    report.seconds, report.paused_s = progress.spent_s, progress.paused_s

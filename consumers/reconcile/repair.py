@@ -8,29 +8,24 @@ gets them. Whoever asks is in the control database before the log is asked.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from struct import error as StructError
-from struct import unpack
 from typing import Any
 
-from orjson import loads
-
 from consumers.reconcile import history
-from consumers.reconcile.canonical import canonical
+from consumers.reconcile.cells import share
 from consumers.reconcile.fence import DIFFERENT, EXTRA, HELD, MISSING, PARKED, NotPassed, Patience
 from consumers.reconcile.history import Runs
 from consumers.reconcile.job import Job
+from consumers.reconcile.keys import event_key
 from consumers.reconcile.proof import JUDGE_AT, Judge
-from consumers.reconcile.report import RepairReport, TableReport, share
+from consumers.reconcile.report import RepairReport, TableReport
 from consumers.reconcile.sides.base import Key
 from streamer.backfills import ask, follow
 from streamer.changes.backfill import REPAIR, Request, Run, State, Wanted
-from streamer.changes.kinds import encoder_for
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Config
-from streamer.errors import BadRecordError, TailraceError
+from streamer.errors import TailraceError
 
 FOLLOW_MS = 500  # of one look at the backfill; a record that comes ends it
 
@@ -40,13 +35,15 @@ Clock = Callable[[], float]
 @dataclass(frozen=True, slots=True)
 class Faulty:
     """A table with drift. `kinds`: of the compared key's columns, in their order. `faults`: each row, where
-    they are known one by one. `open_judge`: the fence that compares them again."""
+    they are known one by one. `open_judge`: the fence that compares them again. `request`: a backfill of the
+    table, under a run's name; None: nothing publishes its rows."""
 
     report: TableReport
     record: SchemaRecord
     kinds: Mapping[str, str]
     faults: Sequence[tuple[str, Key]]
     open_judge: Callable[[], Awaitable[Judge]]
+    request: Callable[[str], Request] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +99,12 @@ class Repairs:
         await asyncio.to_thread(self._runs.repair_ended, each.report.backfill, plain, self._now_us())
 
     async def _repair(self, each: _Planned) -> None:
-        record, report, run = each.faulty.record, each.report, self._runs.run
+        report, run = each.report, self._runs.run
         flow, table = self._job.flow.name, each.faulty.report.source
         # One name for one table of one run: who goes on with a run that was killed finds its backfill.
-        request = Request(
-            f"{REPAIR}{run}:{flow}:{table}",
-            record.source,
-            schema=record.schema,
-            table=record.table,
+        assert each.faulty.request is not None  # else it was refused
+        request = replace(
+            each.faulty.request(f"{REPAIR}{run}:{flow}:{table}"),
             keyed=True,
             deletes=self._job.repair.delete_extra,
             by=self._by,
@@ -220,6 +215,11 @@ def plan(job: Job, tables: Sequence[Faulty]) -> list[_Planned]:
 
 def _refused(job: Job, faulty: Faulty) -> str:
     report, above = faulty.report, job.repair.refuse_above
+    if faulty.request is None:
+        return (
+            f"{report.source} is a query, and nothing publishes its rows: nothing was asked\n  -> run what"
+            f" keeps {report.target} once more, or correct its rows there; --samples N names more of them"
+        )
     if report.drift > above:
         return (
             f"the drift of {share(report.drift)} is above {share(above)}: nothing was asked"
@@ -243,28 +243,6 @@ def _still(request: Request, run: Run | None, still_s: float) -> str:
     capture = f"start the capture: `tailrace capture {request.source}`; see `tailrace backfills`"
     fix = f"`tailrace backfills resume {request.run}`" if paused else capture
     return f"backfill {request.run} {what}\n  -> {fix}; what it publishes is proved by the next reconcile"
-
-
-def event_key(key: Key, kinds: Mapping[str, str], record: SchemaRecord) -> tuple[Any, ...] | None:
-    """A compared key as an event has it, in the order of the table's columns; None: it has no such form."""
-    values = {}
-    for (name, kind), text in zip(kinds.items(), key, strict=True):
-        try:
-            values[name] = _value(kind, text)
-            if canonical(kind, values[name]) != text:
-                return None
-        except (ValueError, StructError, BadRecordError):
-            return None
-    return tuple(values[column.name] for column in record.columns if column.key)
-
-
-def _value(kind: str, text: str) -> Any:
-    if kind != "float":
-        return loads(encoder_for(kind)(text.encode()))
-    (number,) = unpack(">d", bytes.fromhex(text.removeprefix("\\x")))
-    if math.isnan(number):
-        return "NaN"
-    return number if math.isfinite(number) else "Infinity" if number > 0 else "-Infinity"
 
 
 def wanted(job: Job, *, repair: bool, why: str, changes: Mapping[str, Any]) -> Job:

@@ -5,15 +5,15 @@ The JSON is described by docs/reconcile.schema.json. Values of rows are in it on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from streamer.changes.lsn import format_lsn
+from consumers.reconcile.cells import LISTED, Cells, cells_table, share
 from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, EXIT_REPAIRED, EXIT_RUNTIME
 
 VERSION = 1
@@ -21,6 +21,7 @@ SAMPLES = 10  # of each kind of fault and table, unless asked: enough to see wha
 FENCES = 3  # the last ones of a table
 
 EQUAL, DRIFT, INCOMPLETE, ERROR, REPAIRED = "equal", "drift", "incomplete", "error", "repaired"
+STREAM = "stream"  # what is on its way was waited for: capture's position and the target's checkpoints
 _EXITS = {
     EQUAL: EXIT_OK,
     DRIFT: EXIT_FINDING,
@@ -29,6 +30,11 @@ _EXITS = {
     REPAIRED: EXIT_REPAIRED,
 }
 _WORST = (ERROR, DRIFT, INCOMPLETE, REPAIRED, EQUAL)
+
+
+def worst(verdicts: Iterable[str]) -> str:
+    found = set(verdicts)
+    return next(verdict for verdict in _WORST if verdict in found)
 
 
 @dataclass(slots=True)
@@ -52,9 +58,9 @@ class FenceReport:
     waited_s: float
 
     @classmethod
-    def of(cls, lsn: int, position: int, offsets: dict[int, int], waited_s: float) -> FenceReport:
+    def of(cls, lsn: str, position: str, offsets: dict[int, int], waited_s: float) -> FenceReport:
         by_partition = {str(partition): offset for partition, offset in sorted(offsets.items())}
-        return cls(format_lsn(lsn), format_lsn(position), by_partition, round(waited_s, 3))
+        return cls(lsn, position, by_partition, round(waited_s, 3))
 
 
 @dataclass(slots=True)
@@ -105,7 +111,8 @@ class RepairReport:
 
 @dataclass(slots=True)
 class TableReport:
-    """`reason`: why it is not complete, or was passed over (`meant`: the flow says so itself)."""
+    """`reason`: why it is not complete, or was passed over (`meant`: the flow says so itself). `fence`: None
+    where no stream is between the two, so that nothing can be waited for."""
 
     job: str
     flow: str
@@ -116,6 +123,7 @@ class TableReport:
     reason: str = ""
     meant: bool = False
     failed: bool = False
+    fence: str | None = STREAM
     path: str = ""
     why_not_fast: str | None = None
     cut_by: str = ""  # ranges | buckets
@@ -127,7 +135,9 @@ class TableReport:
     fences: list[FenceReport] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     repair: RepairReport | None = None
+    groups: Cells | None = None
     resumed: bool = False
+    paused_s: float = 0.0  # by the lag limit; not in `seconds`
     seconds: float = 0.0
 
     @property
@@ -151,17 +161,21 @@ class TableReport:
             return INCOMPLETE
         return REPAIRED if repair is not None and repair.verified else EQUAL
 
-    def plain(self) -> dict[str, Any]:
-        raw: dict[str, Any] = asdict(self)
+    def plain(self, cells: int) -> dict[str, Any]:
+        """`cells`: how many groups and windows of a table are listed."""
+        raw: dict[str, Any] = asdict(replace(self, groups=None))
         counts, seconds = raw.pop("counts"), max(self.seconds, 1e-6)
         rows = max(self.source_rows, self.target_rows)
         figures = {
             "drift": self.drift,
             "verdict": self.verdict,
+            "paused_s": round(self.paused_s, 3),
             "seconds": round(self.seconds, 3),
             "rows_per_s": round(rows / seconds),
+            "repair": self.repair.plain() if self.repair else None,
+            "groups": self.groups.plain(cells) if self.groups else None,
         }
-        return {**raw, **counts, **figures, "repair": self.repair.plain() if self.repair else None}
+        return {**raw, **counts, **figures}
 
 
 @dataclass(slots=True)
@@ -174,10 +188,9 @@ class Report:
     @property
     def verdict(self) -> str:
         """The worst of the tables'; a run that has compared nothing is incomplete."""
-        found = {table.verdict for table in self.tables}
         if all(table.meant for table in self.tables):
             return INCOMPLETE
-        return next(verdict for verdict in _WORST if verdict in found)
+        return worst(table.verdict for table in self.tables)
 
     @property
     def exit_code(self) -> int:
@@ -187,7 +200,8 @@ class Report:
     def complete(self) -> bool:
         return all(table.complete or table.meant for table in self.tables)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self, cells: int = LISTED) -> dict[str, Any]:
+        """`cells`: how many groups and windows of a table are listed."""
         return {
             "version": VERSION,
             "run": self.run,
@@ -196,18 +210,12 @@ class Report:
             "verdict": self.verdict,
             "complete": self.complete,
             "exit_code": self.exit_code,
-            "tables": [table.plain() for table in self.tables],
+            "tables": [table.plain(cells) for table in self.tables],
         }
 
 
 def _time(at_us: int) -> str:
     return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def share(drift: float) -> str:
-    """With as many digits as it takes to see that it is not 0."""
-    percent = drift * 100
-    return f"{percent:.4f}%" if 0 < percent < 0.01 else f"{percent:.2f}%"
 
 
 def log_lines(report: Report, ended_us: int) -> list[str]:
@@ -219,17 +227,23 @@ def log_lines(report: Report, ended_us: int) -> list[str]:
             name: sum(getattr(table.counts, name) for table in tables)
             for name in ("missing", "extra", "different", "in_flight", "parked", "held")
         }
-        verdict = next(v for v in _WORST if v in {table.verdict for table in tables})
+        verdict = worst(table.verdict for table in tables)
         rows = sum(table.source_rows for table in tables)
-        worst = max(table.drift for table in tables)
+        drift = max(table.drift for table in tables)
         counts["repaired"] = sum(table.repair.verified for table in tables if table.repair)
         words = " ".join(f"{name}={count}" for name, count in counts.items())
         seconds = sum(table.seconds for table in tables)
         lines.append(
-            f"{_time(ended_us)} reconcile {job} {verdict} drift={share(worst)} rows={rows} {words}"
-            f" tables={len(tables)} seconds={seconds:.1f} run={report.run}"
+            f"{_time(ended_us)} reconcile {job} {verdict} drift={share(drift)} rows={rows} {words}"
+            f" tables={len(tables)} seconds={seconds:.1f}{_cells_word(tables)} run={report.run}"
         )
     return lines
+
+
+def _cells_word(tables: Sequence[TableReport]) -> str:
+    """Of groups and windows, where the job has some: the drift of the worst."""
+    listed = [cell.drift for table in tables if table.groups is not None for cell in table.groups.listed]
+    return f" worst_group={share(max(listed))}" if listed else ""
 
 
 # For people
@@ -257,6 +271,8 @@ def show(report: Report, console: Console) -> None:
         table.add_row(*cells)
     console.print(table)
     for each in report.tables:
+        if each.groups is not None:
+            console.print(cells_table(each.groups, f"{each.flow} {each.source}: groups and windows"))
         for line in _lines(each):
             console.print(line, markup=False, highlight=False)
 
@@ -287,6 +303,8 @@ def _lines(table: TableReport) -> list[str]:
         lines += _repair_lines(table.repair, counts)
     if table.why_not_fast is not None and table.counts.drift == 0 and table.seconds > SLOW_S:
         lines.append(f"by canonical text, as {table.why_not_fast}")
+    if table.paused_s:
+        lines.append(f"waited {table.paused_s:.0f} s for the flow, which was above the lag limit")
     lines += table.notes
     return [f"{table.flow} {table.source}: {line}" for line in lines]
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from orjson import loads
@@ -18,40 +19,39 @@ from orjson import loads
 from consumers.reconcile.canonical import canonical
 from consumers.reconcile.compare import SUSPECTS_LIMIT
 from consumers.reconcile.fence import STALL_S, Fence, Log, NotPassed, Path, opened_log
+from consumers.reconcile.fence import Source as SourceLog
+from consumers.reconcile.groups import GROUPS_LIMIT, Grouping, Places, grouping_of
 from consumers.reconcile.history import Runs, Saved
 from consumers.reconcile.job import Job
+from consumers.reconcile.lag import LagLimit, opened_lag_limit
 from consumers.reconcile.mapping import Incomparable
+from consumers.reconcile.origins.base import Captured, Moves, Refused
+from consumers.reconcile.origins.registry import make_origin
 from consumers.reconcile.proof import (
     Judge,
     Limits,
     Progress,
     Proof,
+    Wait,
+    count_cells,
     fill,
     make_plan,
     plan_dump,
     plan_load,
 )
 from consumers.reconcile.repair import Faulty, Repairs
-from consumers.reconcile.report import Report, Sample, TableReport
-from consumers.reconcile.sides import postgres, sqlite
+from consumers.reconcile.report import STREAM, Report, Sample, TableReport
+from consumers.reconcile.settle import PAUSE_S, Settling
 from consumers.reconcile.sides.base import Key
-from consumers.reconcile.tables import PostgresStore, Sides, Source, SqliteStore, Store, describe_source
+from consumers.reconcile.stores.base import Store
+from consumers.reconcile.stores.registry import make_store
+from consumers.reconcile.tables import Sides, make_sides
 from consumers.targets.base import Target
 from consumers.targets.registry import make_target
-from streamer.changes.schema import SchemaRecord
-from streamer.changes.topics import data_topic
+from streamer.changes.backfill import Request
 from streamer.commands.brokers import brokers_of
-from streamer.config import (
-    Config,
-    Flow,
-    PostgresSource,
-    PostgresTarget,
-    SqlTarget,
-    sqlite_path,
-    unbuilt_table,
-)
+from streamer.config import Config, Flow
 from streamer.errors import BadRecordError, ConfigError, TailraceError
-from streamer.postgres.catalog import Table, list_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,7 @@ class Options:
     columns: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     stall_s: float = STALL_S
+    settle_s: float = PAUSE_S
 
 
 async def run_jobs(
@@ -79,7 +80,7 @@ async def run_jobs(
     began_s = time.monotonic()
     for job in jobs:
         try:
-            report.tables += await _Flow(config, job, options, runs, now_us, by).run()
+            report.tables += await _Flow(config, job, options, runs, now_us, report.began_us, by).run()
         except ConfigError as error:
             if len(jobs) == 1:
                 raise
@@ -94,7 +95,14 @@ class _Flow:
     """One job's flow."""
 
     def __init__(
-        self, config: Config, job: Job, options: Options, runs: Runs, now_us: Callable[[], int], by: str
+        self,
+        config: Config,
+        job: Job,
+        options: Options,
+        runs: Runs,
+        now_us: Callable[[], int],
+        began_us: int,
+        by: str,
     ) -> None:
         self._config = config
         self._job = job
@@ -102,8 +110,11 @@ class _Flow:
         self._options = options
         self._runs = runs
         self._now_us = now_us
+        self._began_us = began_us
         self._by = by
         self._faulty: list[Faulty] = []
+        self._limits = replace(options.limits, rate=options.limits.rate or job.rate)
+        self._lag: LagLimit | None = None
         self._log: Log | None = None
         self._standing: Target | None = None
 
@@ -130,17 +141,13 @@ class _Flow:
         return found
 
     async def _tables(self, found: list[TableReport]) -> None:
-        settings = self._config.sources[self._flow.source]
-        assert isinstance(settings, PostgresSource)
-        session = postgres.Session(settings.url.get_secret_value(), "source")
-        self._stack.push_async_callback(session.close)
-        await session.open()
-        store = self._store()
-        self._stack.push_async_callback(store.close)
-        await store.open()
-        for table in await list_tables(session.connection, settings):
-            if self._flow.takes(table.schema, table.name):
-                found.append(await self._table(settings, session, store, table))
+        origin, store = make_origin(self._config, self._flow), make_store(self._config, self._flow)
+        for each in (origin, store):
+            self._stack.push_async_callback(each.close)
+            await each.open()
+        async with aclosing(origin.tables(self._flow)) as tables:
+            async for table in tables:
+                found.append(await self._table(store, table))
 
     def _repairs(self) -> Repairs:
         options = self._options
@@ -156,69 +163,61 @@ class _Flow:
             samples=options.limits.samples,
         )
 
-    def _store(self) -> Store:
-        target = self._config.targets[self._flow.target]
-        if isinstance(target, PostgresTarget):
-            return PostgresStore(target.url.get_secret_value())
-        assert isinstance(target, SqlTarget)
-        path = sqlite_path(target.url)
-        return SqliteStore(sqlite.Session(path, f"target sqlite {path}"))
-
     def _report(self, source: str, target: str) -> TableReport:
         return TableReport(self._job.name, self._flow.name, source, target, self._job.threshold)
 
-    async def _table(
-        self, settings: PostgresSource, session: postgres.Session, store: Store, table: Table
-    ) -> TableReport:
+    async def _table(self, store: Store, table: Captured | Refused) -> TableReport:
         schema, name = self._flow.place(table.schema, table.name)
         report = self._report(table.qualified, f"{self._flow.target}.{schema}.{name}")
-        unbuilt = unbuilt_table(settings, table.schema, table.name)
-        if unbuilt:
-            report.reason = f"it is not captured: {unbuilt[0]}"
+        if isinstance(table, Refused):
+            report.reason = table.why
             return report
-        source = await describe_source(session, self._flow.source, table)
+        report.fence = STREAM if table.log is not None else None
         try:
-            if not await self._is_there(store, source, report):
+            if not await self._is_there(store, table, report):
                 return report
             options = self._options
-            sides = await store.sides(source, self._flow, where=options.where, only=options.columns)
-            await self._prove(report, source, sides)
+            known = {column.name for column in table.record.columns}
+            counted = [name for name in self._job.counted.columns if name in known]
+            only = (*options.columns, *counted) if options.columns else ()
+            sides = await make_sides(table, store, self._flow, where=options.where, only=only)
+            await self._prove(report, sides)
         except Incomparable as why:
             report.reason, report.meant = str(why), why.meant
         except NotPassed as why:
             report.reason = str(why)
         return report
 
-    async def _is_there(self, store: Store, source: Source, report: TableReport) -> bool:
+    async def _is_there(self, store: Store, table: Captured, report: TableReport) -> bool:
         """False: the target has no such table, which is drift where the source has rows that were applied."""
-        schema, name = self._flow.place(source.table.schema, source.table.name)
+        schema, name = self._flow.place(table.schema, table.name)
         if await store.has(schema, name):
             return True
         if self._flow.write == "append":
             raise Incomparable("write: append keeps every change, which is a history and no copy", meant=True)
-        relation = f"{postgres.quote(source.table.schema)}.{postgres.quote(source.table.name)}"
-        count = f"SELECT count(*) FROM {'' if source.table.partitioned else 'ONLY '}{relation}"
-        ((rows,),) = await source.session.rows(count)
+        rows = await table.count()
         if rows:
-            fence = await self._fence(source, {}, None)
-            await fence.pass_()
-            if await store.has(schema, name):
-                return True
-            ((rows,),) = await source.session.rows(count)
+            if table.log is not None:
+                fence = await self._fence(table, table.log, {}, None)
+                await fence.pass_()
+                if await store.has(schema, name):
+                    return True
+                rows = await table.count()
             report.reason = "the target has no such table"
             report.samples.append(Sample("missing", ["every row"]))
         report.source_rows = report.counts.missing = rows
         report.complete = True
         if rows:
-            self._faulty.append(Faulty(report, source.record, {}, [], lambda: self._fence(source, {}, None)))
+            judge = partial(self._judge, table, {}, None)
+            self._faulty.append(Faulty(report, table.record, {}, [], judge, _request(table)))
         return False
 
-    async def _prove(self, report: TableReport, source: Source, sides: Sides) -> None:
-        limits, runs = self._options.limits, self._runs
+    async def _prove(self, report: TableReport, sides: Sides) -> None:
+        limits, runs, table = self._limits, self._runs, sides.captured
         form = repr([sides.path, sides.ordered, [pair.name for pair in sides.compared.pairs], limits.rate])
-        at = (self._flow.name, source.table.qualified)
+        at = (self._flow.name, table.qualified)
         saved = await asyncio.to_thread(runs.saved, *at)
-        progress = Progress()
+        progress = Progress(moment_us=self._began_us)
         if saved is not None and saved.form == form:
             plan, progress = plan_load(saved.plan), Progress.load(saved.progress)
             report.resumed = runs.resumed
@@ -231,52 +230,85 @@ class _Flow:
             await asyncio.to_thread(runs.save, *at, progress.dump(), self._now_us())
 
         async def open_judge() -> Judge:
-            return await self._fence(source, _kinds(sides), sides)
+            return await self._judge(table, _kinds(sides), sides)
 
-        proof = Proof(sides, plan, progress, limits, open_judge, save)
+        grouping = self._grouping(sides, progress)
+        places = Places(grouping, [pair.name for pair in sides.compared.pairs]) if grouping else None
+        wait = await self._lag_wait() if table.log is not None else None
+        proof = Proof(sides, plan, progress, limits, open_judge, save, places=places, wait=wait)
         try:
             await proof.run()
+            if grouping is not None:
+                report.groups = await count_cells(sides, grouping, progress, self._job.threshold, wait)
         except NotPassed as why:
             raise NotPassed(f"rows not judged: {len(progress.suspects)}; {why}") from why
         finally:
             fill(report, sides, progress)
             if report.counts.drift:
                 kinds = _kinds(sides)
-                self._faulty.append(Faulty(report, source.record, kinds, progress.faults, open_judge))
+                self._faulty.append(
+                    Faulty(report, table.record, kinds, progress.faults, open_judge, _request(table))
+                )
         report.complete = not progress.cut and not progress.counts.held
         if progress.cut:
-            report.reason = (
-                f"more than {SUSPECTS_LIMIT:,} rows differ, and the rest was not looked at\n  -> publish the"
-                f" table again: `tailrace backfill {self._flow.source} {source.table.qualified}`"
-            )
+            what = f"more than {SUSPECTS_LIMIT:,} rows differ, and the rest was not looked at"
+            report.reason = f"{what}\n  -> {_anew(table)}"
         elif progress.counts.held:
             flow = self._flow.name
             report.reason = (
                 f"flow {flow} holds a truncate or deletes\n  -> `tailrace approve {flow}`, or `refuse`"
             )
+        elif grouping is not None and report.groups is None:
+            report.complete = False
+            report.reason = (
+                f"more than {GROUPS_LIMIT:,} groups by {', '.join(grouping.by)}: they are not counted"
+                "\n  -> group by a column with fewer values, or add --where"
+            )
 
-    async def _fence(self, source: Source, kinds: dict[str, str], sides: Sides | None) -> Fence:
+    def _grouping(self, sides: Sides, progress: Progress) -> Grouping | None:
+        asked, compared = self._job.counted, sides.compared
+        if not asked:
+            return None
+        return grouping_of(asked, compared.columns, compared.notes, sides.captured.record, progress.moment_us)
+
+    async def _lag_wait(self) -> Wait | None:
+        limit_s = self._job.max_lag_s
+        if limit_s is None:
+            return None
+        if self._lag is None:
+            entered = opened_lag_limit(self._config, brokers_of(self._config), self._flow, limit_s)
+            self._lag = await self._stack.enter_async_context(entered)
+        return self._lag.wait
+
+    async def _judge(self, table: Captured, kinds: dict[str, str], sides: Sides | None) -> Judge:
+        """`sides`: None for a target's table that is not there."""
+        if table.log is not None:
+            return await self._fence(table, table.log, kinds, sides)
+        ours, theirs = (sides.source, sides.target) if sides else (_NoRows(), _NoRows())
+        return Settling(ours, theirs, pause_s=self._options.settle_s)
+
+    async def _fence(
+        self, table: Captured, source: SourceLog, kinds: dict[str, str], sides: Sides | None
+    ) -> Fence:
         """Opens what it takes, once a flow."""
         if self._log is None:
             entered = opened_log(self._config, brokers_of(self._config), self._flow.source)
             self._log = await self._stack.enter_async_context(entered)
         if self._standing is None:
             self._standing = await self._open_standing()
-        record = source.record
-        path = Path(
-            self._flow.source,
-            data_topic(self._flow.source, record.schema, record.table),
-            self._flow.name,
-            self._flow.target,
-        )
+        moves = table.moves(sides.source) if sides else Moves()
         return Fence(
-            path,
+            Path(self._flow.source, table.topic, self._flow.name, self._flow.target),
             self._log,
-            source.session,
+            source,
             sides.source if sides else _NoRows(),
             sides.target if sides else _NoRows(),
             self._standing,
             key_of=lambda raw: _key_of(raw, kinds),
+            certain=moves.rounds,
+            moved=moves.moved,
+            unusable=moves.unusable,
+            shown=table.shown,
             stall_s=self._options.stall_s,
         )
 
@@ -296,9 +328,19 @@ class _NoRows:
         return {}
 
 
+def _request(table: Captured) -> Callable[[str], Request] | None:
+    return table.request if table.log is not None else None
+
+
+def _anew(table: Captured) -> str:
+    """What to do where so much differs that it is not named row by row."""
+    if table.log is None:
+        return "build the target's table anew, or compare a part of it (--where)"
+    return f"publish the table again: `tailrace backfill {table.record.source} {table.qualified}`"
+
+
 def _kinds(sides: Sides) -> dict[str, str]:
-    record: SchemaRecord = sides.record
-    kinds = {column.name: column.kind for column in record.columns}
+    kinds = {column.name: column.kind for column in sides.captured.record.columns}
     return {pair.name: kinds[pair.name] for pair in sides.compared.key_pairs}
 
 

@@ -1,7 +1,7 @@
 """`python -m tests.bench`: every benchmark one after another, one table, kept in docs/benchmarks.md.
 
 A module bench_*.py that has `figures()` gives rows of the table; what the others print is kept below it.
-Exit 1 when a floor does not hold.
+`--full`: at the sizes that the floors are about. Exit 1 when a floor does not hold.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__)
     parser.add_argument("only", nargs="*", help="names of benchmarks, such as capture; all if none is given")
     parser.add_argument("--no-page", action="store_true", help="leave docs/benchmarks.md as it is")
+    parser.add_argument(
+        "--full", action="store_true", help="those with FULL_ROWS run at that size: minutes more"
+    )
     options = parser.parse_args()
     names = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
     if unknown := set(options.only) - set(names):
@@ -43,7 +46,8 @@ def main() -> int:
         print(f"-- {name}", flush=True)
         module = importlib.import_module(f"tests.bench.bench_{name}")
         if hasattr(module, "figures"):
-            figures += module.figures()
+            rows = {"rows": module.FULL_ROWS} if options.full and hasattr(module, "FULL_ROWS") else {}
+            figures += module.figures(**rows)
         else:
             outputs[name] = _run(f"tests.bench.bench_{name}")
             print(outputs[name], flush=True)

@@ -21,7 +21,7 @@ import uvloop
 
 from streamer.sandbox import Sandbox
 from tests.bench.figures import Figure, show
-from tests.harness.feeder import Feeder, Row, Table, applying, config_of
+from tests.harness.feeder import Feeder, Row, Running, Table, applying, config_of
 
 BATCH_ROWS = 10_000
 FLUSH_ROWS = 20_000
@@ -92,6 +92,35 @@ async def publish(feeder: Feeder, table: Table, rows: int, lsn: int) -> None:
         await feeder.flush()
 
 
+async def rate(url: str, run: Running, already: int, rows: int) -> tuple[float, float, float]:
+    """(rows/s, us of CPU a row, MB) of the next `rows` records, beyond those that the target has `already`.
+
+    From the first batch in the target on: joining the group, or noticing a replay, is no part of it.
+    """
+    first, began, before = 0, 0.0, resource.getrusage(resource.RUSAGE_SELF)
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        while True:
+            try:
+                query = "SELECT sum(next_offset) FROM _tailrace.checkpoints"
+                at = await (await connection.execute(query)).fetchone()
+            except psycopg.errors.UndefinedTable:
+                at = None
+            done = int(at[0]) if at and at[0] else 0
+            if not first and done > already:
+                first, began = done, time.perf_counter()
+                before = resource.getrusage(resource.RUSAGE_SELF)
+            if done >= already + rows:
+                break
+            if run.task.done():
+                run.task.result()
+            await asyncio.sleep(0.02)
+    spent = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    counted = already + rows - first
+    return counted / spent, cpu / counted * 1e6, after.ru_maxrss / 1024
+
+
 async def measure(brokers: str, url: str, rows: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with Feeder(brokers, f"b{uuid.uuid4().hex[:8]}") as feeder:
@@ -100,31 +129,9 @@ async def measure(brokers: str, url: str, rows: int) -> dict[str, Any]:
         for name, lsn in (("into an empty table", 100), ("upserts", 200)):
             await publish(feeder, table, rows, lsn)
             already = rows * (lsn // 100 - 1)
-            # From the first batch in the target on: joining the group is no part of the rate.
-            first, began, before = 0, 0.0, resource.getrusage(resource.RUSAGE_SELF)
             async with applying(config) as run:
-                async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-                    while True:
-                        try:
-                            query = "SELECT sum(next_offset) FROM _tailrace.checkpoints"
-                            at = await (await connection.execute(query)).fetchone()
-                        except psycopg.errors.UndefinedTable:
-                            at = None
-                        done = int(at[0]) if at and at[0] else 0
-                        if not first and done > already:
-                            first, began = done, time.perf_counter()
-                            before = resource.getrusage(resource.RUSAGE_SELF)
-                        if done >= already + rows:
-                            break
-                        if run.task.done():
-                            run.task.result()
-                        await asyncio.sleep(0.02)
-                spent = time.perf_counter() - began
-                after = resource.getrusage(resource.RUSAGE_SELF)
-                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                found[name] = await rate(url, run, already, rows)
                 await run.stop()
-            counted = already + rows - first
-            found[name] = (counted / spent, cpu / counted * 1e6, after.ru_maxrss / 1024)
     return found
 
 

@@ -48,7 +48,7 @@ def machine() -> str:
 
 
 def show(figures: Iterable[Figure]) -> None:
-    table = Table(title=f"tailrace benchmarks: {machine()}")
+    table = Table(title=f"benchmarks of Tailrace: {machine()}")
     for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
     for figure in figures:

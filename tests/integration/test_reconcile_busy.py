@@ -19,11 +19,12 @@ from tests.harness.reconcile import counts, proved, reconcile, sqlite_target
 
 ROWS = 20_000
 DDL = (
-    "CREATE TABLE item (id bigint PRIMARY KEY, n bigint, name text)",
-    f"INSERT INTO item SELECT i, i, 'item ' || i FROM generate_series(1, {ROWS}) i",
+    "CREATE TABLE item (id bigint PRIMARY KEY, n bigint, name text, kind text DEFAULT 'made')",
+    f"INSERT INTO item SELECT i, i, 'item ' || i, 'kind ' || i % 5 FROM generate_series(1, {ROWS}) i",
     "ANALYZE item",
 )
 STALL_S = 4.0  # the command has read the stalled target by then
+COUNTED = ("mirror", "--group", "kind")  # a group's counts of two moments differ, and are no drift
 HOT = 20  # rows that nearly every transaction changes
 
 
@@ -112,15 +113,18 @@ async def no_false_alarm(pipeline: Pipeline, rows_per_s: int, seconds: float, *,
                 await abort_in(pipeline)
                 if stall and runs % 2:
                     async with stalled(pipeline.target_url, "mirror.item"):
-                        found = asyncio.create_task(reconcile(pipeline))
+                        found = asyncio.create_task(reconcile(pipeline, *COUNTED))
                         await asyncio.wait([found], timeout=STALL_S)
                     code, report = await found
                 else:
-                    code, report = await reconcile(pipeline)
+                    code, report = await reconcile(pipeline, *COUNTED)
             (table,) = report["tables"]
             counts_ = {name: n for name, n in counts(table).items() if name != "in_flight"}
             assert (code, counts_, table["complete"]) == (0, {}, True), report
             assert table["in_flight"] <= 2 * HOT
+            cells = table["groups"]["cells"]
+            assert {cell["drift"] for cell in cells} == {0}, cells
+            assert {cell["group"][0] for cell in cells} >= {f"kind {n}" for n in range(5)}
             settled += table["settled"]
             runs += 1
         written = writer.rows

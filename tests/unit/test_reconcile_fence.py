@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -95,7 +96,7 @@ class Reader:
         return {} if row is None else {KEY: row}
 
 
-async def judge(world: World) -> Judged:
+async def judge(world: World, **more: Any) -> Judged:
     fence = Fence(
         PATH,
         world,
@@ -107,6 +108,7 @@ async def judge(world: World) -> Judged:
         stall_s=5,
         clock_s=lambda: world.now_s,
         pause=world.pause,
+        **more,
     )
     return await fence.judge([KEY])
 
@@ -186,6 +188,32 @@ async def test_h18_what_always_moves_is_in_flight() -> None:
         world.at("target", n + 1, world.set(source=Row(("a",), str(n))))
     judged = await judge(world)
     assert (kinds(judged), judged.in_flight) == ([], [KEY])
+
+
+async def test_h19_without_stamps_more_rounds_must_show_the_same() -> None:
+    world = World(A, B)
+    assert kinds(await judge(world, certain=4)) == ["different"]
+    assert world.trace.count("lsn") == 4
+    world = World(A, B)  # it was the other way round for a moment: counted anew
+    world.at("target", 3, world.set(target=Row(B.texts, "102")))
+    assert kinds(await judge(world, certain=4)) == ["different"]
+    assert world.trace.count("lsn") == 6
+
+
+async def test_h19_what_the_source_says_has_moved_is_read_again() -> None:
+    """To another value and back, so that nothing shows it."""
+    world, looks = World(A, B), []
+
+    async def moved(keys: Sequence[Key]) -> Sequence[Key]:
+        looks.append(keys)
+        return keys if len(looks) < ROUNDS else ()
+
+    judged = await judge(world, moved=moved)
+    assert (kinds(judged), judged.in_flight) == ([], [KEY])
+
+
+async def test_h19_a_value_that_is_passed_over_is_no_drift() -> None:
+    assert kinds(await judge(World(None, A), unusable=lambda: {KEY})) == ["parked"]
 
 
 async def test_h18_what_does_not_move_is_not_passed() -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from consumers.commands.reconcile import Wish, reconcile
 from consumers.reconcile.forms import Held
+from consumers.reconcile.groups import Asked
 from consumers.reconcile.job import check_alone, jobs_of
 from consumers.reconcile.mapping import Incomparable, Target, compared_columns
 from consumers.reconcile.report import Counts, Report, TableReport, log_lines
 from streamer.changes.schema import Column, SchemaRecord
-from streamer.config import Config, Flow, parse, unbuilt_sections
+from streamer.config import Config, Flow, parse
 from streamer.errors import ConfigError
 
 TEXT = """
@@ -45,12 +46,7 @@ def test_without_names_every_flow_is_compared_as_its_job() -> None:
         ("keys", "keys", 0.0),
         ("board", "board", 0.0),
     ]
-    assert [job.refused for job in jobs] == [
-        "",
-        "",
-        "comparing a redis target is not built yet",
-        "comparing a redis source is not built yet",
-    ]
+    assert [job.refused for job in jobs] == ["", "", "", ""]
 
 
 def test_a_name_is_a_job_or_a_flow() -> None:
@@ -67,31 +63,32 @@ def test_an_unknown_name_names_the_nearest(name: str, fix: str) -> None:
     assert fix in caught.value.fix
 
 
+def test_a_job_says_what_is_counted_and_what_spares_the_source() -> None:
+    asked = config(
+        job=", group_by: topic, windows: {column: day, sizes: [7d, 1h]}, limits: {rate: 100/s, max_lag: 1m}"
+    )
+    (job,) = jobs_of(asked, ["nightly"])
+    assert job.counted == Asked(("topic",), "day", (604_800.0, 3_600.0))
+    assert (job.rate, job.max_lag_s) == (100.0, 60.0)
+    (job,) = jobs_of(config(job=", group_by: [topic, day]"), ["nightly"])
+    assert job.counted == Asked(("topic", "day"))
+    assert not jobs_of(asked, ["mirror"])[0].counted
+
+
 @pytest.mark.parametrize(
-    ("job", "path"),
+    ("windows", "message"),
     [
-        (", group_by: day", "reconcile.nightly.group_by"),
-        (", windows: {column: day, sizes: [7d]}", "reconcile.nightly.windows"),
+        ("{sizes: [7d]}", "column"),
+        ("{column: day, sizes: []}", "sizes"),
+        ("{column: day, sizes: [10ms]}", "sizes"),
+        ("{column: day, sizes: [5000w, 6000w]}", "sizes"),
+        ("{column: day, sizes: [week]}", "is not a duration"),
     ],
 )
-def test_what_is_not_built_stops_its_job_only(job: str, path: str) -> None:
-    asked = config(job=job)
-    with pytest.raises(ConfigError, match=path):
-        jobs_of(asked, ["nightly"])
-    by_name = {found.name: found.refused for found in jobs_of(asked, [])}
-    assert by_name["nightly"].startswith(path)
-    assert by_name["mirror"] == ""
-    assert [unbuilt.path for unbuilt in unbuilt_sections(asked)] == [path]
-    assert unbuilt_sections(config()) == []
-
-
-def test_of_the_control_database_only_the_url_is_built() -> None:
-    text = TEXT.format(flow="", job="")
-    found = [
-        [u.path for u in unbuilt_sections(parse(text + control, Path("tailrace.yaml"), environ={}))]
-        for control in ("control: {url: 'sqlite:///runs.db'}\n", "control: {http: '127.0.0.1:1'}\n")
-    ]
-    assert found == [[], ["control"]]
+def test_windows_that_are_none_are_named(windows: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config(job=f", windows: {windows}")
+    assert "windows" in str(caught.value)
 
 
 def test_a_condition_is_of_one_flow() -> None:
@@ -106,6 +103,12 @@ def test_a_condition_is_of_one_flow() -> None:
         (Wish([], rate="fast"), "--limit-rate 'fast' is not a rate"),
         (Wish([], threshold="200%"), "--threshold '200%' is not a share"),
         (Wish([], wait="soon"), "--wait 'soon' is not a duration"),
+        (Wish([], max_lag="late"), "--max-lag 'late' is not a duration"),
+        (Wish(["orders"], window=["7"] * 11), "--window takes up to 10 sizes"),
+        (Wish(["orders"], window=["0"]), "--window takes up to 10 sizes of a second"),
+        (Wish(["orders"], window=["7d"]), "--window needs a column, and the file names none"),
+        (Wish(["orders"], window_column="day"), "--window-column needs a window"),
+        (Wish([], group="day"), "--group is about one flow's columns"),
     ],
 )
 def test_a_value_that_is_none_is_named(tmp_path: Path, wish: Wish, message: str) -> None:

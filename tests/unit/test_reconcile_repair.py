@@ -16,6 +16,7 @@ from consumers.reconcile.job import Job, jobs_of
 from consumers.reconcile.proof import Judge
 from consumers.reconcile.repair import Faulty, event_key, plan
 from consumers.reconcile.report import Counts, RepairReport, TableReport
+from streamer.changes.backfill import Request
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import parse
 from streamer.errors import ConfigError
@@ -45,12 +46,16 @@ async def nobody() -> Judge:
     return Nobody()
 
 
+def asked(run: str) -> Request:
+    return Request(run, RECORD.source, schema=RECORD.schema, table=RECORD.table)
+
+
 def faulty(faults: Any = FAULTS, *, rows: int = 100, complete: bool = True) -> Faulty:
     kinds = [kind for kind, _ in faults]
     counts = Counts(kinds.count("missing"), kinds.count("extra"), kinds.count("different"))
     report = TableReport("nightly", "mirror", "public.item", "copy.mirror.item", 0.0, complete)
     report.source_rows, report.counts = rows, counts
-    return Faulty(report, RECORD, {"id": "number"}, faults, nobody)
+    return Faulty(report, RECORD, {"id": "number"}, faults, nobody, asked)
 
 
 def repair_of(table: Faulty) -> RepairReport:

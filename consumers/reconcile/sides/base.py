@@ -15,6 +15,8 @@ from typing import Protocol
 
 from consumers.reconcile.canonical import row_text
 from consumers.reconcile.digest import RangeDigest, RowHash
+from consumers.reconcile.fast import Collation
+from consumers.reconcile.groups import Counts, Grouping
 
 Key = tuple[str, ...]
 KEY_HASH_HEX = 8  # digits of the md5 of a key's text that buckets are made by
@@ -66,6 +68,13 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """How a store orders keys. `collations` of its text columns; None: by the bytes of texts."""
+
+    collations: Mapping[str, Collation] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """How a table is cut: `bounds` of ranges; or, where keys are not ordered alike, so many `buckets`.
 
@@ -107,3 +116,7 @@ class Side(Protocol):
 
     async def rows(self, keys: Sequence[Key]) -> Mapping[Key, Row]:
         """Those that are there, whether a condition takes them or not."""
+
+    async def groups(self, grouping: Grouping) -> Counts:
+        """Rows by group and window, of those that the condition takes. More than GROUPS_LIMIT groups: so
+        many and one, whichever they are. A side without a query language has groups.Tally."""

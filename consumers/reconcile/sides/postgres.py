@@ -7,11 +7,11 @@ without a collation, one scan serves all of them, and parallel workers share it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from hashlib import md5
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from psycopg import errors
@@ -22,6 +22,7 @@ from consumers.reconcile.dialects import postgres as dialect
 from consumers.reconcile.dialects.postgres import RowHash as HashSql
 from consumers.reconcile.dialects.postgres import SqlColumn
 from consumers.reconcile.digest import EMPTY, RangeDigest, RowHash
+from consumers.reconcile.groups import GROUPS_LIMIT, Counts, Grouping, Window
 from consumers.reconcile.sides.base import (
     KEY_HASH_HEX,
     Bucket,
@@ -269,6 +270,39 @@ class PostgresSide:
         found = await self._rows(" UNION ALL ".join(f"({query})" for query in queries))
         return {tuple(row[:-2]): RowHash.of(row[-2], row[-1]) for row in found}
 
+    # Groups
+
+    async def groups(self, grouping: Grouping) -> Counts:
+        """By the canonical text, as bytes: what a type or a collation takes for one are two groups."""
+        by_sql = {column.sql: column for column in self._reading.columns}
+        columns = {name: by_sql[quote(name)] for name in self._reading.expressions}
+        texts = [f'{self._printed(columns[name])} COLLATE "C"' for name in grouping.by]
+        counts = ["count(*)"]
+        for window in grouping.windows:
+            counts.append(f"count(*) FILTER (WHERE {_within_time(columns[grouping.column], window)})")
+        width = len(texts)
+        by = f" GROUP BY {', '.join(str(at + 1) for at in range(width))}" if texts else ""
+        found = await self._rows(
+            f"SELECT {', '.join([*texts, *counts])} FROM {self._reading.rows()}{by} LIMIT {GROUPS_LIMIT + 1}"
+        )
+        return {tuple(row[:width]): list(row[width:]) for row in found}
+
+    async def texts(
+        self, parts: Sequence[Part], rows: int
+    ) -> AsyncGenerator[list[tuple[Key, tuple[str | None, ...]]]]:
+        """The compared columns' texts of each row, so many rows at a time."""
+        if isinstance(parts[0], Bucket):
+            conditions = [self._in_buckets([part for part in parts if isinstance(part, Bucket)])]
+        else:
+            conditions = [self._within(part) for part in parts]
+        columns = ", ".join([*self._keys, *map(self._printed, self._reading.columns)])
+        width = len(self._keys)
+        for condition in conditions:
+            query = f"SELECT {columns} FROM {self._reading.rows(condition)}"
+            async with aclosing(self._session.batches(query, rows)) as batches:
+                async for batch in batches:
+                    yield [(row[:width], row[width:]) for row in batch]
+
     # Rows
 
     async def rows(self, keys: Sequence[Key]) -> dict[Key, Row]:
@@ -299,6 +333,12 @@ class PostgresSide:
         return f"{self._key_md5} = ANY (ARRAY[{', '.join(map(literal, texts))}])"
 
 
+def _within_time(column: SqlColumn, window: Window) -> str:
+    """In UTC, which is the session's zone: a date or a timestamp is compared as one there."""
+    low, high = (f"{literal(text + '+00')}::timestamptz" for text in (window.low, window.high))
+    return f"{column.sql} > {low} AND {column.sql} <= {high}"
+
+
 def _touching(parts: Sequence[KeyRange]) -> list[list[KeyRange]]:
     """In runs of ranges that touch."""
     runs: list[list[KeyRange]] = []
@@ -308,6 +348,10 @@ def _touching(parts: Sequence[KeyRange]) -> list[list[KeyRange]]:
         else:
             runs.append([part])
     return runs
+
+
+def _bytes(rows: Sequence[tuple[Any, ...]]) -> int:
+    return sum(len(str(value)) for row in rows for value in row)
 
 
 class _NoSuchValue(ConfigError):
@@ -354,8 +398,27 @@ class Session:
             ) from error
         except psycopg.Error as error:
             raise self._fault(error) from error
-        self.read_bytes += sum(len(str(value)) for row in found for value in row)
+        self.read_bytes += _bytes(found)
         return found
+
+    async def batches(self, query: str, rows: int) -> AsyncGenerator[list[tuple[Any, ...]]]:
+        """The same, with so many rows in memory."""
+        try:
+            async with self.connection.cursor() as cursor:
+                stream = cast("AsyncGenerator[tuple[Any, ...]]", cursor.stream(query.encode()))
+                batch: list[tuple[Any, ...]] = []
+                async with aclosing(stream):
+                    async for row in stream:
+                        batch.append(row)
+                        if len(batch) == rows:
+                            self.read_bytes += _bytes(batch)
+                            yield batch
+                            batch = []
+                self.read_bytes += _bytes(batch)
+                if batch:
+                    yield batch
+        except psycopg.Error as error:
+            raise self._fault(error) from error
 
     async def server(self) -> Server:
         ((major, plain),) = await self.rows(
@@ -374,6 +437,9 @@ class Session:
         if isinstance(error, TailraceError):
             return error if kind is SourceUnavailable else kind(error.what, where=error.where, fix=error.fix)
         assert isinstance(error, psycopg.Error)
+        if isinstance(error, errors.ReadOnlySqlTransaction):
+            what = f"a query or a condition would write: {error.diag.message_primary}"
+            return ConfigError(what, where=self.place, fix="what is compared is only read: leave that out")
         if isinstance(error, psycopg.ProgrammingError) and not isinstance(
             error, errors.InsufficientPrivilege
         ):

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from consumers.reconcile.dialects.sqlite import FETCH_ROWS, STRANGE, RowHasher, row_texts
 from consumers.reconcile.digest import EMPTY, RangeDigest, RowHash
 from consumers.reconcile.forms import Form
+from consumers.reconcile.groups import GROUPS_LIMIT, Counts, Grouping
 from consumers.reconcile.sides.base import Bucket, Key, KeyRange, Part, Row, key_hash, ranges_between
 from streamer.errors import TargetUnavailable
 
@@ -165,6 +166,29 @@ class SqliteSide:
         """As SQLite holds it, of the kinds that are ordered alike or found by their value."""
         return [_kept(text, form) for text, form in zip(key, self._key_forms, strict=True)]
 
+    # Groups
+
+    async def groups(self, grouping: Grouping) -> Counts:
+        """By what is stored, and then by its canonical text, which several stored values may have."""
+        forms = dict(zip(self._reading.expressions, self._reading.forms, strict=True))
+        names = [quote(name) for name in grouping.by]
+        by = [term for name in names for term in (f"{name} COLLATE BINARY", f"typeof({name})")]
+        counts = ["count(*)", *[f"sum({_WITHIN.format(quote(grouping.column))})" for _ in grouping.windows]]
+        ends = [end for window in grouping.windows for end in (window.low, window.high)]
+        query = f"SELECT {', '.join([*names, *counts])} FROM {self._reading.rows()}"
+        query += f" GROUP BY {', '.join(by)} LIMIT {GROUPS_LIMIT + 1}" if by else ""
+
+        def read(line: sqlite3.Connection) -> Counts:
+            width, found = len(names), Counts()
+            rows = line.execute(query, ends).fetchall()
+            groups = row_texts([row[:width] for row in rows], [forms[name] for name in grouping.by])
+            for group, row in zip(map(tuple, groups), rows, strict=True):
+                before = found.get(group, [0] * (1 + len(grouping.windows)))
+                found[group] = [a + (b or 0) for a, b in zip(before, row[width:], strict=True)]
+            return found
+
+        return await self._session.run(read)
+
     # Rows
 
     async def rows(self, keys: Sequence[Key]) -> dict[Key, Row]:
@@ -202,6 +226,9 @@ class SqliteSide:
         }
 
 
+# Window.has, over what apply writes of a time: 2016-11-04T13:51:30.5Z, or a date.
+_WITHIN = "typeof({0}) = 'text' AND substr({0}, 5, 1) = '-' AND rtrim(replace({0}, 'T', ' '), 'Z') > ?"
+_WITHIN += " AND rtrim(replace({0}, 'T', ' '), 'Z') <= ?"
 _FOUND_BY_VALUE = frozenset({"number", "text", "numeric", "date", "time", "interval", "bits", "json"})
 
 

@@ -1,0 +1,158 @@
+"""Tables of a PostgreSQL source: described as the capture does, read by one session."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import psycopg
+
+from consumers.reconcile import expressions, fast
+from consumers.reconcile import mapping as maps
+from consumers.reconcile.expressions import literal, quote
+from consumers.reconcile.fast import COLLATION_FACTS, SERVER_FACTS, Collation
+from consumers.reconcile.mapping import Compared, Incomparable
+from consumers.reconcile.origins.base import Captured, Moves, Refused, SourceSide
+from consumers.reconcile.sides import postgres
+from consumers.reconcile.sides.base import Order
+from consumers.reconcile.sides.postgres import PostgresSide
+from consumers.reconcile.sides.vectors import rendered_side
+from streamer.changes.backfill import Request
+from streamer.changes.lsn import format_lsn
+from streamer.changes.schema import SchemaRecord
+from streamer.changes.topics import data_topic
+from streamer.config import Flow, PostgresSource, unbuilt_table
+from streamer.postgres import catalog
+from streamer.postgres.catalog import Table, list_tables
+from streamer.postgres.connection import Connection
+from streamer.postgres.pgoutput import Relation, RelationColumn
+
+
+class PostgresOrigin:
+    def __init__(self, settings: PostgresSource) -> None:
+        self._settings = settings
+        self._session = postgres.Session(settings.url.get_secret_value(), "source")
+
+    async def open(self) -> None:
+        await self._session.open()
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def tables(self, flow: Flow) -> AsyncGenerator[Captured | Refused, None]:
+        settings, session = self._settings, self._session
+        for table in await list_tables(session.connection, settings):
+            if not flow.takes(table.schema, table.name):
+                continue
+            unbuilt = unbuilt_table(settings, table.schema, table.name)
+            if unbuilt:
+                yield Refused(table.qualified, table.schema, table.name, f"it is not captured: {unbuilt[0]}")
+            else:
+                yield await describe_table(session, settings.name, table)
+
+
+async def describe_table(session: postgres.Session, source: str, table: Table) -> PostgresTable:
+    record = await describe(session.connection, source, table)
+    name = f"{quote(table.schema)}.{quote(table.name)}"
+    return PostgresTable(session, table, record, await session.server(), await server_facts(session, name))
+
+
+async def describe(connection: Connection, source: str, table: Table) -> SchemaRecord:
+    flagged = set(await catalog.identity_columns(connection, table))
+    columns = tuple(
+        RelationColumn(name, oid, typmod, name in flagged)
+        for name, oid, typmod in await catalog.published_columns(connection, table)
+    )
+    relation = Relation(table.oid, table.schema, table.name, table.identity, columns)
+    primary = table.primary_key if table.identity == "f" else ()
+    return await catalog.describe(connection, source, relation, None, primary)
+
+
+async def server_facts(session: postgres.Session, name: str) -> fast.Server:
+    """`name`: of a table, quoted."""
+    ((major, encoding, probe),) = await session.rows(SERVER_FACTS)
+    if major < fast.OLDEST_MAJOR:  # no versions of collations: names and determinism only
+        return fast.Server(major, encoding, probe, {})
+    found = await session.rows(COLLATION_FACTS.replace("$1", literal(name)))
+    return fast.Server(major, encoding, probe, {column: Collation(*rest) for column, *rest in found})
+
+
+class PostgresTable:
+    def __init__(
+        self,
+        session: postgres.Session,
+        table: Table,
+        record: SchemaRecord,
+        server: postgres.Server,
+        facts: fast.Server,
+    ) -> None:
+        self.qualified = table.qualified
+        self.schema = table.schema
+        self.name = table.name
+        self.record = record
+        self.topic = data_topic(record.source, record.schema, record.table)
+        self.order: Order | None = Order(facts.collations)
+        self.facts: fast.Server | None = facts
+        self.log = session
+        self._session = session
+        self._table = table
+        self._server = server
+
+    async def count(self) -> int:
+        relation = f"{quote(self._table.schema)}.{quote(self._table.name)}"
+        only = "" if self._table.partitioned else "ONLY "
+        ((rows,),) = await self._session.rows(f"SELECT count(*) FROM {only}{relation}")
+        return int(rows)
+
+    async def settle(self, compared: Compared) -> None:
+        await settle_casts(self._session, compared)
+
+    def side(self, compared: Compared, where: str, *, server_hash: bool) -> SourceSide:
+        reading = postgres.Reading(
+            self._table.schema,
+            self._table.name,
+            not self._table.partitioned,
+            expressions.of_source(compared),
+            [pair.source for pair in compared.columns],
+            [pair.source for pair in compared.key_pairs],
+            "xmin",
+            live=expressions.there(compared),
+            where=where,
+        )
+        if compared.made is not None:
+            return rendered_side(self._session, reading, self._server, compared.made)
+        return PostgresSide(self._session, reading, self._server, server_hash=server_hash)
+
+    def moves(self, side: SourceSide) -> Moves:
+        return Moves()  # xmin tells
+
+    def shown(self, lsn: int) -> str:
+        return format_lsn(lsn)
+
+    def request(self, run: str) -> Request:
+        record = self.record
+        return Request(run, record.source, schema=record.schema, table=record.table)
+
+
+async def settle_casts(session: postgres.Session, compared: Compared) -> None:
+    """Types that the server does not know, and casts that it does not have. Raises Incomparable."""
+    for pair in list(compared.pairs):
+        cast = pair.source.form.cast
+        if cast is not None and not await _knows(session, cast):
+            maps.without(compared, pair, f"the source does not know the type {cast}")
+        elif pair.source.form.direct and not await _casts(session, pair.source.held.type, cast or ""):
+            compared.pairs[compared.pairs.index(pair)] = maps.by_text(pair)
+    if any(name not in {pair.name for pair in compared.pairs} for name in compared.key):
+        raise Incomparable("a column of its key is of a type that the source does not know")
+
+
+async def _knows(session: postgres.Session, type_: str) -> bool:
+    ((found,),) = await session.rows(f"SELECT to_regtype({literal(type_)}) IS NOT NULL")
+    return bool(found)
+
+
+async def _casts(session: postgres.Session, from_: str, to: str) -> bool:
+    try:
+        await session.connection.execute(f"SELECT NULL::{from_}::{to}".encode())
+    except psycopg.errors.CannotCoerce:
+        return False
+    return True
