@@ -78,8 +78,8 @@ def check_flow(flow: Flow, records: Collection[SchemaRecord], topics: Collection
                 f"{record.schema}.{record.table} has no key: its rows cannot be told apart, and a replay"
                 " would add them again",
                 where=f"flow {flow.name!r}",
-                fix=f"give the table a key in the source, or leave it out with --topic; `tailrace reset"
-                f" {flow.source}` copies it anew",
+                fix="give the table a key in the source, or leave it out with --topic;"
+                f" `tailrace reset {flow.source}` while its capture is stopped copies it anew",
             )
 
 

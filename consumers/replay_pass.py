@@ -95,7 +95,7 @@ class Pass:
         rules = rules_of(config, [flow])
         self._gates = None
         if rules:  # deletes that a person has refused are not let in by the back door
-            self._gates = Gates(rules, target, _reach, passed=lambda _: EVERYTHING, stays=lambda _: True)
+            self._gates = Gates(rules, target, reach, passed=lambda _: EVERYTHING, stays=lambda _: True)
         self._assembler = Assembler(schemas, self._gates)
         self._number = min(BATCH_RECORDS, config.targets[flow.target].batch.rows)
 
@@ -214,6 +214,6 @@ def _compare(tally: Tally, place: Place, key: bytes, change: Any, known: tuple[i
             tally.changed.add(blake2b(name, digest_size=8).digest())
 
 
-async def _reach(act: Callable[[], Awaitable[None]]) -> bool:
+async def reach(act: Callable[[], Awaitable[None]]) -> bool:
     await act()
     return True

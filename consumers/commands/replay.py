@@ -21,6 +21,7 @@ from consumers.apply.schemas import Schemas
 from consumers.bounds import Bound, Kind, parse_time
 from consumers.commands.backfill_tables import read_records
 from consumers.commands.parked import opened, operator
+from consumers.commands.rebuild import rebuild_into
 from consumers.keys import WantedKeys
 from consumers.replay import Asked, Span, check_flow, plan, refuse_taken, rewinds_of, topics_of
 from consumers.replay_pass import Pass, Tally
@@ -56,6 +57,8 @@ class Wish:
     keys: Sequence[str] = ()
     key_file: str = ""
     dry_run: bool = False
+    into: str = ""
+    drop_old: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,10 @@ def replay(path: Path, wish: Wish, *, as_json: bool) -> int:
     flow = _flow(config, wish.flow)
     keys = _keys(wish)
     asked = Asked(*_bounds(config, flow, wish), wish.topic, wish.partition)
+    if wish.into:
+        return rebuild_into(config, flow, wish, asked, as_json=as_json)
+    if wish.drop_old:
+        raise ConfigError("--drop-old is about the table that --into replaces", fix="name one with --into")
     done = uvloop.run(_replay(with_brokers(config), flow, asked, keys, wish))
     if as_json:
         print_json(_plain(flow, wish, done))
