@@ -17,6 +17,9 @@ ROUNDS ?= 200
 WORKERS ?= -n 3 --dist worksteal
 CODE := streamer consumers tests
 
+# Images of containers often set it; every process of a test would compile again all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What a server older than the wheel's can run: of the integration tests those about Postgres, and the whole walk.
 COMPAT_TESTS := tests/integration/test_capture.py tests/integration/test_capture_stops.py \
 	$(addprefix tests/integration/test_,apply.py apply_hazards.py apply_places.py target_postgres.py doctor.py) \

@@ -7,6 +7,7 @@ again: the same names with `_server`. `database` and `target_database` are fresh
 from __future__ import annotations
 
 import os
+import secrets
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from psycopg import sql
 from streamer.sandbox import KafkaServer, PostgresServer, Sandbox, ValkeyServer
 from streamer.sandbox.archive import make_archive
 
+MEMORY = Path("/dev/shm")
+MEMORY_FREE_BYTES = 4 * 2**30
+"""With room to spare for three workers: a Postgres keeps its WAL, a Kafka all that a session published."""
 TERMINATE_WAIT_MS = 5_000
 DROP_TRIES = 5
 
@@ -59,10 +63,43 @@ def postgres_binaries(pytestconfig: pytest.Config) -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def sandbox(postgres_binaries: Path | None) -> Iterator[Sandbox]:
+def in_memory(pytestconfig: pytest.Config) -> bool:
+    """Whether the servers' files are kept in memory: no machine is killed, so none has to survive that.
+
+    Kafka makes some files for each partition of a topic and syncs them, one by one, and every test makes
+    topics. The tests of `make slow` write more than a small machine has memory.
+    """
+    return pytestconfig.option.markexpr != "slow" and free_memory_bytes() >= MEMORY_FREE_BYTES
+
+
+@pytest.fixture
+def sandbox_folder(in_memory: bool) -> Path | None:
+    """Where a sandbox of the test's own goes; None for a temporary folder."""
+    return fresh_folder() if in_memory else None
+
+
+@pytest.fixture(scope="session")
+def sandbox(postgres_binaries: Path | None, in_memory: bool) -> Iterator[Sandbox]:
     """The session's sandbox: Postgres without fsync, Kafka with a listener for a proxy."""
-    with Sandbox(fast=True, proxied=True, binaries=postgres_binaries) as sandbox:
+    folder = fresh_folder() if in_memory else None
+    with Sandbox(fast=True, proxied=True, binaries=postgres_binaries, dir=folder) as sandbox:
         yield sandbox
+
+
+def fresh_folder() -> Path:
+    """Not made yet: the sandbox makes it, and its guardian removes it."""
+    return MEMORY / f"tailrace-{secrets.token_hex(6)}"
+
+
+def free_memory_bytes() -> int:
+    """What files may take of it; 0 where there is no file system in memory."""
+    try:
+        space = os.statvfs(MEMORY)
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.split(":", 1) for line in lines)
+    return min(space.f_bavail * space.f_frsize, int(fields["MemAvailable"].split()[0]) * 1024)
 
 
 @pytest.fixture(scope="session")

@@ -200,5 +200,7 @@ async def clean_topics(kafka: str) -> AsyncIterator[None]:
 
 @pytest.fixture
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten seconds between looks at the catalogue are long for a test."""
+    """Seconds between looks at the catalogue, and until an idle position is recorded, are long for a test."""
+    monkeypatch.setattr(stream, "LOOK_S", 0.1)
     monkeypatch.setattr(stream, "INSPECT_S", 0.3)
+    monkeypatch.setattr(stream, "IDLE_FLUSH_S", 0.2)

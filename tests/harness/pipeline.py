@@ -32,7 +32,7 @@ REPO = Path(__file__).parents[2]
 CATCH_UP_S = 60.0
 STATE_S = 45.0
 STOP_S = 10.0  # what SIGTERM is allowed to take
-POLL_S = 0.1  # each look is a connection; the processes that are waited for need the cores
+POLL_S = 0.1  # the processes that are waited for need the cores
 COMPARE_POLL_S = 0.2  # at least; a comparison that takes longer is repeated as seldom
 LOG_TAIL_LINES = 25
 TARGET_SCHEMA = "mirror"
@@ -110,6 +110,37 @@ class Child:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+class Line:
+    """A connection that is kept: a login costs more than what a wait asks, ten times a second."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._lock = asyncio.Lock()
+        self._connection: psycopg.AsyncConnection | None = None
+
+    async def value(self, query: str, values: tuple[Any, ...]) -> Any:
+        """Raises OperationalError when the server is away now; one that was meanwhile is asked again."""
+        async with self._lock:
+            if self._connection is not None:
+                try:
+                    return await self._ask(self._connection, query, values)
+                except psycopg.OperationalError:
+                    await self.close()
+            self._connection = await psycopg.AsyncConnection.connect(
+                self._url, autocommit=True, connect_timeout=5, prepare_threshold=None
+            )
+            return await self._ask(self._connection, query, values)
+
+    async def _ask(self, connection: psycopg.AsyncConnection, query: str, values: tuple[Any, ...]) -> Any:
+        row = await (await connection.execute(query.encode(), values or None)).fetchone()
+        return row[0] if row else None
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
+
+
 class Pipeline:
     """One source, one target, one flow for every table of schema public, and their processes.
 
@@ -144,6 +175,8 @@ class Pipeline:
         self.target_url = target_url
         self.brokers = brokers
         self.folder = folder
+        self._source_line = Line(source_url)
+        self._target_line = Line(target_url)
         self.children: list[Child] = []
         self.config: dict[str, Any] = {
             "name": name,
@@ -181,6 +214,8 @@ class Pipeline:
         for child in self.children:
             if child.running:
                 child.kill()
+        await self._source_line.close()
+        await self._target_line.close()
 
     # -- processes
 
@@ -310,10 +345,10 @@ class Pipeline:
         return parse_lsn(str(await self.source_value("SELECT pg_current_wal_lsn()")))
 
     async def source_value(self, query: str, *values: Any) -> Any:
-        return await _value(self.source_url, query, values)
+        return await self._source_line.value(query, values)
 
     async def target_value(self, query: str, *values: Any) -> Any:
-        return await _value(self.target_url, query, values)
+        return await self._target_line.value(query, values)
 
     async def confirmed_lsn(self) -> int:
         """What capture has confirmed to the source; 0 when it has no slot yet."""
@@ -368,12 +403,6 @@ class Pipeline:
         if pairs is not None:
             return compare(self.source_url, self.target_url, pairs)
         return compare_schema(self.source_url, self.target_url, TARGET_SCHEMA)
-
-
-async def _value(url: str, query: str, values: tuple[Any, ...]) -> Any:
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=5) as connection:
-        row = await (await connection.execute(query.encode(), values or None)).fetchone()
-        return row[0] if row else None
 
 
 async def execute(url: str, *statements: str) -> None:

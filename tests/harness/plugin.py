@@ -13,6 +13,12 @@ from tests.harness.log import LogChecker
 from tests.harness.pipeline import Pipeline
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--screenshots", type=Path, metavar="DIR", help="Keep what the browser tests see there: docs/images."
+    )
+
+
 @pytest.fixture
 async def feeder(kafka: str, kafka_name: str) -> AsyncIterator[Feeder]:
     async with Feeder(kafka, kafka_name) as feeder:
@@ -42,7 +48,11 @@ def log_checker(pipeline: Pipeline) -> LogChecker:
 
 
 @pytest.fixture
-def servers(postgres_binaries: Path | None, kafka_archive: None) -> Iterator[Sandbox]:
+def servers(
+    postgres_binaries: Path | None, kafka_archive: None, sandbox_folder: Path | None
+) -> Iterator[Sandbox]:
     """Two Postgres and a Kafka of the test's own, to kill and stop."""
-    with Sandbox(postgres=2, kafka=1, fast=True, proxied=True, binaries=postgres_binaries) as sandbox:
+    with Sandbox(
+        postgres=2, kafka=1, fast=True, proxied=True, binaries=postgres_binaries, dir=sandbox_folder
+    ) as sandbox:
         yield sandbox
