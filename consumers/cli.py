@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from consumers import cli_config as overrides
+from consumers import cli_control as control_side
 from consumers.commands.dead_letters import app as dead_letters
 from consumers.demo.command import demo
 from streamer import DEFAULT_PATH, __version__
@@ -30,6 +32,7 @@ from streamer.options import (
     TargetArgument,
     WatchOption,
 )
+from streamer.output import make_patient
 
 app = typer.Typer(
     add_completion=False,
@@ -233,6 +236,20 @@ def reconcile(
     limit_rate: Annotated[
         str, typer.Option("--limit-rate", help="At most so many rows a second.", metavar="N/s")
     ] = "",
+    max_lag: Annotated[
+        str,
+        typer.Option("--max-lag", help="Wait while the flow is further behind than this.", metavar="TIME"),
+    ] = "",
+    group: Annotated[
+        str, typer.Option("--group", help="Count rows by these columns.", metavar="COLUMN[,COLUMN]")
+    ] = "",
+    window: Annotated[
+        list[str] | None,
+        typer.Option("--window", help="Count those of the last 7d; may be given again.", metavar="SIZE"),
+    ] = None,
+    window_column: Annotated[
+        str, typer.Option("--window-column", help="The time that windows are of.", metavar="COLUMN")
+    ] = "",
     wait: Annotated[
         str,
         typer.Option(
@@ -270,6 +287,7 @@ def reconcile(
     as_json: JsonOption = False,
     log_format: LogFormatOption = "human",
     log_level: LogLevelOption = "warning",
+    parent: ParentOption = 0,
 ) -> None:
     """Compare targets with their sources and say what is missing, extra or different, and never what is only
     on its way.
@@ -277,6 +295,7 @@ def reconcile(
     Exits 0 when the drift is within the threshold, 1 when it is not, 2 on an error, 3 when something could
     not be compared to the end, 4 when all drift was repaired and verified.
     """
+    die_with(parent)
     set_up_log(log_format, log_level)
     from consumers.commands import reconcile as work  # noqa: PLC0415
 
@@ -296,6 +315,10 @@ def reconcile(
         delete_extra=delete_extra,
         limit=limit,
         refuse_above=refuse_above,
+        group=group,
+        window=window or (),
+        window_column=window_column,
+        max_lag=max_lag,
     )
     raise typer.Exit(work.reconcile(config, wish, as_json=as_json))
 
@@ -363,6 +386,13 @@ def replay(
     ] = "",
     topic: Annotated[str, typer.Option("--topic", help="Only this one of the flow's.")] = "",
     partition: Annotated[int | None, typer.Option("--partition", "-p", min=0, help="This one only.")] = None,
+    into: Annotated[
+        str,
+        typer.Option("--into", help="Rebuild the table under this name, then swap the two.", metavar="TABLE"),
+    ] = "",
+    drop_old: Annotated[
+        bool, typer.Option("--drop-old", help="With --into: the old table goes; else it is kept.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
     config: ConfigOption = DEFAULT_PATH,
     as_json: JsonOption = False,
@@ -374,14 +404,15 @@ def replay(
     No row goes back in time: one that is newer in the target stays, and what was deleted stays deleted. With
     an end or with keys only those events are applied once more, by this command, and the flow goes on where
     it is. Exits 1 when there is nothing to replay or a row was refused, 64 when the log does not reach back
-    that far.
+    that far. With --into a table is rebuilt beside the live one, compared with the source and swapped with it
+    in one transaction: exits 1 when it differs, 3 when that could not be seen; then nothing is swapped.
     """
     set_up_log(log_format, log_level)
     from consumers.commands import replay as work  # noqa: PLC0415
 
     begin = from_offset, from_time, from_lsn, from_start
     end = to_offset, to_time, to_lsn
-    wish = work.Wish(flow, *begin, *end, topic, partition, key or (), keys, dry_run)
+    wish = work.Wish(flow, *begin, *end, topic, partition, key or (), keys, dry_run, into, drop_old)
     raise typer.Exit(work.replay(config, wish, as_json=as_json))
 
 
@@ -439,8 +470,11 @@ app.command(short_help="A shop, the real pipeline, two kills, a verdict.")(demo)
 app.add_typer(
     dead_letters, name="dead-letters", short_help="Rows that a target refused: list, show, retry, discard."
 )
+app.add_typer(overrides.app, name="config", short_help="Schedules that were changed beside the file.")
+app.add_typer(control_side.app)
 app.add_typer(capture_side.app)
 
 
 def main() -> None:
+    make_patient()
     sys.exit(run_command(app))

@@ -1,6 +1,7 @@
 """The screens of `status`, `lag` and `run`: plain values of `consumers.views` as rich tables.
 
-Draws only. The worst thing comes first, in one sentence; figures that are unknown are a dash.
+Draws only. The worst thing comes first, in one sentence; figures that are unknown are a dash. A column of
+figures has one unit, which its header names: lags are seconds, latencies milliseconds, whatever their size.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ PARTITIONS_LIMIT = 10  # of those behind, the worst: all is one screen, and more
 FLOW_CHARS = 24  # a longer name is cut in the middle
 TOPIC_CHARS = 36
 BACKFILLS_LIMIT = 8  # lines
+WHOLE_FROM = 99.95  # what would be rounded to 100.0
 COUNTED = "captured and applied: rows counted by each process since its own start"
 
+_PROOF_COLOURS = {"equal": "green", "repaired": "green", "drift": "red"}
 _BACKFILL_COLOURS = {"running": "cyan", "waiting": "cyan", "paused": "yellow"}
 _COLOURS = {
     "OK": "green",
@@ -164,13 +167,14 @@ def _flows(status: Status) -> RenderableType:
         "STATE",
         "CAPTURED",
         "APPLIED",
-        "LAG",
+        "LAG s",
         "RECORDS",
         "RATE",
-        "P50",
-        "P99",
+        "P50 ms",
+        "P99 ms",
+        "PROOF",
         "TO",
-        right=("CAPTURED", "APPLIED", "LAG", "RECORDS", "RATE", "P50", "P99"),
+        right=("CAPTURED", "APPLIED", "LAG s", "RECORDS", "RATE", "P50 ms", "P99 ms"),
     )
     table.caption = COUNTED
     table.caption_justify = "left"
@@ -182,14 +186,26 @@ def _flows(status: Status) -> RenderableType:
             _state(flow["state"]),
             _count(flow["captured"]),
             _count(flow["applied"]),
-            seconds(flow["lag_s"]),
+            figure(flow["lag_s"]),
             _count(flow["lag_records"]),
             rate(flow["rate"]),
-            _milliseconds(latency.get("p50")),
-            _milliseconds(latency.get("p99")),
+            figure(latency.get("p50")),
+            figure(latency.get("p99")),
+            _proof(flow["proof"], status.at_us),
             Text(flow["to"], style="dim"),
         )
-    return Fitting(table, without(table, "TO"), without(table, "TO", "P50", "RATE"))
+    if all(flow["proof"] is None for flow in status.flows):
+        table = without(table, "PROOF")
+    narrow = without(table, "TO", "P50 ms", "RATE")
+    return Fitting(table, without(table, "TO"), narrow, without(narrow, "PROOF"))
+
+
+def _proof(proof: Mapping[str, Any] | None, at_us: int) -> Text:
+    """The verdict of the flow's last comparison, and how long ago that was."""
+    if proof is None:
+        return Text(UNKNOWN)
+    ago = duration((at_us - proof["ended_us"]) / 1e6)
+    return Text(f"{proof['verdict']} {ago} ago", style=_PROOF_COLOURS.get(proof["verdict"], "yellow"))
 
 
 def _sources(status: Status) -> RenderableType:
@@ -200,10 +216,10 @@ def _sources(status: Status) -> RenderableType:
         "POSITION",
         "PUBLISHED",
         "RATE",
-        "LAG",
+        "LAG s",
         "BEHIND",
         "SLOT KEEPS",
-        right=("EPOCH", "PUBLISHED", "RATE", "LAG", "BEHIND"),
+        right=("EPOCH", "PUBLISHED", "RATE", "LAG s", "BEHIND"),
     )
     for source in status.sources:
         state = _state(source["state"])
@@ -216,7 +232,7 @@ def _sources(status: Status) -> RenderableType:
             source["lsn"] or UNKNOWN,
             _count(source["published"]),
             rate(source["rate"]),
-            seconds(source["lag_s"]),
+            figure(source["lag_s"]),
             size(source["lag_bytes"]),
             _kept(source["slot_wal_bytes"], source["wal_warn_bytes"]),
         )
@@ -283,20 +299,17 @@ STAGES = ("TOTAL", "CAPTURE", "KAFKA", "APPLY")
 
 
 def _stages(lag: Mapping[str, Any]) -> RenderableType:
-    table = headed("FLOW", "STATE", "RECORDS", "SECONDS", *STAGES, right=("RECORDS", "SECONDS", *STAGES))
-    table.caption = "commit to commit, p50 / p99 of the last minute, and its parts"
-    narrow = headed("FLOW", "STATE", *STAGES, right=STAGES)
-    narrow.caption = "commit to commit in ms, p50 / p99 of the last minute, and its parts"
-    table.caption_justify = narrow.caption_justify = "left"
+    figures = ("RECORDS", "LAG s", *(f"{stage} ms" for stage in STAGES))
+    table = headed("FLOW", "STATE", *figures, right=figures)
+    table.caption = "ms from commit to commit, p50 / p99 of the last minute, and its parts"
+    table.caption_justify = "left"
     names = short_names((flow["name"] for flow in lag["flows"]), FLOW_CHARS)
     for flow in lag["flows"]:
         parts = [flow[stage.lower()] for stage in STAGES]
-        name, state = escape(names[flow["name"]]), _state(flow["state"])
-        times = [f"{_milliseconds(part['p50_ms'])} / {_milliseconds(part['p99_ms'])}" for part in parts]
-        table.add_row(name, state, _count(flow["lag_records"]), seconds(flow["lag_s"]), *times)
-        short = [time.removesuffix(" ms").replace(" ms /", " /") for time in times]
-        narrow.add_row(name, state, *short)
-    return Fitting(table, narrow)
+        times = [f"{figure(part['p50_ms'])} / {figure(part['p99_ms'])}" for part in parts]
+        name, records = escape(names[flow["name"]]), _count(flow["lag_records"])
+        table.add_row(name, _state(flow["state"]), records, figure(flow["lag_s"]), *times)
+    return Fitting(table, without(table, "RECORDS", "LAG s"))
 
 
 def _partitions(lag: Mapping[str, Any]) -> list[RenderableType]:
@@ -316,7 +329,7 @@ def _partitions(lag: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _worst(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> RenderableType:
-    figures = ("PARTITION", "OFFSET", "END", "RECORDS", "SECONDS")
+    figures = ("PARTITION", "OFFSET", "END", "RECORDS", "LAG s")
     table = headed("FLOW", "TOPIC", *figures, right=figures)
     flows = short_names((flow for flow, _ in rows), FLOW_CHARS)
     topics = short_names((place["topic"] for _, place in rows), TOPIC_CHARS)
@@ -328,7 +341,7 @@ def _worst(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> RenderableType:
             _count(place.get("offset")),
             _count(place.get("end")),
             _count(place.get("lag_records")),
-            seconds(place.get("lag_s")),
+            figure(place.get("lag_s")),
         )
     return Fitting(table, without(table, "OFFSET", "END"))
 
@@ -345,17 +358,11 @@ def rate(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}/s"
 
 
-def seconds(value: float | None) -> str:
-    """A lag: short ones with a digit behind the point."""
+def figure(value: float | None) -> str:
+    """Of a column with one unit: below 100 with a digit behind the point, else whole, in thousands."""
     if value is None:
         return UNKNOWN
-    return f"{value:.1f} s" if value < 60 else duration(value)
-
-
-def _milliseconds(value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return f"{value:.1f} ms" if value < 1000 else seconds(value / 1000)
+    return f"{value:.1f}" if value < WHOLE_FROM else f"{value:,.0f}"
 
 
 def show(console: Console, screen: RenderableType) -> None:

@@ -32,6 +32,7 @@ from streamer.options import (
     RestartsOption,
     SourceArgument,
 )
+from streamer.output import write_whole
 from streamer.sandbox.cli import app as sandbox
 
 log = logs.Log(__name__)
@@ -56,7 +57,7 @@ def set_up_log(log_format: str, log_level: str) -> None:
 def print_json(value: Any, *, line: bool = False) -> None:
     """To stdout; `line`: compact, one a line, for streams."""
     options = orjson.OPT_APPEND_NEWLINE | (0 if line else orjson.OPT_INDENT_2)
-    sys.stdout.buffer.write(orjson.dumps(value, option=options))
+    write_whole(sys.stdout.buffer, orjson.dumps(value, option=options))
     sys.stdout.flush()
 
 
@@ -135,12 +136,13 @@ def run_command(program: typer.Typer, arguments: Sequence[str] | None = None) ->
             error.show()  # type: ignore[attr-defined]
         return EXIT_USAGE
     except TailraceError as error:
-        print_error(error, as_json="--json" in given)
+        print_error(error, as_json="--json" in given, command=_command(program, given))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `tailrace status | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as error:  # click's, of a reader that has seen enough: `tailrace status | head`
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
         return EXIT_OK
     except Exception as error:
         log.exception("a bug of Tailrace: please report it with these lines")
@@ -149,13 +151,28 @@ def run_command(program: typer.Typer, arguments: Sequence[str] | None = None) ->
         return EXIT_RUNTIME
 
 
+def _command(program: typer.Typer, given: Sequence[str]) -> str:
+    """'tailrace dead-letters list': the command of a command line."""
+    names = ["tailrace"]
+    command: Any = typer.main.get_command(program)
+    for word in given:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        names.append(word)
+    return " ".join(names)
+
+
 def _usage_error(error: Any) -> ConfigError:
     command = error.ctx.command_path if error.ctx is not None else "tailrace"
     return ConfigError(error.format_message(), fix=f"see `{command} --help`", where=command)
 
 
-def print_error(error: TailraceError, *, as_json: bool) -> None:
-    """To stderr: 'error: where: what' and the fix below it, or one JSON line."""
+def print_error(error: TailraceError, *, as_json: bool, command: str = "tailrace") -> None:
+    """To stderr: 'error: where: what' and the fix below it, or one JSON line.
+
+    In JSON `where` is never empty: what has no place of its own is about the command line.
+    """
     if not as_json:
         typer.echo(f"error: {logs.redact(str(error))}", err=True)
         return
@@ -166,10 +183,14 @@ def print_error(error: TailraceError, *, as_json: bool) -> None:
             "kinds": kinds,
             "message": logs.redact(str(error)),
             "what": logs.redact(error.what),
-            "where": logs.redact(error.where),
+            "where": logs.redact(error.where or command),
             "fix": logs.redact(error.fix),
             "problems": [
-                {"what": logs.redact(p.what), "where": logs.redact(p.where), "fix": logs.redact(p.fix)}
+                {
+                    "what": logs.redact(p.what),
+                    "where": logs.redact(p.where or command),
+                    "fix": logs.redact(p.fix),
+                }
                 for p in error.problems
             ],
             "exit_code": error.exit_code,

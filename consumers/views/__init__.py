@@ -6,9 +6,9 @@ Unknown is not zero: a figure of a process that is silent is null.
 """
 
 from consumers.views.amounts import UNKNOWN, duration, size
-from consumers.views.findings import FINDINGS_FROM, Finding, FlowState, is_finding
-from consumers.views.parts import SILENT, expected_parts
-from consumers.views.status import Status, build, lag
+from consumers.views.findings import FINDINGS_FROM, Finding, FlowState, Grade, is_finding
+from consumers.views.parts import SILENT, expected_parts, is_served, is_watched
+from consumers.views.status import Plan, Status, build, lag
 
 __all__ = [
     "FINDINGS_FROM",
@@ -16,11 +16,15 @@ __all__ = [
     "UNKNOWN",
     "Finding",
     "FlowState",
+    "Grade",
+    "Plan",
     "Status",
     "build",
     "duration",
     "expected_parts",
     "is_finding",
+    "is_served",
+    "is_watched",
     "lag",
     "size",
 ]

@@ -1,9 +1,25 @@
-"""The states of a flow from best to worst, and what a person should know, ranked by them. Pure."""
+"""How grave things are, in one order for all of `status`, and what a person should know. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import IntEnum, StrEnum
+
+
+class Grade(IntEnum):
+    """The one order of findings, from the least to the worst; documented in docs/status.md."""
+
+    PAST = 0  # it was started again, and runs
+    SLOW = 1
+    PAUSED = 2
+    SET_ASIDE = 3  # values that cannot be used: a topic keeps them, and the rest goes on
+    UNDONE = 4  # a backfill that failed: its rows wait for a person, and the stream goes on
+    HELD = 5
+    AT_RISK = 6  # all goes on, with rows that are missing or not whole, or a disk that fills
+    STALLED = 7
+    UNKNOWN = 8
+    REWOUND = 9
+    ERROR = 10
 
 
 class FlowState(StrEnum):
@@ -20,9 +36,9 @@ class FlowState(StrEnum):
     ERROR = "ERROR"
 
 
-RANK = {state: rank for rank, state in enumerate(FlowState)}
+RANK = {state: Grade.__members__.get(state.name, Grade.PAST) for state in FlowState}
 
-FINDINGS_FROM = RANK[FlowState.HELD]  # SLOW and PAUSED are told, and are no finding
+FINDINGS_FROM = Grade.HELD  # SLOW and PAUSED are told, and are no finding
 
 
 def is_finding(state: str) -> bool:
@@ -32,14 +48,18 @@ def is_finding(state: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a person should know; `rank` orders them, the worst first."""
+    """Something that a person should know."""
 
-    rank: int
+    rank: Grade
     subject: str
     text: str
     counts: bool = True  # for the exit code
 
 
-def without_repeats(findings: list[Finding]) -> list[Finding]:
-    """A part that is down is said once, not for each of its flows."""
-    return list({f.text: f for f in reversed(findings)}.values())[::-1]
+def ordered(findings: list[Finding]) -> list[Finding]:
+    """The worst first; of one grade as they were found: sources, flows, parts, each as in the config.
+
+    A part that is down is said once, not for each of its flows.
+    """
+    worst_first = sorted(findings, key=lambda finding: -finding.rank)
+    return list({f.text: f for f in reversed(worst_first)}.values())[::-1]

@@ -5,12 +5,16 @@ Its way is its source's capture, its target's apply, and itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
+from consumers.views.amounts import duration
 from consumers.views.findings import FINDINGS_FROM, RANK, Finding, FlowState
 from consumers.views.parts import Part
-from streamer.changes.topics import data_topic, entity_topic
+from streamer.changes.topics import data_topic, entity_topic, message_topic
 from streamer.config import Flow
+from streamer.config.patterns import fits_topic
 from streamer.status import StatusRecord
 
 SLOW_S = 10.0  # later than this somebody waits for the data
@@ -50,6 +54,15 @@ def flow_view(
         "held": _held(details),
         **figures,
     }
+
+
+def drifted(name: str, proof: Mapping[str, Any], at_us: int) -> str:
+    """Of a flow whose last comparison has found drift."""
+    ago = duration((at_us - proof["ended_us"]) / 1e6)
+    return (
+        f"flow {name} was not equal to its source {ago} ago: see `tailrace reconcile history`, run"
+        f" {proof['run']}\n  -> `tailrace reconcile {name} --dry-run` says what a repair would publish"
+    )
 
 
 def _held(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -113,13 +126,30 @@ def _total(details: list[dict[str, Any]], key: str) -> Any:
 
 
 def _captured(flow: Flow, captures: list[StatusRecord]) -> int | None:
-    counts = [
-        values.get("captured", 0)
-        for record in captures
-        for table, values in (record.detail.get("tables") or {}).items()
-        if flow.matches(_topic_of(flow.source, table))
-    ]
-    return sum(counts) if captures else None
+    if not captures:
+        return None
+    counted = [record.detail.get("tables") or {} for record in captures]
+    captured: int = sum(
+        tables[table].get("captured", 0)
+        for tables in counted
+        for table in _tables_of(flow.source_pattern, tuple(tables))
+    )
+    return captured
+
+
+@lru_cache(maxsize=4096)
+def _tables_of(source_pattern: str, tables: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that a flow takes. Each look would compare all flows of a file with all tables."""
+    source = source_pattern.split(".", 1)[0]
+    return tuple(table for table, topic in _topics(source, tables) if fits_topic(source_pattern, topic))
+
+
+@lru_cache(maxsize=64)
+def _topics(source: str, tables: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(table, topic) but for the topic of messages, which no pattern means."""
+    apart = message_topic(source)
+    topics = ((table, _topic_of(source, table)) for table in tables)
+    return tuple((table, topic) for table, topic in topics if topic != apart)
 
 
 def _topic_of(source: str, table: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from consumers.views.amounts import duration
-from consumers.views.findings import RANK, Finding, FlowState
+from consumers.views.findings import RANK, Finding, FlowState, Grade
 from streamer.config import Config, built_flows, unbuilt_source, unbuilt_target
 from streamer.status import State, StatusRecord
 
@@ -103,14 +103,27 @@ def concerns(record: StatusRecord, at_us: int) -> bool:
 
 
 def expected_parts(config: Config) -> list[str]:
-    """What `tailrace run` starts for this config: one capture a source, one apply a target with flows."""
+    """What `tailrace run` starts for this config: one capture a source, one apply a target with flows, and
+    `serve` where the file has work for it."""
     captures = [f"capture:{s.name}" for s in config.sources.values() if not unbuilt_source(s)]
     applies = [
         f"apply:{t.name}"
         for t in config.targets.values()
         if not unbuilt_target(t) and built_flows(config, t.name)[0]
     ]
-    return captures + applies
+    return captures + applies + ([f"serve:{config.name}"] if is_served(config) else [])
+
+
+def is_served(config: Config) -> bool:
+    """Whether the file has work for `tailrace serve`: jobs, alerts, or more of `control` than its `url`."""
+    return is_watched(config) or bool(config.control.model_fields_set - {"url"})
+
+
+def is_watched(config: Config) -> bool:
+    """Whether somebody is to be told what goes wrong, or jobs are to run: `tailrace run` watches, too."""
+    dead_man = config.alerts.dead_man
+    pings = dead_man is not None and dead_man.ping is not None
+    return bool(config.schedules.jobs or config.alerts.rules or pings)
 
 
 def state_of(part: Part, record: StatusRecord | None) -> str:
@@ -141,8 +154,9 @@ def part_findings(config: Config, parts: dict[str, Part], findings: list[Finding
     """What the flows do not tell: parts without a flow, and trouble beside a healthy speaker."""
     for part in parts.values():
         kind, _, name = part.part.partition(":")
-        if kind in ("capture", "apply"):
-            trouble = part.problem(f"start it with `tailrace run`, or `tailrace {kind} {name}`")
+        if kind in ("capture", "apply") or (kind == "serve" and is_served(config)):
+            words = kind if kind == "serve" else f"{kind} {name}"
+            trouble = part.problem(f"start it with `tailrace run`, or `tailrace {words}`")
             if trouble is not None and not part.is_partly_well:
                 findings.append(Finding(RANK[trouble[0]], part.part, trouble[1]))
         for record in part.records:
@@ -153,22 +167,21 @@ def part_findings(config: Config, parts: dict[str, Part], findings: list[Finding
                 text = (
                     f"{record.part}: process {record.instance} is silent since {since}; another does its work"
                 )
-                findings.append(Finding(RANK[FlowState.SLOW], record.part, text, counts=False))
+                findings.append(Finding(Grade.SLOW, record.part, text, counts=False))
             elif record.state == State.ERROR and not _is_of_flows(record):
-                findings.append(
-                    Finding(RANK[FlowState.ERROR], record.part, f"{record.part}: {record.reason}")
-                )
+                findings.append(Finding(Grade.ERROR, record.part, f"{record.part}: {record.reason}"))
         _run_findings(part, findings)
 
 
 def _is_of_flows(record: StatusRecord) -> bool:
     """Whether what a process tells is the trouble of flows which it tells, too."""
+    if record.state not in (State.ERROR, State.WAITING):
+        return False
     flows = (record.detail.get("flows") or {}).values()
-    stopped = [
+    stopped = (
         str(flow.get("reason") or "") for flow in flows if flow.get("state") in (State.ERROR, "stalled")
-    ]
-    troubled = record.state in (State.ERROR, State.WAITING)
-    return troubled and any(reason and reason in record.reason for reason in stopped)
+    )
+    return any(reason and reason in record.reason for reason in stopped)
 
 
 def _run_findings(part: Part, findings: list[Finding]) -> None:
@@ -180,8 +193,8 @@ def _run_findings(part: Part, findings: list[Finding]) -> None:
         reason = values.get("reason") or ""
         first_line = reason.split("\n", 1)[0]  # it runs: what was to be done is done
         if values.get("state") in ("error", "backoff"):
-            findings.append(Finding(RANK[FlowState.ERROR], name, f"{name}: {reason}"))
+            findings.append(Finding(Grade.ERROR, name, f"{name}: {reason}"))
         elif values.get("restarts") and part.at_us - (values.get("started_us") or 0) < RESTARTS_S * 1e6:
             times = "once" if values["restarts"] == 1 else f"{values['restarts']} times"
             text = f"{name} was started again {times}, last because: {first_line or 'it ended'}"
-            findings.append(Finding(RANK[FlowState.OK], name, text, counts=False))
+            findings.append(Finding(Grade.PAST, name, text, counts=False))

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from consumers.views.amounts import UNKNOWN, size
-from consumers.views.findings import RANK, Finding, FlowState
+from consumers.views.findings import Finding, Grade
 from consumers.views.parts import Part, state_of
 from streamer.changes.lsn import format_lsn
 from streamer.changes.topics import bad_topic
@@ -16,7 +16,6 @@ from streamer.status import State
 
 BAD_NOTE_S = 3600.0  # so long nobody looks; a value that is still bad is found again by the next rescan
 BAD_ENTITIES_LIMIT = 3  # named in the note; the topic has all
-BAD_RANK = RANK[FlowState.PAUSED]  # a value is set aside: after what waits for a person, or has stopped
 
 
 def source_view(
@@ -38,14 +37,11 @@ def source_view(
             f"wal_warn is {size(slot.wal_warn_bytes)}: look why nothing is confirmed",
         )
     backfills = list(known.get("backfills") or ())
-    notes += [_failed(backfill) for backfill in backfills if backfill["state"] == "failed"]
-    findings += [
-        Finding(RANK[FlowState.STALLED], f"source {source.name}", f"{source.name}: {n}") for n in notes
-    ]
+    failed = [_failed(backfill) for backfill in backfills if backfill["state"] == "failed"]
     bad = _bad_values(bad_topic(name, source.name), detail, part.at_us)
-    if bad:
-        findings.append(Finding(BAD_RANK, f"source {source.name}", f"{source.name}: {bad}"))
-        notes.append(bad)
+    told = [(Grade.AT_RISK, note) for note in notes] + [(Grade.UNDONE, note) for note in failed]
+    told += [(Grade.SET_ASIDE, bad)] if bad else []
+    findings += [Finding(grade, f"source {source.name}", f"{source.name}: {note}") for grade, note in told]
     return {
         "name": source.name,
         "state": state_of(part, record),
@@ -65,7 +61,7 @@ def source_view(
         "scan": known.get("scan"),
         "gaps": list(known.get("gaps") or ()),
         "backfills": backfills,
-        "findings": notes,
+        "findings": [note for _, note in told],
     }
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from consumers.views.findings import RANK, Finding, FlowState, without_repeats
-from consumers.views.flows import flow_view
+from consumers.views.findings import Finding, Grade, ordered
+from consumers.views.flows import drifted, flow_view
 from consumers.views.parts import Part, concerns, expected_parts, part_findings, part_view, shown
 from consumers.views.sources import source_view
 from streamer.config import Config, Flow, PostgresSource, RedisSource, built_flows, unbuilt_source
@@ -41,7 +41,7 @@ class Status:
     @property
     def is_well(self) -> bool:
         """Nothing is wrong now; what is told is past."""
-        return all(f.rank == RANK[FlowState.OK] for f in self.findings)
+        return all(f.rank is Grade.PAST for f in self.findings)
 
     @property
     def exit_code(self) -> int:
@@ -70,10 +70,30 @@ def _all_well(flows: list[dict[str, Any]]) -> str:
     return f"all {len(flows)} flows run{worst}" if len(flows) > 1 else f"the flow runs{worst}"
 
 
-def build(config: Config, records: Iterable[StatusRecord], at_us: int) -> Status:
-    """The records must include those that ended or fell silent: counts are summed over them too."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What of a config runs."""
+
+    parts: list[str]
+    flows: list[Flow]
+
+    @classmethod
+    def of(cls, config: Config) -> Plan:
+        return cls(expected_parts(config), _flows(config))
+
+
+def build(
+    config: Config,
+    records: Iterable[StatusRecord],
+    at_us: int,
+    proofs: Mapping[str, Mapping[str, Any]] | None = None,
+    plan: Plan | None = None,
+) -> Status:
+    """The records must include those that ended or fell silent: counts are summed over them too. `proofs`:
+    the last comparison of each flow, where they are known here. `plan`: of the config, for who asks often."""
     everything = list(records)
-    expected = expected_parts(config)
+    plan = plan or Plan.of(config)
+    expected = plan.parts
     present = [r for r in shown(everything, at_us) if r.part in expected or concerns(r, at_us)]
     parts = {
         part: Part(part, [r for r in present if r.part == part], at_us)
@@ -86,18 +106,20 @@ def build(config: Config, records: Iterable[StatusRecord], at_us: int) -> Status
         if isinstance(source, PostgresSource | RedisSource) and not unbuilt_source(source)
     ]
     flows = []
-    for flow in _flows(config):
-        flows.append(flow_view(flow, parts, everything, findings))
+    for flow in plan.flows:
+        proof = (proofs or {}).get(flow.name)
+        flows.append({**flow_view(flow, parts, everything, findings), "proof": proof})
+        if proof is not None and proof["verdict"] == "drift":
+            findings.append(Finding(Grade.AT_RISK, f"flow {flow.name}", drifted(flow.name, proof, at_us)))
     part_findings(config, parts, findings)
     for part in parts.values():
         if part.part.startswith("apply:"):
             notes = [note for record in part.living for note in record.detail.get("findings") or ()]
-            findings += [Finding(RANK[FlowState.STALLED], part.part, note) for note in notes]
+            findings += [Finding(Grade.AT_RISK, part.part, note) for note in notes]
             told = [note for record in part.living for note in record.detail.get("notes") or ()]
-            findings += [Finding(RANK[FlowState.SLOW], part.part, note, counts=False) for note in told]
-    findings.sort(key=lambda f: -f.rank)
+            findings += [Finding(Grade.SLOW, part.part, note, counts=False) for note in told]
     shown_parts = [part_view(part, record) for part in parts.values() for record in part.records]
-    return Status(config.name, at_us, without_repeats(findings), sources, flows, shown_parts)
+    return Status(config.name, at_us, ordered(findings), sources, flows, shown_parts)
 
 
 def _flows(config: Config) -> list[Flow]:

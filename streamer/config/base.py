@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -43,13 +43,17 @@ class Model(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _known_keys(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Each unknown key is an error of its own, beside those of the keys that are known."""
+        """Each unknown key is an error of its own, beside those of the keys that are known.
+
+        The value of a misspelt key counts as that of the key which is meant, so that neither that one nor
+        what refers to it is said to be missing.
+        """
         if data is None:
             data = {}
         if not isinstance(data, dict):
             return handler(data)
         known = [f.alias or name for name, f in cls.model_fields.items()]
-        named = [name for name in known if name[:2] != "__"]
+        named = cls._file_keys()
         errors = [
             InitErrorDetails(type=unknown("unknown key", key, named), input=None)
             for key in data
@@ -57,11 +61,27 @@ class Model(BaseModel):
         ]
         if not errors:
             return handler(data)
+        meant = cls._meant(data)
         try:
-            handler({key: value for key, value in data.items() if key in known})
+            handler({**meant, **{key: value for key, value in data.items() if key in known}})
         except ValidationError as error:
-            errors += [again(each) for each in error.errors(include_url=False)]
+            found = error.errors(include_url=False)
+            errors += [again(each) for each in found if not each["loc"] or each["loc"][0] not in meant]
         raise ValidationError.from_exception_data(cls.__name__, errors, hide_input=True)
+
+    @classmethod
+    def _file_keys(cls) -> list[str]:
+        """Those that a file may have."""
+        names = [f.alias or name for name, f in cls.model_fields.items()]
+        return [name for name in names if name[:2] != "__"]
+
+    @classmethod
+    def _meant(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys that are missing and seem to be there misspelt, with their values."""
+        known = cls._file_keys()
+        others = {key: value for key, value in data.items() if key not in known and key[:2] != "__"}
+        near = {closest(key, known): value for key, value in others.items()}
+        return {key: value for key, value in near.items() if key is not None and key not in data}
 
 
 def again(error: ErrorDetails) -> InitErrorDetails:
@@ -82,21 +102,26 @@ def unknown(what: str, name: str, known: Iterable[str]) -> PydanticCustomError:
     )
 
 
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that may be meant."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """What to do about a name that is not among the known ones."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = closest(name, names)
     if close:
-        return f"did you mean {close[0]!r}?"
+        return f"did you mean {close!r}?"
     return f"known here: {', '.join(names)}" if names else "there are none"
 
 
 def no_such(kind: str, name: str, known: Iterable[str], path: Path) -> ConfigError:
     """A name on the command line that the file does not have: the file, its names and the nearest one."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    fix = f"{hint}the file's {kind}s: {', '.join(names) or 'none'}"
+    close = closest(name, names)
+    hint = f"did you mean {close!r}? " if close else ""
+    fix = f"{hint}the file's {kind.replace(' or ', 's or ')}s: {', '.join(names) or 'none'}"
     return ConfigError(f"there is no {kind} {name!r}", fix=fix, where=str(path))
 
 

@@ -18,7 +18,7 @@ from streamer.config.flows import (
 )
 from streamer.config.redis_entities import RedisSource
 from streamer.config.root import Config
-from streamer.config.sources import PostgresSource, Source, TableRule
+from streamer.config.sources import PostgresSource, QuerySource, Source, TableRule
 from streamer.config.sql_urls import SQLITE, sql_backend
 from streamer.errors import ConfigError
 
@@ -228,14 +228,33 @@ def unbuilt_flow(config: Config, flow: Flow) -> list[Unbuilt]:
 
 def unbuilt_job(config: Config, name: str) -> list[Unbuilt]:
     """What stops this entry of `reconcile`."""
-    job, path = config.reconcile[name], f"reconcile.{name}"
+    job, path = config.reconcile[name], f"reconcile.{name}.flow"
+    if isinstance(job.flow, str):
+        return []
+    flow = job.flow.named(name)
+    source, target = config.sources.get(flow.source), config.targets[flow.target]
+    if not isinstance(source, QuerySource):
+        kind = "a processor" if source is None else f"a {source.kind} source"
+        what = f"a flow written in place is of a query source, and {flow.source} is {kind}"
+        return [Unbuilt(f"{path}.from", what, "name one of `flows` in its place")]
+    if unbuilt_target(target) or not isinstance(target, PostgresTarget | SqlTarget):
+        feature = f"comparing a query with a {target.kind} target"
+        return [_unbuilt(f"{path}.to", feature, "name a table of a postgres or sqlite target")]
+    return []
+
+
+def unbuilt_scheduled(config: Config, name: str) -> list[Unbuilt]:
+    """Of a job of `schedules:`; one that has any does not run."""
+    path, job = f"schedules.jobs.{name}", config.schedules.jobs[name]
     found = []
-    if not isinstance(job.flow, str):
-        feature, fix = "a flow of its own", "name one of `flows`"
-        found.append(_unbuilt(f"{path}.flow", feature, fix))
-    for key in ("group_by", "windows"):
-        if getattr(job, key):
-            found.append(_unbuilt(f"{path}.{key}", f"counts by {key}", f"remove `{key}`"))
+    if job.pull is not None:
+        found.append(_unbuilt(f"{path}.pull", "a job that pulls", f"remove {path}"))
+    for key, actions in (("before", job.before), ("on_done", job.on_done)):
+        found += [
+            _unbuilt(f"{path}.{key}.{index}.backup", "a step that makes a backup", "remove the step")
+            for index, action in enumerate(actions)
+            if action.backup is not None
+        ]
     return found
 
 
@@ -246,14 +265,7 @@ def unbuilt_sections(config: Config) -> list[Unbuilt]:
         for name in config.processors
     ]
     found += [unbuilt for name in config.reconcile for unbuilt in unbuilt_job(config, name)]
-    found += [
-        _unbuilt(f"schedules.jobs.{n}", "a schedule", f"remove schedules.jobs.{n}")
-        for n in config.schedules.jobs
-    ]
-    if config.alerts.rules or config.alerts.dead_man:
-        found.append(_unbuilt("alerts", "sending alerts", "remove alerts"))
-    if config.control.model_fields_set - {"url"}:
-        found.append(_unbuilt("control", "the dashboard and its API", "keep `url` alone, or remove control"))
+    found += [unbuilt for name in config.schedules.jobs for unbuilt in unbuilt_scheduled(config, name)]
     return found
 
 
@@ -266,9 +278,6 @@ def notes(config: Config) -> list[str]:
             found.append(
                 f"{path}: {readers} readers are asked for, and the snapshot reads with one in this release"
             )
-        if isinstance(source, PostgresSource) and "wal_stop_bytes" in source.slot.model_fields_set:
-            path = f"sources.{source.name}.slot.wal_stop"
-            found.append(f"{path}: no alert is sent in this release; `status` warns from wal_warn on")
     for flow in config.flows.values():
         if isinstance(config.targets[flow.target], SqlTarget) and flow.table_schema not in (None, "main"):
             found.append(

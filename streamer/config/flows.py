@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 from streamer.changes.topics import message_topic
 from streamer.config.base import NAME_KEY, BasePath, Model, PostgresUrl, Url, fail
 from streamer.config.key_template import parse_template, split_template
-from streamer.config.patterns import clean_pattern, fits_parts, is_pattern
+from streamer.config.patterns import fits_parts, fits_topic, is_pattern
 from streamer.config.sql_urls import SqlUrl
 from streamer.config.units import Duration, OptionalDuration, OptionalShare, Rate, Share, Size
 
@@ -281,11 +281,7 @@ class Flow(Model):
 
         The topic of messages about the source does not, whatever the pattern.
         """
-        if topic == message_topic(self.source):
-            return False
-        parts = clean_pattern(self.source_pattern).count(".") + 1
-        name = tuple(topic.split(".", min(parts, 3) - 1))
-        return fits_parts(clean_pattern(self.source_pattern), name)
+        return fits_topic(self.source_pattern, topic) and topic != message_topic(self.source)
 
     def takes(self, schema: str, table: str) -> bool:
         """The same for a table of a Postgres source, by its real name."""

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from streamer import DEFAULT_PATH
+from streamer.config.base import closest
 from streamer.config.document import ConfigFileError, Document, Place, Problem, read
 from streamer.config.root import Config
 from streamer.errors import ConfigError
@@ -73,6 +74,11 @@ def parse(text: str, path: Path = DEFAULT_PATH, *, environ: Mapping[str, str] = 
     raise ConfigFileError(path, sorted(problems, key=lambda p: p.line))
 
 
+def explained(error: ValidationError, data: object) -> list[Problem]:
+    """The faults of data that is of no file, in the words of one."""
+    return [_problem(Document(data), each) for each in error.errors(include_url=False)]
+
+
 def _problem(document: Document, error: Any) -> Problem:
     context: dict[str, Any] = error.get("ctx") or {}
     place = _place(document.data, error["loc"])
@@ -105,7 +111,9 @@ def _words(error: Any, kind: str, context: dict[str, Any], fix: str) -> tuple[st
     if kind == "union_tag_invalid":
         return "is not a kind", f"write one of {context['expected_tags']}"
     if kind == "union_tag_not_found":
-        return "has no `kind`", "add kind: postgres"
+        given = error.get("input")
+        near = closest("kind", [str(key) for key in given]) if isinstance(given, dict) else None
+        return "has no `kind`", f"{near!r}: did you mean 'kind'?" if near else "add kind: postgres"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return "must hold keys", "write it as `key: value` lines, indented"
     if kind in ("tuple_type", "list_type"):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from streamer.config.base import Model, OptionalPath, OptionalSecret, fail
-from streamer.config.units import Duration, OptionalDuration, Share
+from streamer.config.base import NAME_KEY, Model, OptionalPath, OptionalSecret, fail
+from streamer.config.flows import Flow
+from streamer.config.units import Duration, OptionalDuration, Rate, Share
 
 _CLOCK = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]")
 _CODE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -37,6 +39,22 @@ def _clock(value: str) -> str:
     return value
 
 
+def _cron(value: str) -> str:
+    from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415 - 0.2 s that most configs do without
+
+    try:
+        moments = CronTrigger.from_crontab(value, UTC)
+    except ValueError as error:
+        raise fail(
+            f"is not a cron line: {error}", fix='write five fields, such as "30 6 * * mon-fri"'
+        ) from None
+    if moments.get_next_fire_time(None, datetime(2024, 1, 1, tzinfo=UTC)) is None:
+        raise fail("is a cron line that never comes", fix="look at the day and the month")
+    return value
+
+
+JOB_KINDS = ("pull", "exec", "reconcile", "backfill", "replay")
+
 Code = Annotated[str, AfterValidator(_code)]
 
 
@@ -49,8 +67,20 @@ class Processor(Model):
 
 
 class InlineFlow(Model):
+    """A flow that nothing applies: what a query gives is compared with a table that somebody else keeps."""
+
     source_pattern: str = Field(alias="from", min_length=1)
     to: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_table(self) -> InlineFlow:
+        parts = self.to.split(".", 2)
+        if len(parts) < 3 or not all(parts):
+            raise fail("names no table", key="to", fix="write target.schema.table")
+        return self
+
+    def named(self, name: str) -> Flow:
+        return Flow.model_validate({NAME_KEY: name, "from": self.source_pattern, "to": self.to})
 
 
 class Repair(Model):
@@ -60,9 +90,28 @@ class Repair(Model):
     delete_extra: bool = False
 
 
+WINDOWS_LIMIT = 10  # each is counted for each group
+WINDOW_LIMIT_S = 100 * 366 * 86_400.0  # years of four digits compare as texts do
+
+
 class Windows(Model):
-    column: str
-    sizes_s: tuple[Duration, ...] = Field(alias="sizes", min_length=1)
+    """Rows whose column is within the last so many seconds."""
+
+    column: str = Field(min_length=1)
+    sizes_s: tuple[Annotated[Duration, Field(ge=1, le=WINDOW_LIMIT_S)], ...] = Field(
+        alias="sizes", min_length=1, max_length=WINDOWS_LIMIT
+    )
+
+
+class Limits(Model):
+    """What spares a source and a flow while they are compared."""
+
+    rate: Rate = 0.0
+    max_lag_s: OptionalDuration = Field(None, alias="max_lag", gt=0)
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else () if value is None else value
 
 
 def _flow_form(value: Any) -> str:
@@ -76,8 +125,9 @@ class Reconcile(Model):
     ]
     threshold: Share = 0.0
     repair: Repair = Repair()
-    group_by: str | None = None
+    group_by: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
     windows: Windows | None = None
+    limits: Limits = Limits()
     log: OptionalPath = None
 
 
@@ -98,29 +148,46 @@ class Action(Model):
 
 
 class Job(Model):
+    """One of pull, exec, reconcile, backfill (SOURCE.TABLE) or replay (FLOW), and when.
+
+    `args`: of the function, or options of the command.
+    """
+
     pull: str | None = None
     exec: Code | None = None
     reconcile: str | None = None
+    backfill: str | None = None
+    replay: str | None = None
     every_s: OptionalDuration = Field(None, alias="every", gt=0)
     at: tuple[Annotated[str, AfterValidator(_clock)], ...] = ()
+    cron: Annotated[str, AfterValidator(_cron)] | None = None
     after: tuple[str, ...] = ()
     before: tuple[Action, ...] = ()
     on_done: tuple[Action, ...] = ()
     args: dict[str, Any] = Field(default_factory=dict)
     stale_after_s: OptionalDuration = Field(None, alias="stale_after")
     max_runtime_s: OptionalDuration = Field(None, alias="max_runtime")
+    grace_s: Duration = Field(60.0, alias="grace", gt=0)
+    retries: int = Field(0, ge=0, le=10)
     priority: int = 0
-    overlap: Literal["skip"] = "skip"
+    overlap: Literal["skip", "queue"] = "skip"
     enabled: bool = True
+
+    @property
+    def kind(self) -> str:
+        return next(kind for kind in JOB_KINDS if getattr(self, kind) is not None)
 
     @model_validator(mode="after")
     def _complete(self) -> Job:
-        if sum(x is not None for x in (self.pull, self.exec, self.reconcile)) != 1:
-            raise fail("a job does one thing", fix="give one of pull, exec, reconcile")
-        if self.every_s is not None and self.at:
-            raise fail("`every` and `at` exclude each other", key="at", fix="keep one")
-        if self.every_s is None and not self.at and not self.after:
-            raise fail("the job never fires", fix="give every, at or after")
+        if sum(getattr(self, kind) is not None for kind in JOB_KINDS) != 1:
+            raise fail("a job does one thing", fix=f"give one of {', '.join(JOB_KINDS)}")
+        times = [
+            name for name, given in (("every", self.every_s), ("at", self.at), ("cron", self.cron)) if given
+        ]
+        if len(times) > 1:
+            raise fail(f"`{times[0]}` and `{times[1]}` exclude each other", key=times[1], fix="keep one")
+        if not times and not self.after:
+            raise fail("the job never fires", fix="give every, at, cron or after")
         return self
 
 

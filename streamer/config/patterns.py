@@ -20,8 +20,12 @@ def is_pattern(text: str) -> bool:
 
 @cache
 def _compiled(pattern: str) -> re.Pattern[str]:
-    parts = (".*" if c == "*" else "." if c == "?" else re.escape(c) for c in pattern)
-    return re.compile("".join(parts), re.DOTALL)
+    return re.compile(_regex(pattern, "."), re.DOTALL)
+
+
+def _regex(pattern: str, any_: str) -> str:
+    """`any_`: what a wildcard's character may be."""
+    return "".join(f"{any_}*" if c == "*" else any_ if c == "?" else re.escape(c) for c in pattern)
 
 
 def fits(pattern: str, text: str) -> bool:
@@ -34,13 +38,29 @@ def fits_parts(pattern: str, name: tuple[str, ...]) -> bool:
     return len(parts) == len(name) and all(fits(p, n) for p, n in zip(parts, name, strict=True))
 
 
+@cache
 def clean_pattern(pattern: str) -> str:
     """The pattern for cleaned names: what a topic's name cannot hold becomes `_`."""
     return "".join(c if c in "*?" else clean(c) for c in pattern)
 
 
+@cache
+def _of_topics(pattern: str) -> re.Pattern[str]:
+    *heads, last = clean_pattern(pattern).split(".", 2)
+    return re.compile(r"\.".join([*(_regex(head, "[^.]") for head in heads), _regex(last, ".")]), re.DOTALL)
+
+
+def fits_topic(pattern: str, topic: str) -> bool:
+    """Whether `source.schema.table` or `source.entity` as a pattern fits a topic, whose name is cleaned."""
+    return _of_topics(pattern).fullmatch(topic) is not None
+
+
 def may_meet(one: str, other: str) -> bool:
     """Whether some name fits both patterns."""
+    if not is_pattern(other):
+        return fits(one, other) if is_pattern(one) else one == other
+    if not is_pattern(one):
+        return fits(other, one)
 
     @cache
     def meet(i: int, j: int) -> bool:

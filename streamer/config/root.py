@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -108,7 +108,8 @@ class Config(Model):
 
         The last validator: pydantic runs those above it inside of `handler`.
         """
-        faults = [_error(fault) for fault in flow_faults(data)] if isinstance(data, dict) else []
+        named = flow_faults({**data, **cls._meant(data)}) if isinstance(data, dict) else ()
+        faults = [_error(fault) for fault in named]
         try:
             config = handler(data)
         except ValidationError as error:
@@ -245,16 +246,15 @@ def _check_writers(config: Config) -> None:
     """Two sources never write one table: their versions cannot be compared (H3)."""
     with_tables = PostgresTarget | SqlTarget | MemoryTarget | VectorTarget
     flows = [
-        flow
+        (flow, _place(config, flow))
         for flow in config.flows.values()
         if isinstance(config.targets[flow.target], with_tables)
         or (isinstance(config.targets[flow.target], RedisTarget) and flow.key is None)
     ]
-    for index, flow in enumerate(flows):
-        for other in flows[:index]:
+    for index, (flow, place) in enumerate(flows):
+        for other, other_place in flows[:index]:
             if flow.target != other.target:
                 continue
-            place, other_place = _place(config, flow), _place(config, other)
             if not all(may_meet(a, b) for a, b in zip(place, other_place, strict=True)):
                 continue
             definite = place == other_place and "*" not in "".join(place)
@@ -311,28 +311,61 @@ def _check_operations(config: Config) -> None:
         elif rule.flow not in config.flows:
             key = ("reconcile", name, "flow")
             raise fail(f"there is no flow {rule.flow!r}", key=key, fix=nearest(rule.flow, config.flows))
-    jobs = config.schedules.jobs
-    pulls = [n for n, s in config.sources.items() if isinstance(s, PullSource)]
-    for name, job in jobs.items():
-        place = ("schedules", "jobs", name)
-        if job.pull is not None and job.pull not in pulls:
-            what = f"there is no pull source {job.pull!r}"
-            raise fail(what, key=(*place, "pull"), fix=nearest(job.pull, pulls))
-        if job.reconcile is not None and job.reconcile not in config.reconcile:
-            what = f"there is no reconcile {job.reconcile!r}"
-            raise fail(what, key=(*place, "reconcile"), fix=nearest(job.reconcile, config.reconcile))
-        for before in job.after:
-            if before not in jobs or before == name:
-                others = [j for j in jobs if j != name]
-                raise fail(
-                    f"there is no other job {before!r}", key=(*place, "after"), fix=nearest(before, others)
-                )
+    check_jobs(config)
     channels = config.alerts.channels
     for index, alert in enumerate(config.alerts.rules):
         for to in alert.to:
             if to not in channels:
                 key5 = ("alerts", "rules", index, "to")
                 raise fail(f"there is no channel {to!r}", key=key5, fix=nearest(to, channels))
+
+
+def check_jobs(config: Config) -> None:
+    """What jobs name, and whether they wait for themselves. Raises PydanticCustomError."""
+    jobs = config.schedules.jobs
+    pulls = [n for n, s in config.sources.items() if isinstance(s, PullSource)]
+    known = {
+        "pull": ("pull source", pulls),
+        "reconcile": ("reconcile", list(config.reconcile)),
+        "replay": ("flow", list(config.flows)),
+    }
+    for name, job in jobs.items():
+        place = ("schedules", "jobs", name)
+        what, names = known.get(job.kind, ("", []))
+        wanted = getattr(job, job.kind)
+        if what and wanted not in names:
+            raise fail(f"there is no {what} {wanted!r}", key=(*place, job.kind), fix=nearest(wanted, names))
+        if job.backfill is not None:
+            _raise_first(source_faults(_names(config), job.backfill, (*place, "backfill")))
+        for before in job.after:
+            if before not in jobs:
+                others = [j for j in jobs if j != name]
+                raise fail(
+                    f"there is no other job {before!r}", key=(*place, "after"), fix=nearest(before, others)
+                )
+    circle = _circle({name: job.after for name, job in jobs.items()})
+    if circle:
+        place = ("schedules", "jobs", circle[0])
+        way = " after ".join(circle)
+        raise fail(f"the job waits for itself: {way}", key=(*place, "after"), fix="remove one of these")
+
+
+def _circle(after: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names of jobs that wait for each other, the first at the end once more; [] where there are none."""
+    done: set[str] = set()
+
+    def look(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        for before in after[name]:
+            if found := look(before, [*way, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in after if (found := look(name, []))), [])
 
 
 def check_topics(names: Iterable[tuple[str, str, str]]) -> None:

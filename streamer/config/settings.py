@@ -95,3 +95,4 @@ class Defaults(Model):
     encoding: Literal["plain", "debezium"] = "plain"
     on_ddl: Literal["add_columns"] = "add_columns"
     on_oversize: Literal["fail", "dead_letter", "truncate", "reference"] = "fail"
+    first_proof: bool = True

@@ -1,0 +1,246 @@
+"""The control database's part for jobs: what is known of each, and its runs.
+
+A run begins in one transaction with the guard of the lease, and only where no other run of the job is open:
+so no job runs twice, whoever believes to be the one that starts them. Requests, pauses and resumes may come
+from any process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from consumers.control.database import Database, is_gone
+from consumers.control.lease import Lease
+from consumers.schedule.plan import JobState, Outcome
+from consumers.schedule.view import Past
+
+FORMAT = 1
+RUNS_KEPT = 1_000  # of a job: a run every ten minutes for a week
+RATE_RUNS = 30  # the newest, that the success rate is made of
+TEXT_LIMIT = 4_000  # characters of a run's text: its last words, not its log
+
+meta = MetaData()
+jobs = Table(
+    "jobs",
+    meta,
+    Column("job", Text, primary_key=True),
+    Column("known_us", BigInteger, nullable=False),
+    Column("passed_us", BigInteger),
+    Column("last_start_us", BigInteger),
+    Column("last_end_us", BigInteger),
+    Column("last_done_us", BigInteger),
+    Column("outcome", Text),
+    Column("tries", Integer, nullable=False),
+    Column("run", BigInteger),  # the open one
+    Column("asked_us", BigInteger),
+    Column("asked_by", Text),
+    Column("paused", Boolean, nullable=False),
+    Column("paused_by", Text),
+)
+runs = Table(
+    "job_runs",
+    meta,
+    Column("run", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("job", Text, nullable=False, index=True),
+    Column("by", Text, nullable=False),  # schedule, or who asked
+    Column("owner", Text, nullable=False),  # the process that runs it: host:pid
+    Column("began_us", BigInteger, nullable=False),
+    Column("seen_us", BigInteger, nullable=False),
+    Column("ended_us", BigInteger),
+    Column("outcome", Text),
+    Column("exit_code", Integer),
+    Column("text", Text, nullable=False),
+)
+
+
+class Jobs:
+    """Errors of the database are RetryableError."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def open(self) -> None:
+        self._database.prepare("jobs", FORMAT, meta)
+
+    # What is known
+
+    def know(self, names: Iterable[str], now_us: int) -> None:
+        """Jobs of the file that the database has not seen yet."""
+        with self._database.begin() as connection:
+            known = set(connection.execute(select(jobs.c.job)).scalars())
+            for name in names:
+                if name not in known:
+                    first = {"job": name, "known_us": now_us, "tries": 0, "paused": False}
+                    connection.execute(insert(jobs), first)
+
+    def states(self) -> dict[str, JobState]:
+        with self._database.begin() as connection:
+            return {row["job"]: _state(row) for row in connection.execute(select(jobs)).mappings()}
+
+    def history(self, job: str, limit: int = RATE_RUNS) -> list[Past]:
+        """The newest first."""
+        wanted = select(runs).where(runs.c.job == job).order_by(runs.c.run.desc()).limit(limit)
+        with self._database.begin() as connection:
+            return [_run(row) for row in connection.execute(wanted).mappings()]
+
+    def run(self, number: int) -> Past | None:
+        with self._database.begin() as connection:
+            row = connection.execute(select(runs).where(runs.c.run == number)).mappings().first()
+        return None if row is None else _run(row)
+
+    # What people want
+
+    def ask(self, job: str, by: str, now_us: int) -> int | None:
+        """Have it run as soon as it may; the number of the run that is open already, which it joins."""
+        with self._database.begin() as connection:
+            open_ = (jobs.c.job == job, jobs.c.run.is_(None), jobs.c.asked_us.is_(None))
+            connection.execute(update(jobs).where(*open_).values(asked_us=now_us, asked_by=by))
+            found: int | None = connection.execute(select(jobs.c.run).where(jobs.c.job == job)).scalar()
+        return found
+
+    def pause(self, job: str, by: str, *, paused: bool) -> None:
+        with self._database.begin() as connection:
+            values = {"paused": paused, "paused_by": by}
+            connection.execute(update(jobs).where(jobs.c.job == job).values(values))
+
+    # Runs, by the one that holds the lease
+
+    def begin(self, lease: Lease, job: str, owner: str, now_us: int) -> int | None:
+        """The run's number; None when one is open. Raises LeaseLost."""
+        with self._database.begin() as connection:
+            lease.guard(connection)
+            row = connection.execute(select(jobs).where(jobs.c.job == job)).mappings().one()
+            if row["run"] is not None:
+                return None
+            first = {"job": job, "by": row["asked_by"] or "schedule", "owner": owner, "text": ""}
+            made = connection.execute(insert(runs), first | {"began_us": now_us, "seen_us": now_us})
+            assert made.inserted_primary_key is not None
+            number = int(made.inserted_primary_key[0])
+            began = {"run": number, "passed_us": now_us, "last_start_us": now_us}
+            asked = {"asked_us": None, "asked_by": None}
+            connection.execute(update(jobs).where(jobs.c.job == job).values(began | asked))
+            self._forget(connection, job)
+        return number
+
+    def skip(self, lease: Lease, job: str, why: str, owner: str, now_us: int) -> None:
+        """A run that does not begin. Raises LeaseLost."""
+        with self._database.begin() as connection:
+            lease.guard(connection)
+            row = {
+                "job": job,
+                "by": "schedule",
+                "owner": owner,
+                "text": why,
+                "outcome": Outcome.SKIPPED.value,
+            }
+            moments = {"began_us": now_us, "seen_us": now_us, "ended_us": now_us}
+            connection.execute(insert(runs), row | moments)
+            passed = {"passed_us": now_us, "asked_us": None, "asked_by": None}
+            connection.execute(update(jobs).where(jobs.c.job == job).values(passed))
+            self._forget(connection, job)
+
+    def seen(self, numbers: Iterable[int], now_us: int) -> None:
+        """These still run, here."""
+        wanted = list(numbers)
+        if wanted:
+            with self._database.begin() as connection:
+                connection.execute(update(runs).where(runs.c.run.in_(wanted)).values(seen_us=now_us))
+
+    def end(self, run: int, outcome: Outcome, exit_code: int | None, text: str, now_us: int) -> None:
+        """By its owner, whoever holds the lease meanwhile. A run that is over already stays as it is."""
+        with self._database.begin() as connection:
+            self._end(connection, run, outcome, exit_code, text, now_us)
+
+    def cut_off_lost(self, lease: Lease, ours: Collection[int], now_us: int) -> list[tuple[str, int]]:
+        """Open runs whose process lives no more are over: (job, run); `ours` live here. Raises LeaseLost."""
+        lost = []
+        with self._database.begin() as connection:
+            lease.guard(connection)
+            open_ = select(runs).where(runs.c.ended_us.is_(None))
+            for row in connection.execute(open_).mappings().all():
+                if row["run"] not in ours and is_gone(row["owner"], row["seen_us"], now_us):
+                    what = f"its process, {row['owner']}, is gone"
+                    self._end(connection, row["run"], Outcome.CUT_OFF, None, what, now_us)
+                    lost.append((row["job"], row["run"]))
+        return lost
+
+    def _end(
+        self,
+        connection: Connection,
+        run: int,
+        outcome: Outcome,
+        exit_code: int | None,
+        text: str,
+        now_us: int,
+    ) -> None:
+        values = {"ended_us": now_us, "outcome": outcome.value, "exit_code": exit_code}
+        open_ = (runs.c.run == run, runs.c.ended_us.is_(None))
+        ended = connection.execute(update(runs).where(*open_).values(**values, text=text[-TEXT_LIMIT:]))
+        if ended.rowcount != 1:
+            return
+        of_job: dict[str, Any] = {"run": None, "last_end_us": now_us, "outcome": outcome.value}
+        if outcome.done:
+            of_job |= {"last_done_us": now_us, "tries": 0}
+        else:
+            of_job["tries"] = jobs.c.tries + 1
+        connection.execute(update(jobs).where(jobs.c.run == run).values(of_job))
+
+    def _forget(self, connection: Connection, job: str) -> None:
+        oldest = select(func.max(runs.c.run)).where(runs.c.job == job).scalar_subquery()
+        kept = select(runs.c.run).where(runs.c.job == job).order_by(runs.c.run.desc()).offset(RUNS_KEPT)
+        old = connection.execute(kept.limit(1)).scalar()
+        if old is not None:
+            gone = (runs.c.job == job, runs.c.run <= old, runs.c.run != oldest, runs.c.ended_us.is_not(None))
+            connection.execute(delete(runs).where(*gone))
+
+
+def _state(row: Any) -> JobState:
+    known_since = _time(row["known_us"])
+    assert known_since is not None
+    return JobState(
+        known_since,
+        _time(row["passed_us"]),
+        _time(row["last_start_us"]),
+        _time(row["last_end_us"]),
+        _time(row["last_done_us"]),
+        None if row["outcome"] is None else Outcome(row["outcome"]),
+        running=row["run"] is not None,
+        asked=_time(row["asked_us"]),
+        tries=row["tries"],
+        paused=row["paused"],
+    )
+
+
+def _time(at_us: int | None) -> datetime | None:
+    return None if at_us is None else datetime.fromtimestamp(at_us / 1e6, UTC)
+
+
+def _run(row: Any) -> Past:
+    outcome = None if row["outcome"] is None else Outcome(row["outcome"])
+    return Past(
+        row["run"],
+        row["by"],
+        row["began_us"],
+        row["ended_us"],
+        outcome,
+        row["exit_code"],
+        row["text"],
+    )

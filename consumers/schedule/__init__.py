@@ -1,0 +1,1 @@
+"""Jobs at their times: when each is due, who runs it, and what came of it."""

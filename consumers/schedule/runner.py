@@ -1,0 +1,209 @@
+"""The scheduler of one process: while it holds the lease it starts what is due, and it ends what it started.
+
+Owns the jobs' processes. What is due is decided in plan, what is known is kept in the control database; the
+lease's guard sees to it that a process which has lost it starts nothing. A run that was begun is always ended
+in the database: by its process's exit, at `max_runtime`, or by the next holder when this process is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from consumers.control.database import owner
+from consumers.control.jobs import Jobs
+from consumers.control.lease import BEAT_S, Lease, LeaseLost
+from consumers.schedule import commands, steps
+from consumers.schedule.plan import Decision, JobState, Outcome, Planned, decide
+from consumers.schedule.process import JobProcess
+from streamer.config import Config
+from streamer.errors import RetryableError
+from streamer.logs import Log, redact
+
+TAIL_LINES = 20  # of a job's output, kept as its run's text
+
+log = Log("schedule")
+
+
+@dataclass(slots=True)
+class _Running:
+    run: int
+    plan: Planned
+    began_s: float
+    process: JobProcess | None = None  # of the step that is being done
+    ended: bool = False  # by us: nothing more of it begins
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+
+
+class Runner:
+    """`now`: the wall clock. `states` and `decision` are what the last turn saw, for heartbeats and pages."""
+
+    def __init__(
+        self,
+        config: Config,
+        plans: Callable[[], dict[str, Planned]],
+        jobs: Jobs,
+        lease: Lease,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`plans`: the jobs of the file with what people have changed, asked for at each turn."""
+        self._config = config
+        self._plans = plans
+        self._jobs = jobs
+        self._lease = lease
+        self._now = now
+        self._running: dict[str, _Running] = {}
+        self.states: dict[str, JobState] = {}
+        self.decision = Decision()
+        self.problem = ""  # why the control database is not asked; empty: it is
+
+    @property
+    def elected(self) -> bool:
+        return self._lease.held
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`; then what runs is ended, and the lease given up."""
+        async with asyncio.TaskGroup() as tasks:
+            while not stop.is_set():
+                await self._turn(tasks)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(BEAT_S):
+                        await stop.wait()
+            for running in self._running.values():
+                self._end(running, "the scheduler was stopped")
+        with suppress(RetryableError):
+            await asyncio.to_thread(self._lease.give_up)
+
+    async def _turn(self, tasks: asyncio.TaskGroup) -> None:
+        try:
+            if not await asyncio.to_thread(self._lease.beat):
+                await asyncio.to_thread(self._look)
+                return
+            await self._decide(tasks)
+            self.problem = ""
+        except LeaseLost as lost:
+            log.warning("another process runs the jobs now", lease=str(lost))
+        except RetryableError as error:
+            if str(error) != self.problem:
+                log.error("jobs wait", reason=str(error))
+            self.problem = str(error)
+
+    def _look(self) -> None:
+        """Of one that starts nothing: for its heartbeat."""
+        self.states = self._jobs.states()
+        self.problem = ""
+
+    async def _decide(self, tasks: asyncio.TaskGroup) -> None:
+        plans, now = await asyncio.to_thread(self._plans), self._now()
+        self.states, self.decision = await asyncio.to_thread(self._read, plans, now)
+        if not self._config.control.enabled:
+            return
+        for name in self.decision.ask:
+            await asyncio.to_thread(self._jobs.ask, name, "what comes after it", _us(now))
+        for name, why in self.decision.skip:
+            log.warning("job skipped", job=name, why=why)
+            await asyncio.to_thread(self._jobs.skip, self._lease, name, why, owner(), _us(now))
+        for name in self.decision.start:
+            number = await asyncio.to_thread(self._jobs.begin, self._lease, name, owner(), _us(now))
+            if number is not None:
+                running = _Running(number, plans[name], asyncio.get_running_loop().time())
+                self._running[name] = running
+                tasks.create_task(self._work(running), name=f"job {name}")
+
+    def _read(self, plans: dict[str, Planned], now: datetime) -> tuple[dict[str, JobState], Decision]:
+        self._jobs.know(plans, _us(now))
+        ours = [running.run for running in self._running.values()]
+        self._jobs.seen(ours, _us(now))
+        for name, run in self._jobs.cut_off_lost(self._lease, ours, _us(now)):
+            log.error("a job's process was lost", job=name, run=run)
+        states = self._jobs.states()
+        return states, decide(plans, {name: states[name] for name in plans}, now)
+
+    # One run
+
+    async def _work(self, running: _Running) -> None:
+        """From its first step to its last. It is ours until its end is noted: nobody takes it for lost."""
+        name = running.plan.name
+        code: int | None = None
+        outcome = Outcome.FAILED
+        try:
+            if await self._steps(running, "before", None):
+                code, outcome = await self._main(running)
+            if outcome.done:
+                await self._steps(running, "on_done", outcome)
+            elif running.ended:
+                outcome = Outcome.CUT_OFF
+            level = log.info if outcome.done else log.error
+            level("job ended", job=name, run=running.run, outcome=outcome.value, exit_code=code)
+            text = redact("\n".join(running.tail))
+            await self._note_end(running, outcome, code, text)
+        finally:
+            del self._running[name]
+            if running.process is not None:
+                running.process.kill()
+
+    async def _main(self, running: _Running) -> tuple[int | None, Outcome]:
+        plan = running.plan
+        process = JobProcess(commands.command(self._config, plan, os.getpid()), running.tail)
+        try:
+            await process.start()
+        except OSError as error:
+            running.tail.append(f"its process cannot be started: {error}")
+            return None, Outcome.FAILED
+        running.process = process
+        log.info("job begins", job=plan.name, run=running.run, pid=process.pid)
+        try:
+            async with asyncio.timeout(plan.job.max_runtime_s):
+                code = await process.wait()
+        except TimeoutError:
+            self._end(running, f"it ran longer than {plan.job.max_runtime_s:g} s")
+            return await process.wait(), Outcome.CUT_OFF
+        return code, Outcome.CUT_OFF if code < 0 else commands.outcome(plan, code)
+
+    async def _steps(self, running: _Running, key: str, outcome: Outcome | None) -> bool:
+        """Whether all went well. Before a job the first that fails is the last; after it each has a turn."""
+        plan = running.plan
+        said = steps.Said(plan.name, running.run, None if outcome is None else outcome.value)
+
+        def began(process: JobProcess) -> None:
+            running.process = process
+
+        fine = True
+        for index, action in enumerate(plan.job.before if key == "before" else plan.job.on_done):
+            if running.ended or (not fine and key == "before"):
+                return False
+            place = f"{plan.name}.{key}.{index}"
+            problem = await steps.take(self._config, action, said, place, running.tail, began)
+            if problem:
+                fine = False
+                kind = "exec" if action.exec is not None else "http"
+                running.tail.append(f"{key} step {index + 1} ({kind}) failed: {problem}")
+                log.error("a step of a job failed", job=plan.name, run=running.run, step=place, why=problem)
+        return fine and not running.ended
+
+    async def _note_end(self, running: _Running, outcome: Outcome, code: int | None, text: str) -> None:
+        """Tried until it is in the database: an open run would keep its job from running again."""
+        while True:
+            try:
+                await asyncio.to_thread(self._jobs.end, running.run, outcome, code, text, _us(self._now()))
+                return
+            except RetryableError as error:
+                log.error("the end of a job waits", job=running.plan.name, reason=str(error))
+                await asyncio.sleep(BEAT_S)
+
+    def _end(self, running: _Running, why: str) -> None:
+        running.tail.append(why)
+        running.ended = True
+        log.warning("job is ended", job=running.plan.name, why=why)
+        if running.process is not None:
+            running.process.end()
+
+
+def _us(at: datetime) -> int:
+    return int(at.timestamp() * 1e6)

@@ -1,0 +1,179 @@
+"""The loop that watches: in each `tailrace serve`, and in `tailrace run`: each sees the other's silence.
+
+Every watcher looks; the one that holds the lease writes what it sees into the feed of events. Whoever is
+frozen loses it, and what it would write when it wakes is refused. Messages are sent by all of them, each
+message by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from consumers import views
+from consumers.alerts.sender import Sender
+from consumers.control.database import Database, owner
+from consumers.control.feed import Event, Feed, Wrong
+from consumers.control.lease import Lease, LeaseLost
+from consumers.last_proofs import LastProofs
+from consumers.schedule import alarms
+from consumers.schedule.service import Schedule
+from consumers.schedule.watchdog import KAFKA_S, START_S, Watchdog
+from streamer.changes.topics import status_topic
+from streamer.commands.brokers import brokers_of
+from streamer.config import Config
+from streamer.errors import RetryableError, TailraceError
+from streamer.logs import Log
+from streamer.status import StatusReader, StatusRecord, now_us
+from streamer.stopping import stopped_within
+
+LOOK_S = 2.0
+WATCH_LEASE = "watch"
+BLIND_S = 30.0  # without a look: the dead man's ping stops, and somebody outside makes a noise
+
+log = Log("watch")
+
+
+class Watch:
+    """`brokers`: asked for at each connection, as an embedded Kafka has an address only once it runs."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        holder: str = "",
+        brokers: Callable[[Config], str] = brokers_of,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`holder`: this watcher's name, else that of the process. Raises ConfigError."""
+        database = Database(config)
+        self._config = config
+        self._brokers = brokers
+        self._clock_s = clock_s
+        self._holder = holder or owner()
+        self._lease = Lease(database, WATCH_LEASE, self._holder)
+        self._schedule = Schedule(config, database)
+        self._feed = Feed(database)
+        self._dog = Watchdog(config)
+        self._began_s = clock_s()
+        self._proofs = LastProofs(config)
+        self._records: list[StatusRecord] = []
+        self._scheduler: list[Wrong] = []  # of the last heartbeats that were read
+        self._read_s: float | None = None
+        self._kafka = "it has not been reached yet"
+        self._wrote_s: float | None = None  # when the feed was last right
+        self._is_open = False
+        self._held = False
+        self._trouble = ""
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether this process is the one that tells, and does."""
+        wrote_s = self._wrote_s
+        return self._held and wrote_s is not None and self._clock_s() - wrote_s < BLIND_S
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`. Raises FatalError, unless it was opened before."""
+        sender = Sender(self._config, self._feed, is_watching=lambda: self.is_watching)
+        while not self._is_open:
+            try:
+                await asyncio.to_thread(self.open)
+            except RetryableError as error:
+                self._complain(error)
+                if await stopped_within(stop, LOOK_S):
+                    return
+        async with asyncio.TaskGroup() as tasks:
+            reading = tasks.create_task(self._read(), name="heartbeats")
+            tasks.create_task(sender.run(stop), name="alerts")
+            while not await stopped_within(stop, LOOK_S):
+                await self._turn()
+            reading.cancel()
+        try:
+            await asyncio.to_thread(self._lease.give_up)
+        except RetryableError as error:
+            self._complain(error)
+
+    def open(self) -> None:
+        """Makes what is not there in the control database. Raises FatalError, RetryableError."""
+        self._lease.open()
+        self._schedule.open()
+        self._feed.open()
+        self._is_open = True
+
+    async def _read(self) -> None:
+        """Until cancelled. A clock that is wrong here alone makes nobody silent."""
+        topic = status_topic(self._config.name)
+        while True:
+            try:
+                brokers, security = self._brokers(self._config), self._config.kafka.security
+                async with StatusReader(brokers, security, topic) as reader:
+                    while True:
+                        await reader.poll()
+                        await reader.prove_silence()
+                        self._records, self._read_s = reader.records(), self._clock_s()
+                        await asyncio.sleep(LOOK_S)
+            except TailraceError as error:  # a topic of a newer version, too: it is told
+                self._kafka = str(error)
+                await asyncio.sleep(LOOK_S)
+
+    async def _turn(self) -> None:
+        proofs = await self._proofs.now()
+        status = None
+        read_s = self._read_s
+        if read_s is not None and self._clock_s() - read_s < KAFKA_S:
+            status = views.build(self._config, self._records, now_us(), proofs)
+        try:
+            begun, over = await asyncio.to_thread(self._look, status)
+        except LeaseLost:
+            self._held = False
+            log.warning("another process watches now")
+            return
+        except TailraceError as error:
+            self._complain(error)
+            return
+        self._trouble = ""
+        for event in begun:
+            _say(log.warning, event.text, event)
+        for event in over:
+            _say(log.info, f"it is over: {event.text}", event)
+
+    def _look(self, status: views.Status | None) -> tuple[Sequence[Event], Sequence[Event]]:
+        """Also by one without the lease: when it takes it, it knows since when things are wrong."""
+        held = self._lease.beat()
+        now_s = self._clock_s()
+        if held and not self._held:
+            events = self._feed.last(1_000, open_only=True)
+            self._dog.adopt([Wrong(each.rule, each.subject, each.text) for each in events], now_s)
+        self._held = held
+        if status is not None:
+            self._scheduler = self._of_scheduler(status)
+        last_s = self._began_s + START_S if self._read_s is None else self._read_s
+        blind = status is None and now_s - last_s >= KAFKA_S
+        schedule = [*self._of_jobs(), *self._scheduler]
+        wrong = self._dog.look(status, schedule, now_s, kafka=self._kafka if blind else "")
+        if not held:
+            return (), ()
+        found = self._feed.note(wrong, self._holder, now_us(), self._lease)
+        self._wrote_s = now_s
+        return found
+
+    def _of_jobs(self) -> list[Wrong]:
+        if not alarms.runs_jobs(self._config):
+            return []
+        return alarms.of_jobs(self._schedule.plans(), self._schedule.jobs.states(), datetime.now(UTC))
+
+    def _of_scheduler(self, status: views.Status) -> list[Wrong]:
+        if not alarms.runs_jobs(self._config):
+            return []
+        return alarms.of_scheduler(self._records, self._config.name, status.at_us)
+
+    def _complain(self, error: TailraceError) -> None:
+        if str(error) != self._trouble:
+            log.error("nothing is watched", reason=str(error))
+        self._trouble = str(error)
+
+
+def _say(tell: Callable[..., None], text: str, event: Event) -> None:
+    tell(text.partition("\n")[0], number=event.event, rule=event.rule, subject=event.subject)
