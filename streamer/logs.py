@@ -18,7 +18,7 @@ LEVELS = ("debug", "info", "warning", "error")
 REDACTED = "***"
 
 # Libraries that log each attempt of their own retries. What they give up on is raised, with a reason.
-_NOISY = ("aiokafka", "asyncio", "faust")
+_NOISY = ("aiokafka", "asyncio", "faust", "httpx2", "httpcore2")  # and URLs, whose path may be a secret
 
 _URL_PASSWORD = re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s/]*@", re.IGNORECASE)
 _NAMED_SECRET = re.compile(

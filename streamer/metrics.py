@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from streamer import __version__
 from streamer.changes.backfill import State as Backfill
 from streamer.errors import ConfigError
+from streamer.job_metrics import serve_metrics
 from streamer.status import State, StatusRecord
 
 HOST = "127.0.0.1"
@@ -86,6 +87,8 @@ class RecordCollector(Collector):
             yield from _apply(record.name, record.detail)
         elif record.kind == "run":
             yield from _run(record.detail)
+        elif record.kind == "serve":
+            yield from serve_metrics(record.part, record.detail)
 
 
 def _process(record: StatusRecord) -> Iterator[Metric]:

@@ -365,10 +365,15 @@ class StatusReader:
                     client.assign([self._partition])
                     await client.seek_to_beginning(self._partition)
                     self._assigned = True
+                fresh: dict[bytes, deque[tuple[bytes | None, int]]] = {}
                 while await client.position(self._partition) < end:
                     for batch in (await client.getmany(timeout_ms=50)).values():
                         for message in batch:
-                            self._take(message.key or b"", message.value, message.timestamp * 1000)
+                            last = fresh.setdefault(message.key or b"", deque(maxlen=RATE_RECORDS))
+                            last.append((message.value, message.timestamp * 1000))
+                for key, values in fresh.items():  # no more than these count, of a topic's many
+                    for value, seen_us in values:
+                        self._take(key, value, seen_us)
 
     def _take(self, key: bytes, value: bytes | None, seen_us: int) -> None:
         if value is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import typer
 import uvloop
 
-from consumers.apply.binding import bind, bound_to
 from consumers.commands.parked import opened
+from streamer.binding import bind, bound_to
 from streamer.cli import print_json
 from streamer.commands.brokers import brokers_of
 from streamer.config import Config, load

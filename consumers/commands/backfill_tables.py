@@ -79,7 +79,7 @@ async def read_records(config: Config, brokers: str, source: str) -> dict[str, S
     """The latest schema record of each table of a source by its name; an entity's by the entity's."""
     topic, security = schemas_topic(config.name), config.kafka.security
     async with admin(brokers, security) as client:
-        if topic not in await describe(client):
+        if topic not in await describe(client, [topic]):
             return {}
     ranges = await offset_ranges(brokers, security, [TopicPartition(topic, 0)])
     found = {}
@@ -156,6 +156,6 @@ def _check(config: Config, source: PostgresSource, schema: str, table: str, *, h
     if not has_key:
         raise ConfigError(
             f"{name} has no key by which its events are told apart, so its rows cannot be published again",
-            fix=f"give it a primary key, then `tailrace reset {source.name}`;"
+            fix=f"give it a primary key, then `tailrace reset {source.name}` while its capture is stopped;"
             " or truncate it and fill it again",
         )

@@ -13,9 +13,11 @@ from typing import Any
 import typer
 import uvloop
 
-from consumers.apply.gates import APPROVED, HELD, POLL_S, detail_of, text_of
+from consumers.apply.gate_texts import DELETES, detail_of, text_of
+from consumers.apply.gates import APPROVED, HELD, POLL_S
 from consumers.commands.parked import opened, operator
 from consumers.targets.base import Gate, Target
+from streamer.changes.topics import dead_letters_topic
 from streamer.cli import print_json
 from streamer.config import Config, MemoryTarget, load
 from streamer.config.base import no_such
@@ -36,8 +38,7 @@ def decide(path: Path, flow: str, state: str, *, as_json: bool) -> int:
     elif not decided:
         typer.echo(f"flow {flow} holds nothing (what is held, `tailrace status` shows)")
     for gate in [] if as_json else decided:
-        what = "it passes" if state == APPROVED else "it is dropped, with a record in the dead-letter topic"
-        typer.echo(f"{state} {gate.topic} of flow {flow}: {text_of(gate)}; {what}")
+        typer.echo(f"{state} {gate.topic} of flow {flow}: {text_of(gate)}; {_outcome(config, gate)}")
     return EXIT_OK if decided else EXIT_FINDING
 
 
@@ -66,6 +67,15 @@ async def _held(target: Target, flow: str) -> list[Gate]:
         if held or time.monotonic() > deadline_s:
             return held
         await asyncio.sleep(LOOK_S)
+
+
+def _outcome(config: Config, gate: Gate) -> str:
+    if gate.state == APPROVED:
+        return "it passes" if gate.kind != DELETES else "they pass"
+    letters = f"in the topic {dead_letters_topic(config.flows[gate.flow].target)}"
+    if gate.kind == DELETES:
+        return f"they are dropped, each with a record {letters}; the rows stay"
+    return f"it is dropped, with a record {letters}; the rows stay"
 
 
 def _plain(gate: Gate) -> dict[str, Any]:

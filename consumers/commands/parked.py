@@ -20,17 +20,16 @@ from typing import Any
 
 import typer
 import uvloop
-from rich.console import Console
 
 from consumers.apply.queues import Key
-from consumers.commands.parked_screen import Queues, count, deletes_of, named, plain, print_queue, table
+from consumers.commands.parked_screen import Queues, count, deletes_of, named, plain, print_list, print_queue
 from consumers.keys import spellings
 from consumers.targets.base import Parked, Target
 from consumers.targets.registry import make_target
 from streamer.cli import print_json
 from streamer.config import Config, load
 from streamer.config.base import nearest, no_such
-from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, ConfigError
+from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, ConfigError, TargetUnavailable
 
 POLL_S = 0.5  # between two looks for the outcome
 
@@ -77,7 +76,7 @@ def show(path: Path, target: str, wanted: Filter, *, as_json: bool, whole: bool)
         for key, entries in found.items():
             print_queue(key, entries)
     else:
-        Console().print(table(found))
+        print_list(found)
     return EXIT_OK if found or not whole else EXIT_FINDING
 
 
@@ -107,7 +106,11 @@ async def opened(config: Config, name: str, flow: str = "") -> AsyncIterator[Tar
         fix = nearest(flow, [each.name for each in flows])
         raise ConfigError(f"no flow {flow!r} goes to {name}", fix=fix, where=str(config.path))
     target = make_target(settings, f"{config.name}.{name}", flows)
-    await target.open()
+    try:
+        await target.open()
+    except TargetUnavailable as error:
+        fix = "when it answers again, run the command once more; `tailrace doctor` tries the target"
+        raise TargetUnavailable(error.what, where=error.where, fix=fix) from error
     try:
         yield target
     finally:
@@ -164,7 +167,7 @@ def _foretell(config: Config, target: str, action: str, wanted: Filter, *, as_js
         typer.echo(_nothing(target, wanted, parked))
     else:
         typer.echo(f"{action} would be of {count(len(found), 'key')}")
-        Console().print(table(found))
+        print_list(found)
         if action == "discard":
             _tell_deletes(found)
     return EXIT_OK if found else EXIT_FINDING
@@ -213,7 +216,7 @@ class Outcome:
                 _tell_deletes(self.done)
         if self.refused:
             typer.echo(f"{count(len(self.refused), 'key')} refused again:")
-            Console().print(table(self.refused))
+            print_list(self.refused)
         if self.unanswered:
             typer.echo(
                 f"{count(len(self.unanswered), 'key')} not answered: no apply process of {target} has these"
@@ -250,8 +253,8 @@ async def _ask(config: Config, name: str, action: str, wanted: Filter, wait_s: f
                     lapsed.append(key)
                     continue
                 del open_[key]
-            if lapsed:
-                await target.ask(lapsed, action, who)
+            if lapsed:  # what was to be discarded is gone: the newer change is applied as usual
+                await target.ask(lapsed, "retry", who)
         outcome.unanswered = list(open_)
         return outcome
 

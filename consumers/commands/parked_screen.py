@@ -1,7 +1,9 @@
-"""How parked keys are shown: as a table, with their changes, as JSON, and in a sentence."""
+"""How parked keys are shown: as a list, with their changes, as JSON, and in a sentence."""
 
 from __future__ import annotations
 
+import shutil
+import sys
 from binascii import b2a_base64
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -9,13 +11,14 @@ from typing import Any
 
 import orjson
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from consumers.apply.queues import Key, event_of
 from consumers.targets.base import Parked
 
 NAMED = 5  # keys in a sentence
+GAP = "  "  # between columns
+_HEADS = ("key", "table", "flow", "changes", "since", "attempts", "reason")
+_NUMBERS = ("changes", "attempts")
 
 Queues = dict[Key, list[Parked]]
 
@@ -83,29 +86,54 @@ def _payload(entry: Parked) -> dict[str, Any]:
     }
 
 
-def table(found: Queues) -> Table:
-    lines = Table(box=None, pad_edge=False)
-    for name in ("key", "table", "flow", "changes", "since", "attempts", "reason"):
-        lines.add_column(
-            name, overflow="fold", justify="right" if name in ("changes", "attempts") else "left"
+def print_list(found: Queues) -> None:
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in lines(found, width):
+        typer.echo(line)
+
+
+def lines(found: Queues, width: int | None) -> list[str]:
+    """A line a key, with the reason below it where that would be wider than a screen of `width` columns.
+
+    Nothing is cut or wrapped here: what a terminal wraps by itself can still be copied whole.
+    """
+    rows = [_HEADS, *(_row(key, entries) for key, entries in found.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    heads = [
+        GAP.join(
+            text.rjust(room) if name in _NUMBERS else text.ljust(room)
+            for name, text, room in zip(_HEADS, row, widths, strict=False)
         )
-    for key, entries in found.items():
-        head = entries[0]
-        reason = f"{head.code}: {head.message}"
-        if head.waiting:
-            reason = f"waits for other partitions: {reason}"
-        if head.asked:
-            reason = f"{head.asked} asked by {head.asked_by}; {reason}"
-        lines.add_row(
-            Text(key.key.decode(errors="replace")),  # what is not ours is no markup
-            Text(f"{head.schema}.{head.table}"),
-            key.place.flow,
-            str(len(entries)),
-            _time(head.parked_us),
-            str(head.attempts),
-            Text(reason),
-        )
-    return lines
+        for row in rows
+    ]
+    whole = [f"{head}{GAP}{row[-1]}" for head, row in zip(heads, rows, strict=True)]
+    if width is None or max(map(len, whole)) <= width:
+        return whole
+    below = [[head.rstrip(), f"{GAP}{row[-1]}"] for head, row in zip(heads[1:], rows[1:], strict=True)]
+    return [heads[0].rstrip(), *(line for both in below for line in both)]
+
+
+def _row(key: Key, entries: list[Parked]) -> tuple[str, ...]:
+    head = entries[0]
+    reason = f"{head.code}: {head.message}"
+    if head.waiting:
+        reason = f"waits for other partitions: {reason}"
+    if head.asked:
+        reason = f"{head.asked} asked by {head.asked_by}; {reason}"
+    return (
+        _printed(key.key.decode(errors="replace")),
+        _printed(f"{head.schema}.{head.table}"),
+        key.place.flow,
+        str(len(entries)),
+        _time(head.parked_us),
+        str(head.attempts),
+        _printed(" ".join(reason.split())),
+    )
+
+
+def _printed(text: str) -> str:
+    """What is not ours moves no cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_queue(key: Key, entries: Iterable[Parked]) -> None:

@@ -15,16 +15,19 @@ import uvloop
 from rich.console import Console
 
 from consumers.commands.parked import operator
+from consumers.reconcile.cells import KEPT
 from consumers.reconcile.history import History
 from consumers.reconcile.job import Job, check_alone, jobs_of
 from consumers.reconcile.proof import Limits
+from consumers.reconcile.proofs import Proofs, proofs_of
 from consumers.reconcile.repair import wanted
 from consumers.reconcile.report import SAMPLES, Report, history_table, log_lines, repair_lines, show
 from consumers.reconcile.run import Options, run_jobs
 from streamer.changes.backfill import manual_run
 from streamer.cli import print_json
 from streamer.config import Config, load
-from streamer.config.units import parse_duration, parse_rate, parse_share
+from streamer.config.operations import WINDOW_LIMIT_S, WINDOWS_LIMIT
+from streamer.config.units import option_value, parse_duration, parse_rate, parse_share
 from streamer.errors import EXIT_OK, ConfigError
 
 HISTORY = "history"
@@ -51,6 +54,10 @@ class Wish:
     delete_extra: bool = False
     limit: int | None = None
     refuse_above: str = ""
+    group: str = ""
+    window: Sequence[str] = ()
+    window_column: str = ""
+    max_lag: str = ""
 
 
 def reconcile(path: Path, wish: Wish, *, as_json: bool) -> int:
@@ -60,10 +67,18 @@ def reconcile(path: Path, wish: Wish, *, as_json: bool) -> int:
         return _history(config, as_json=as_json)
     jobs, options = jobs_of(config, wish.names), _options(wish)
     if wish.threshold:
-        share = _parsed(parse_share, wish.threshold, "--threshold")
+        share = option_value(parse_share, wish.threshold, "--threshold", "tailrace reconcile")
         jobs = [replace(job, threshold=share) for job in jobs]
-    jobs = _repairing(jobs, wish)
-    for option, given in (("--where", wish.where), ("--columns", wish.columns)):
+    if wish.max_lag:
+        max_lag_s = option_value(parse_duration, wish.max_lag, "--max-lag", "tailrace reconcile")
+        jobs = [replace(job, max_lag_s=max_lag_s) for job in jobs]
+    jobs = _counting(_repairing(jobs, wish), wish)
+    for option, given in (
+        ("--where", wish.where),
+        ("--columns", wish.columns),
+        ("--group", wish.group),
+        ("--window", wish.window or wish.window_column),
+    ):
         if given:
             check_alone(jobs, option)
     report = uvloop.run(_reconcile(config, jobs, options, wish))
@@ -76,12 +91,11 @@ def reconcile(path: Path, wish: Wish, *, as_json: bool) -> int:
 
 
 def _options(wish: Wish) -> Options:
-    rate = _parsed(parse_rate, wish.rate, "--limit-rate") if wish.rate else 0.0
-    columns = tuple(name.strip() for name in wish.columns.split(",") if name.strip())
-    options = Options(wish.where, columns, Limits(rate, wish.values, wish.samples))
+    rate = option_value(parse_rate, wish.rate, "--limit-rate", "tailrace reconcile") if wish.rate else 0.0
+    options = Options(wish.where, _names(wish.columns), Limits(rate, wish.values, wish.samples))
     if not wish.wait:
         return options
-    stall_s = _parsed(parse_duration, wish.wait, "--wait")
+    stall_s = option_value(parse_duration, wish.wait, "--wait", "tailrace reconcile")
     return Options(options.where, options.columns, options.limits, stall_s)
 
 
@@ -93,7 +107,9 @@ def _repairing(jobs: list[Job], wish: Wish) -> list[Job]:
     if wish.limit is not None:
         changes["limit"] = wish.limit
     if wish.refuse_above:
-        changes["refuse_above"] = _parsed(parse_share, wish.refuse_above, "--refuse-above")
+        changes["refuse_above"] = option_value(
+            parse_share, wish.refuse_above, "--refuse-above", "tailrace reconcile"
+        )
     if wish.repair or wish.dry_run:
         why = "tailrace reconcile --repair"
         return [
@@ -109,17 +125,47 @@ def _repairing(jobs: list[Job], wish: Wish) -> list[Job]:
     return jobs
 
 
-def _parsed(parse: Any, text: str, option: str) -> float:
-    try:
-        return float(parse(text))
-    except ValueError as error:  # pydantic's own error is one
-        raise ConfigError(f"{option} {text!r} {error}", where="tailrace reconcile") from None
+def _counting(jobs: list[Job], wish: Wish) -> list[Job]:
+    """What is said of groups and windows here is before what the file says."""
+    changes: dict[str, Any] = {}
+    if wish.group:
+        changes["by"] = _names(wish.group)
+    if wish.window:
+        sizes_s = tuple(
+            option_value(parse_duration, size, "--window", "tailrace reconcile") for size in wish.window
+        )
+        if len(sizes_s) > WINDOWS_LIMIT or not all(1 <= size_s <= WINDOW_LIMIT_S for size_s in sizes_s):
+            raise ConfigError(
+                f"--window takes up to {WINDOWS_LIMIT} sizes of a second to a hundred years",
+                where="tailrace reconcile",
+                fix="write it as --window 7d --window 30d",
+            )
+        changes["sizes_s"] = sizes_s
+    if wish.window_column:
+        changes["column"] = wish.window_column
+    jobs = [replace(job, counted=replace(job.counted, **changes)) for job in jobs]
+    for counted in (job.counted for job in jobs if changes):
+        if bool(counted.sizes_s) != bool(counted.column):
+            what = "--window needs a column" if counted.sizes_s else "--window-column needs a window"
+            raise ConfigError(
+                f"{what}, and the file names none",
+                where="tailrace reconcile",
+                fix="write --window 7d --window-column COLUMN, or `windows` in the job",
+            )
+    return jobs
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in listed.split(",") if name.strip()))
 
 
 async def _reconcile(config: Config, jobs: list[Job], options: Options, wish: Wish) -> Report:
     history = History(config)
     asked = {
-        "jobs": [[job.name, job.flow.name, job.threshold, job.repair.model_dump()] for job in jobs],
+        "jobs": [
+            [job.name, job.flow.name, job.threshold, job.repair.model_dump(), asdict(job.counted), job.rate]
+            for job in jobs
+        ],
         "options": {**asdict(options), "stall_s": 0},
     }
     run = manual_run(_now_us(), SystemRandom().getrandbits(16))
@@ -127,10 +173,22 @@ async def _reconcile(config: Config, jobs: list[Job], options: Options, wish: Wi
         await asyncio.to_thread(history.open)
         runs = await asyncio.to_thread(history.begin, run, asked, wish.names, _now_us(), fresh=wish.fresh)
         report = await run_jobs(config, jobs, options, runs, now_us=_now_us, by=operator())
-        await asyncio.to_thread(runs.end, report.plain(), _now_us())
+        await asyncio.to_thread(runs.end, report.plain(cells=KEPT), _now_us())
     finally:
         history.close()
+    if not options.where and not options.columns:
+        await asyncio.to_thread(_note, config, report)
     return report
+
+
+def _note(config: Config, report: Report) -> None:
+    """For `status`: each flow that was compared whole."""
+    proofs = Proofs(config)
+    try:
+        proofs.open()
+        proofs.note(proofs_of(report.tables, report.run, report.began_us, _now_us()))
+    finally:
+        proofs.close()
 
 
 def _append(report: Report, jobs: Sequence[Job], given: str) -> None:

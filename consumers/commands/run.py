@@ -14,6 +14,10 @@ from rich.console import Console
 from rich.live import Live
 
 from consumers import screens, views
+from consumers.comparison import Comparisons
+from consumers.first_proofs import FirstProofs, News
+from consumers.last_proofs import LastProofs
+from consumers.schedule.watch import Watch
 from consumers.supervisor import Child, EmbeddedKafka, PartState, Supervisor, only_one
 from streamer import logs, metrics
 from streamer.changes.topics import status_topic
@@ -21,7 +25,7 @@ from streamer.cli import print_json
 from streamer.commands.brokers import brokers_of, embedded_folder
 from streamer.commands.part import until_stopped
 from streamer.config import EMBEDDED, Config, built_flows, load, unbuilt_sections, unbuilt_source
-from streamer.errors import ConfigError, RetryableError
+from streamer.errors import ConfigError, RetryableError, TailraceError
 from streamer.status import State, StatusReader, StatusRecord, StatusWriter, now_us
 
 log = logs.Log(__name__)
@@ -39,7 +43,7 @@ def run(path: Path, *, as_json: bool, metrics_port: int, log_format: str, log_le
     parts = views.expected_parts(settings)
     for refused in refusals(settings):
         log.warning(refused)
-    if not parts:
+    if not any(part.startswith(("capture:", "apply:")) for part in parts):
         raise ConfigError(
             "there is nothing to run: no source and no flow that is built",
             where=str(settings.path),
@@ -54,6 +58,12 @@ def run(path: Path, *, as_json: bool, metrics_port: int, log_format: str, log_le
             logs.setup("json" if log_format == "json" else "human", level=log_level, stream=file)
         running = Run(settings, parts, as_json=as_json, log_format=log_format, log_level=log_level)
         uvloop.run(running.run(metrics_port, console if screen else None))
+
+
+def command_of(part: str) -> list[str]:
+    """capture:shop -> capture shop; `serve` is of the whole file."""
+    kind, _, name = part.partition(":")
+    return [kind] if kind == "serve" else [kind, name]
 
 
 def refusals(config: Config) -> list[str]:
@@ -94,7 +104,7 @@ class Run:
             "--metrics-port=0",
         ]
         children = [
-            Child(part, [*part.split(":", 1), *common], changed=self._part_changed, line=self._line)
+            Child(part, [*command_of(part), *common], changed=self._part_changed, line=self._line)
             for part in parts
         ]
         kafka = None
@@ -102,6 +112,9 @@ class Run:
             kafka = EmbeddedKafka(embedded_folder(config), changed=self._part_changed)
         self._kafka = kafka
         self._supervisor = Supervisor(children, kafka)
+        options = [f"--log-format={log_format}", f"--log-level={log_level}"]
+        comparisons = Comparisons(config, line=self._line, options=options)
+        self._first = FirstProofs(config, compare=comparisons.run, said=self._proof_said)
 
     async def run(self, metrics_port: int, console: Console | None) -> None:
         await until_stopped(lambda stop: self._until(stop, metrics_port, console), deadline_s=STOP_DEADLINE_S)
@@ -116,8 +129,18 @@ class Run:
                 telling.cancel()
                 await asyncio.wait([telling])
 
+            tasks.create_task(self._first.keep(stop), name="first proofs")
+            if views.is_watched(self._config):
+                tasks.create_task(self._keep_watch(stop), name="watch")
             await self._supervisor.run(stop, farewell=farewell)
         log.info("stopped")
+
+    async def _keep_watch(self, stop: asyncio.Event) -> None:
+        """The parts are kept running, whatever becomes of it."""
+        try:
+            await Watch(self._config).run(stop)
+        except TailraceError as error:
+            log.error(f"nothing is watched here: {error}")
 
     async def _tell(self, metrics_port: int, console: Console | None) -> None:
         """Until cancelled. The heartbeat waits for the embedded Kafka, whose address is not known before."""
@@ -148,21 +171,29 @@ class Run:
     async def _watch(self, live: Live | None) -> None:
         config = self._config
         topic = status_topic(config.name)
+        proofs = LastProofs(config)
         while True:
             try:
                 async with StatusReader(brokers_of(config), config.kafka.security, topic) as reader:
                     while True:
                         await reader.poll()
-                        self._show(live, reader.records(), "")
+                        self._show(live, reader.records(), "", await proofs.now())
                         await asyncio.sleep(SCREEN_S)
             except RetryableError as error:
                 self._show(live, [], str(error))
                 await asyncio.sleep(RETRY_S)
 
-    def _show(self, live: Live | None, records: list[StatusRecord], trouble: str) -> None:
+    def _show(
+        self,
+        live: Live | None,
+        records: list[StatusRecord],
+        trouble: str,
+        proofs: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
         """A screen, or what has changed since the last time as log or JSON lines."""
         at_us = now_us()
-        found = views.build(self._config, records, at_us)
+        found = views.build(self._config, records, at_us, proofs)
+        self._first.look(found)
         if trouble:
             found = replace(found, findings=[views.Finding(views.FINDINGS_FROM, "kafka", trouble)], flows=[])
         own = self._supervisor.states()
@@ -185,6 +216,15 @@ class Run:
             print_json(line, line=True)
         tell = log.warning if views.is_finding(state) else log.info
         tell(f"flow {name} is {state}", **({"reason": flow["reason"]} if flow["reason"] else {}))
+
+    def _proof_said(self, news: News) -> None:
+        if self._as_json:
+            print_json({**news.plain(), "at_us": now_us()}, line=True)
+        text = {"running": "is compared with its source", "failed": "has no first proof yet"}
+        tell = log.warning if news.state in ("drift", "failed") else log.info
+        words = text.get(news.state, f"has its first proof: {news.state}")
+        about = {name: value for name, value in (("reason", news.reason), ("run", news.run)) if value}
+        tell(f"flow {news.flow} {words}", **about)
 
     def _is_young(self) -> bool:
         return time.monotonic() - self._began < FIRST_WORD_S

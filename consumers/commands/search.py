@@ -28,9 +28,11 @@ def show(path: Path, target: str, words: str, *, flow: str, limit: int, as_json:
     if settings is None:
         raise no_such("target", target, config.targets, config.path)
     if not isinstance(settings, VectorTarget):
+        vectors = [name for name, each in config.targets.items() if isinstance(each, VectorTarget)]
         raise ConfigError(
             f"the target {target!r} is of kind {settings.kind}, and only pgvector has texts to search",
             where=str(config.path),
+            fix=f"the file's pgvector targets: {', '.join(vectors) or 'none'}",
         )
     hits: list[Hit] = []
     for one in _flows(config, target, flow):

@@ -12,6 +12,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from consumers import screens, views
+from consumers.last_proofs import LastProofs
 from streamer.changes.topics import status_topic
 from streamer.cli import print_json
 from streamer.commands.brokers import brokers_of
@@ -43,7 +44,7 @@ def _show(config: Config, *, draw: Draw, plain: Plain, as_json: bool, watch: boo
     """The exit code; `watch` goes on until it is interrupted."""
     brokers = brokers_of(config)
     if not watch:
-        found = uvloop.run(_read_here(config, brokers))
+        found = uvloop.run(read_here(config, brokers))
         if as_json:
             print_json(plain(found))
         else:
@@ -69,10 +70,10 @@ async def read_once(config: Config, brokers: str) -> views.Status:
     async with StatusReader(brokers, config.kafka.security, status_topic(config.name)) as topic:
         await topic.poll()
         await topic.prove_silence()
-        return views.build(config, topic.records(), now_us())
+        return views.build(config, topic.records(), now_us(), await LastProofs(config).now())
 
 
-async def _read_here(config: Config, brokers: str) -> views.Status:
+async def read_here(config: Config, brokers: str) -> views.Status:
     try:
         return await read_once(config, brokers)
     except KafkaUnavailable as error:
@@ -91,12 +92,13 @@ def _how_to_start(config: Config, error: RetryableError) -> RetryableError:
 
 
 async def _watch(config: Config, brokers: str, take: Callable[[views.Status], Awaitable[None]]) -> None:
+    proofs = LastProofs(config)
     while True:
         try:
             async with StatusReader(brokers, config.kafka.security, status_topic(config.name)) as topic:
                 while True:
                     await topic.poll()
-                    await take(views.build(config, topic.records(), now_us()))
+                    await take(views.build(config, topic.records(), now_us(), await proofs.now()))
                     await asyncio.sleep(REFRESH_S)
         except RetryableError as error:
             finding = views.Finding(views.FINDINGS_FROM, "kafka", str(_how_to_start(config, error)))

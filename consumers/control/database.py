@@ -36,6 +36,7 @@ from streamer.config import Config
 from streamer.errors import ConfigError, FatalError, RetryableError
 
 SQLITE_BUSY_MS = 10_000  # processes write beside each other, each for some milliseconds
+CONNECT_S = 10  # of a Postgres that swallows packets: `status` reads here, too
 PREPARE_TRIES = 4  # each of its steps may meet another process that makes the same
 SILENT_AFTER_S = 120.0  # of a process on another machine
 
@@ -102,7 +103,8 @@ def _engine(config: Config) -> Engine:
             url = url.set(database=str(path))
         elif url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
-        engine = create_engine(url, poolclass=NullPool)
+        limits = {"connect_timeout": CONNECT_S} if url.get_backend_name() == "postgresql" else {}
+        engine = create_engine(url, poolclass=NullPool, connect_args=limits)
     except (ArgumentError, ValueError, NoSuchModuleError):
         raise ConfigError(
             "it is no URL of a database (not shown: it may hold a password)",

@@ -54,6 +54,7 @@ def demo(
     from consumers.demo.demo import Demo  # noqa: PLC0415
     from consumers.demo.screen import Screen  # noqa: PLC0415
     from streamer.sandbox import Sandbox  # noqa: PLC0415
+    from streamer.sandbox.detached import leave_running  # noqa: PLC0415
 
     if config is not None and config.exists():
         raise ConfigError(
@@ -72,7 +73,7 @@ def demo(
             outcome.advice = _advice(running.running() if keep else None)
             kept = running.running() if keep else None
             if keep:
-                sandbox.detach()
+                leave_running(sandbox, sandbox.folder)
         except BaseException:
             sandbox.close()
             raise
@@ -94,7 +95,11 @@ def conclude(
 
 
 def _advice(kept: Running | None) -> tuple[str, ...]:
-    command = started_as(sys.argv[0], Path.cwd(), shutil.which("tailrace"))
+    return advice(kept, started_as(sys.argv[0], Path.cwd(), shutil.which("tailrace")))
+
+
+def advice(kept: Running | None, command: str) -> tuple[str, ...]:
+    """What to type next; `command`: `tailrace`, as it is to be typed here."""
     if kept is None:
         return (
             "",
@@ -110,11 +115,20 @@ def _advice(kept: Running | None) -> tuple[str, ...]:
         str(kept.urls["target"]),
         str(kept.urls["kafka"]),
         "",
-        "look at it, read its log, end it:",
+        "look at it, read its log:",
         f"{command} status --watch -c {shlex.quote(str(kept.config))}",
         f"less {shlex.quote(str(kept.log))}",
-        f"kill {kept.guardian_pid}",
+        "",
+        "stop all of it, both servers, Kafka and `tailrace run`, and remove their folder:",
+        f"{command} {stop(kept)}",
     )
+
+
+def stop(kept: Running) -> str:
+    """The arguments of `tailrace` that end what --keep has left running."""
+    from streamer.sandbox.detached import how_to_stop  # noqa: PLC0415
+
+    return how_to_stop(kept.folder).removeprefix("tailrace ")
 
 
 def started_as(argv0: str, folder: Path, on_path: str | None) -> str:
@@ -134,6 +148,7 @@ def _json(outcome: Outcome, kept: Running | None) -> str:
             **kept.urls,
             "config": str(kept.config),
             "log": str(kept.log),
+            "stop": f"tailrace {stop(kept)}",
             "supervisor_pid": kept.supervisor_pid,
             "guardian_pid": kept.guardian_pid,
         }

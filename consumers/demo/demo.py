@@ -56,6 +56,7 @@ class Running:
     """What --keep leaves running."""
 
     urls: dict[str, Any]
+    folder: Path  # of the servers, which goes with them
     config: Path
     log: Path
     supervisor_pid: int
@@ -107,6 +108,7 @@ class Demo:
     def running(self) -> Running:
         return Running(
             urls={"source": self.source_url, "target": self.target_url, "kafka": self.brokers},
+            folder=self._sandbox.folder,
             config=self._config_path,
             log=self.log_path,
             supervisor_pid=self._supervisor,

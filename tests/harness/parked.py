@@ -28,6 +28,8 @@ MEND = "ALTER TABLE mirror.people DROP CONSTRAINT fits"
 NAMES = "SELECT id, name FROM mirror.people ORDER BY id"
 END_APPLY = """SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name LIKE 'tailrace apply%'"""
+CUT_OFF = """SELECT pg_cancel_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'tailrace apply%'"""
 QUEUES = "SELECT convert_from(key, 'UTF8'), sequence, lsn, code FROM _tailrace.parked ORDER BY key, sequence"
 
 

@@ -243,7 +243,9 @@ async def test_a_flow_stopped_by_its_table_goes_on_by_itself_once_that_is_mended
             assert "ALTER TABLE" in reason
             assert "goes on by itself" in reason
             await run.until(lambda: run.flow("broken")["lag_records"] > 0, "what waits")
-            assert run.flow("broken")["lag_s"] is None, "how old it is, is not known"
+            await run.until(lambda: run.flow("broken")["lag_s"] is not None, "its age")
+            first_s = run.flow("broken")["lag_s"]
+            await run.until(lambda: run.flow("broken")["lag_s"] > first_s, "it grows while it waits")
             found = views.build(run.config, [run.status.record], run.status.record.at_us)
             states = {flow["name"]: flow["reason"] for flow in found.flows}
             assert "ALTER TABLE" not in states["fine"]

@@ -135,7 +135,7 @@ async def test_h14_a_topic_made_again_and_the_reset_that_mends_the_target(
     await mirrored.make_again(TOPIC)
     error = await mirrored.refused()
     assert "its log ends at 0" in error
-    assert "`tailrace reset shop`, then start apply" in error
+    assert "`tailrace reset shop` while its capture is stopped, then start apply" in error
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1", meanwhile)
     await mirrored.reset()
     await mirrored.equal(apply_first=apply_first)
@@ -159,7 +159,7 @@ async def test_h14_kafka_replaced_and_the_reset_that_mends_the_target(
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1", "UPDATE people SET name = 'b'")
     error = await mirrored.refused()
     assert "another Kafka cluster" in error
-    assert "on purpose: `tailrace reset shop`, then start apply" in error
+    assert "on purpose: `tailrace reset shop` while its capture is stopped, then start apply" in error
     await mirrored.reset()
     await mirrored.equal(apply_first=apply_first)
     async with await psycopg.AsyncConnection.connect(mirrored.target_url) as connection:
@@ -174,7 +174,7 @@ async def test_h14_retention_that_passed_and_the_reset_that_mends_the_target(mir
     await mirrored.remove(keep=2)
     error = await mirrored.refused()
     assert "retention has removed" in error
-    assert "`tailrace reset shop`, then start apply" in error
+    assert "`tailrace reset shop` while its capture is stopped, then start apply" in error
     await mirrored.reset()
     await mirrored.equal()
 
@@ -210,7 +210,8 @@ async def test_h14_an_epoch_below_the_targets_is_named(mirrored: Mirrored) -> No
     )
     await mirrored.make_again(TOPIC)
     await mirrored.reset()
-    assert f"`tailrace reset shop --above {FAR}`, then start apply" in await mirrored.refused()
+    cure = f"`tailrace reset shop --above {FAR}` while its capture is stopped, then start apply"
+    assert cure in await mirrored.refused()
     await mirrored.reset(above=FAR)
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1")
     await mirrored.equal()
@@ -235,7 +236,7 @@ async def test_h03_kafka_and_the_slot_lost_and_the_one_reset_that_mends_it(mirro
     await mirrored.captured()
     error = await mirrored.refused()
     assert "another Kafka cluster" in error
-    assert "`tailrace reset shop`, then start apply" in error
+    assert "`tailrace reset shop` while its capture is stopped, then start apply" in error
     await mirrored.reset()
     await mirrored.equal()
 

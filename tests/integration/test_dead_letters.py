@@ -205,7 +205,7 @@ async def test_h24_parked_keys_follow_their_partition(feeder: Feeder, target_dat
     for n in keys:
         table.create(row(n, "bad"), 100)
     await feeder.flush()
-    count = "SELECT count(*), max(lsn) FROM _tailrace.parked"
+    count = "SELECT count(*), min(lsn) FROM _tailrace.parked"
     async with applying(config) as one:
         await one.rows(target_database, count, [(2, 100)])
         async with applying(config) as two:

@@ -8,7 +8,7 @@ import pytest
 from consumers.apply import keeping
 from tests.harness.capture import run as execute
 from tests.harness.feeder import Feeder, applying, config_of
-from tests.harness.parked import COLUMNS, END_APPLY, MADE, NAMES, QUEUES, ask, blocked, letters, row
+from tests.harness.parked import COLUMNS, CUT_OFF, END_APPLY, MADE, NAMES, QUEUES, ask, blocked, letters, row
 
 FAULTS = {
     "disk full": "53100",
@@ -70,6 +70,34 @@ async def test_h24_a_real_deadlock_is_tried_again(feeder: Feeder, target_databas
         await run.rows(target_database, NAMES, [(1, "later"), (2, "later")])
         await run.rows(target_database, QUEUES, [])
     assert await letters(feeder) == []
+
+
+async def test_h24_a_statement_that_is_cut_off_is_tried_again(feeder: Feeder, target_database: str) -> None:
+    """By whoever watches for long ones: the session of apply has no statement_timeout of its own."""
+    await execute(target_database, *MADE)
+    table = await feeder.table("people", COLUMNS, partitions=1)
+    table.create(row(1), 100)
+    await feeder.flush()
+    async with applying(config_of(feeder, target_database)) as run:
+        await run.rows(target_database, NAMES, [(1, "good")])
+        async with await psycopg.AsyncConnection.connect(target_database) as other:
+            await other.execute("UPDATE mirror.people SET note = 'mine' WHERE id = 1")
+            table.update(row(1, "later"), 200)
+            table.create(row(2, "bad"), 210)
+            await feeder.flush()
+            since_us = 0
+            for _ in range(3):
+                await blocked(target_database, 1)
+                await execute(target_database, CUT_OFF)
+                await run.until(lambda: run.status.record.state == "waiting", "waiting")
+                assert "[57014]" in run.status.record.reason
+                since_us = since_us or run.status.record.since_us
+                assert run.status.record.since_us == since_us
+            assert await letters(feeder) == []
+            await other.commit()
+        await run.rows(target_database, NAMES, [(1, "later")])
+        await run.rows(target_database, QUEUES, [('{"id":2}', 1, 210, "23514")])
+        await run.until(lambda: run.status.record.state == "streaming", "going on")
 
 
 async def test_h24_a_session_that_ends_is_no_dead_letter(feeder: Feeder, target_database: str) -> None:

@@ -284,6 +284,62 @@ async def test_the_first_delete_of_a_sweep_is_enough(scene: Scene) -> None:
         await scene.copied(run, 0)
 
 
+async def reset(scene: Scene, left: range, *, epoch: int = 2) -> None:
+    """A new copy of so many rows, and its floor; a change of the new epoch behind it in each partition."""
+    for number in left:
+        scene.people.read({"id": number, "name": "copied"}, 300, epoch=epoch)
+    await scene.feeder.flush()
+    scene.people.floor(epoch)
+    await scene.feeder.flush()
+
+
+async def test_a_reset_of_an_emptied_source_waits(scene: Scene) -> None:
+    """The copy is approved, then another one, of rows that are all there, passes by itself."""
+    await scene.prepare()
+    async with scene.applying() as run:
+        await scene.copied(run)
+        await reset(scene, range(40))
+        gate = await held(
+            run, f"the new copy of the source lacks {ROWS - 40} of {ROWS} rows of public.people"
+        )
+        assert (gate["kind"], gate["rows"], gate["table_rows"]) == ("floor", ROWS - 40, ROWS)
+        assert run.flow("customers")["held_rows"] == ROWS - 40
+        await run.rows(scene.url, f"{COUNT} WHERE name = 'copied'", [(40,)])
+        assert await scene.count() == ROWS
+        await scene.others_go_on(run, 300)
+        await scene.decide("approved")
+        await scene.copied(run, 40)
+        await run.until(streaming(run), "streaming")
+        await reset(scene, range(38), epoch=3)
+        await scene.copied(run, 38)
+        await run.until(lambda: run.flow("customers")["lag_records"] == 0, "no lag")
+
+
+@pytest.mark.thorough
+async def test_a_refused_reset_leaves_its_rows(scene: Scene) -> None:
+    """It is stopped while held, refused while nobody runs, and goes on without the floor."""
+    await scene.prepare()
+    async with scene.applying() as run:
+        await scene.copied(run)
+        await reset(scene, range(0))
+        await held(run)
+        await scene.noted()
+        await run.stop()
+    await scene.decide("refused")
+    async with scene.applying() as run:
+        scene.people.create({"id": 5000, "name": "goes on"}, 400, epoch=2)
+        await scene.feeder.flush()
+        await scene.copied(run, ROWS + 1)
+        await run.until(lambda: run.flow("customers").get("lag_records") == 0, "no lag")
+        (letter,) = await scene.letters(1)
+        assert (letter["action"], letter["reason"]["code"], letter["payload"]["op"]) == (
+            "refused",
+            "floor",
+            "m",
+        )
+        assert await scene.count() == ROWS + 1
+
+
 async def test_a_hold_and_its_decision_survive_restarts(scene: Scene) -> None:
     """Nothing of a gate is in the process: it is stopped while held, and decided while nobody runs."""
     await scene.prepare()

@@ -13,9 +13,12 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
-from consumers.apply.binding import bind
 from consumers.commands.parked import opened
-from streamer.config import Config, parse
+from streamer.binding import bind
+from streamer.config import Config, SqlTarget, parse
+from streamer.doctor.bound import bound_stores
+from streamer.doctor.check import Findings
+from streamer.doctor.sql import check_sql
 from streamer.errors import FatalError
 from streamer.sandbox import ValkeyServer
 from tests.harness.capture import until
@@ -111,6 +114,13 @@ async def test_h30_a_store_that_was_emptied_while_nothing_applied_is_adopted(
         refused = str(await run.fails())
     assert f"the consumer group '{group}' belongs to another target than this store" in refused
     assert "`tailrace adopt copy`" in refused
+    bound = await bound_stores(config, config.targets)
+    findings = Findings("target copy")
+    settings = config.targets["copy"]
+    assert isinstance(settings, SqlTarget)
+    await check_sql(findings, config, settings, {}, bound["copy"])
+    (found,) = [check for check in findings.checks if check.check == "identity"]
+    assert (found.ok, "`tailrace adopt copy`" in found.fix) == (False, True), "the doctor says it, too"
     await adopt()
     async with applying(config) as run:
         await rows_are(file, *range(10))

@@ -67,7 +67,7 @@ async def test_a_table_that_is_gone_stalls_its_flow_until_it_is_back(
             f"flow 'people' has written rows of {table.topic} to it",
             "restore it",
             "goes on by itself",
-            f"`tailrace reset {feeder.source}`, which makes it again and copies everything",
+            f"`tailrace reset {feeder.source}` while its capture is stopped, which makes it again and copies",
         ):
             assert words in record.reason
         await execute(target_database, "ALTER TABLE mirror.away RENAME TO people")

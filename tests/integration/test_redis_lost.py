@@ -9,6 +9,7 @@ import orjson
 import pytest
 import redis.asyncio as aioredis
 
+from consumers.commands.gates import decide_held
 from streamer.changes.topics import positions_topic, schemas_topic, shadow_topic
 from streamer.config import Config, load
 from streamer.kafka import admin
@@ -88,6 +89,35 @@ async def test_h03_what_kafka_lost_is_copied_above_what_the_target_has(copied: C
         await client.delete("session:5")
         await copied.equal(run)
         assert not run.status.record.detail.get("findings")
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_flushed_source_that_is_copied_anew_empties_nothing_before_it_is_approved(
+    copied: Copied, lost: bool
+) -> None:
+    """With its Kafka lost, or reset by a person: the deletes would come as the floor of the new copy."""
+    path = copied.config.path
+    document = orjson.loads(path.read_bytes())
+    del document["flows"]["mirror"]["hold_deletes_above"]
+    path.write_bytes(orjson.dumps(document))
+    config, name = load(path), copied.config.name
+    if lost:
+        topics = [positions_topic(name), schemas_topic(name), shadow_topic(name, "game")]
+        await copied.lose(*topics, "game.sessions", "game.message")
+        await execute(copied.target_url, "UPDATE _tailrace.checkpoints SET cluster_id = 'another'")
+    else:
+        await reset_source(config, "game", brokers=config.kafka.brokers)
+    await copied.client.flushall()
+    await copied.client.set("session:new", "1")
+    count = "SELECT count(*) FROM game.sessions"
+    async with capturing_redis(config), applying(config) as run:
+        await run.until(lambda: run.flow("mirror").get("state") == "held", "held")
+        assert "the new copy of the source lacks 30 of 31 rows of sessions" in run.flow("mirror")["reason"]
+        await run.rows(copied.target_url, count, [(31,)])
+        (gate,) = await decide_held(config, "mirror", "approved")
+        assert gate.kind == "floor"
+        await copied.equal(run)
 
 
 @pytest.mark.thorough

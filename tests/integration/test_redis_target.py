@@ -551,12 +551,12 @@ async def test_a_cluster_without_slots_is_waited_for(tmp_path: Path, redis_progr
 # What doctor says
 
 
-async def doctor_says(url: str, name: str = "acme") -> dict[str, Check]:
+async def doctor_says(url: str, name: str = "acme", bound: str | None = None) -> dict[str, Check]:
     config = Stage(url, {}).config
     findings = Findings("target copy")
     target = config.targets["copy"]
     assert isinstance(target, RedisTarget)
-    await check_redis_target(findings, config.model_copy(update={"name": name}), target, {})
+    await check_redis_target(findings, config.model_copy(update={"name": name}), target, {}, bound)
     return {check.check: check for check in findings.checks}
 
 
@@ -571,6 +571,7 @@ async def test_doctor_tells_what_a_store_lacks(store: str) -> None:
             pass
         assert "'acme.copy'" in (await doctor_says(store))["identity"].what
         assert (await doctor_says(store, "other"))["identity"].level is Level.FAIL
+        assert (await doctor_says(store, bound="another"))["identity"].level is Level.FAIL
         await client.execute_command("ACL", "SETUSER", "ann", "on", ">pw", "~*", "+@all", "-hset", "-rpush")
         try:
             await client.config_set("maxmemory-policy", "allkeys-lfu")

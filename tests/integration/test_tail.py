@@ -199,3 +199,30 @@ async def test_the_command_follows_until_ctrl_c(feeder: Feeder, tmp_path: Path) 
             process.kill()
             await process.wait()
     assert [first["key"], second["key"]] == [{"id": 1}, {"id": 2}]
+
+
+async def test_the_command_with_a_key_a_place_and_a_format_and_its_reader_gone(
+    feeder: Feeder, tmp_path: Path
+) -> None:
+    """`tailrace tail ... -k 7 --from start --format raw`; and `tailrace tail ... | head` is no error."""
+    table = await people(feeder)
+    make(table, *range(5000), lsn=100)
+    make(table, 7, lsn=200)
+    await feeder.flush()
+    config = tmp_path / "tailrace.yaml"
+    config.write_text(config_text(feeder, "postgresql://nobody@localhost/none"))
+    words = [sys.executable, "-m", "consumers", "tail", table.topic, "--from", "start", "-c", str(config)]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *words, "-k", "7", "--format", "raw", cwd=REPO, stdout=pipe, stderr=pipe
+    )
+    out, err = await process.communicate()
+    lsns = [orjson.loads(line)["source"]["commit_lsn"] for line in out.splitlines()]
+    assert (process.returncode, lsns, err) == (0, [100, 200], b"")
+    ours, theirs = os.pipe()
+    process = await asyncio.create_subprocess_exec(*words, cwd=REPO, stdout=theirs, stderr=pipe)
+    os.close(theirs)
+    assert await asyncio.to_thread(os.read, ours, 100)
+    os.close(ours)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")

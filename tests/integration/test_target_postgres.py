@@ -192,10 +192,13 @@ async def test_a_missing_privilege_is_waited_for_with_its_cure(feeder: Feeder, t
     await feeder.flush()
     async with applying(config_of(feeder, url)) as run:
         error = str(await run.fails())
-    fix = f'GRANT CREATE ON DATABASE "{given["dbname"]}" TO "{role}";'
+    fix = f'CREATE SCHEMA "_tailrace" AUTHORIZATION "{role}";'
     assert fix in error
     await execute(target_database, fix)
     async with applying(config_of(feeder, url)) as run:
+        fix = f'CREATE SCHEMA "mirror" AUTHORIZATION "{role}";'
+        await run.until(lambda: fix in run.status.record.reason, "the schema is asked for")
+        await execute(target_database, fix)
         await run.rows(target_database, "SELECT id FROM mirror.people", [(1,)])
     wrong = url.replace("secret-word", "wrong-word")
     async with applying(config_of(feeder, wrong)) as run:

@@ -126,10 +126,20 @@ async def test_another_function_is_refused_until_all_is_embedded_again(
     async with capturing(config), applying(config) as run:
         await run.rows(target_database, vectors, [("[5,5,5]", 20)])
         await run.stop()
+    other = captured(path, target_database, "recorded:doubled")
+
+    def told() -> bool:
+        findings = run.status.record.detail.get("findings", [])
+        return any(
+            "flow notes: search.notes: its vectors were not made by recorded:doubled" in f for f in findings
+        )
+
+    async with applying(other) as run:
+        await run.until(told, "the finding, though no change comes")
+        await run.stop()
     async with capturing(config) as capture:
         await execute(database, "UPDATE notes SET tag = 'only the tag' WHERE id = 15")
         await capture.caught_up()
-    other = captured(path, target_database, "recorded:doubled")
     async with applying(other) as run:
         error = str(await run.fails())
     assert "its vectors were not made by recorded:doubled" in error

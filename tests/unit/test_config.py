@@ -287,6 +287,37 @@ def test_a_file_without_sources() -> None:
     assert "holds no keys" in mistake("- a\n")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("name: acme", "nam: acme", "t.yaml:1: unknown key 'nam'\n  -> did you mean 'name'?"),
+        ("    url: ", "    urll: ", "t.yaml:5: unknown key 'urll' in sources.shop\n  -> did you mean 'url'?"),
+        ("sources:", "sorces:", "t.yaml:2: unknown key 'sorces'\n  -> did you mean 'sources'?"),
+        ("tables: {", "tabels: {x: 1, ", "t.yaml:6: unknown key 'tabels' in sources.shop\n  -> did you mean"),
+        (
+            "    kind: ",
+            "    knid: ",
+            "t.yaml:3: sources.shop: has no `kind`\n  -> 'knid': did you mean 'kind'?",
+        ),
+    ],
+)
+def test_a_misspelt_key_is_one_fault_and_not_missing_too(old: str, new: str, said: str) -> None:
+    text = mistake(changed(old, new))
+    assert text.startswith(said)
+    assert text.count("t.yaml:") == 1
+
+
+def test_a_misspelt_key_hides_no_other_fault() -> None:
+    text = mistake(changed("name: acme", "nam: acme").replace("    url: ", "    urls: 1\n    uri: "))
+    found = [line.partition(": ")[2] for line in text.splitlines() if "t.yaml" in line]
+    assert found == [
+        f"unknown key {key}" for key in ("'nam'", "'urls' in sources.shop", "'uri' in sources.shop")
+    ]
+    text = mistake(changed("name: acme", "nam: acme").replace("to: copy}", "to: copi}"))
+    assert "unknown key 'nam'" in text
+    assert "did you mean 'copy'?" in text
+
+
 def test_a_missing_file_names_init(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tailrace init"):
         load(tmp_path / "none.yaml", environ={})

@@ -54,11 +54,12 @@ def test_of_the_reference_only_what_is_built_runs() -> None:
     assert unbuilt_table(shop, "public", "products") == []
     assert [bool(unbuilt_target(t)) for t in config.targets.values()] == [False, False, False, False]
     assert [bool(unbuilt_source(s)) for s in config.sources.values()] == [False, False, True, True]
-    sections = {u.path.split(".")[0] for u in unbuilt_sections(config)}
-    assert sections == {"processors", "reconcile", "schedules", "alerts", "control"}
+    assert {u.path for u in unbuilt_sections(config) if not u.path.startswith("processors.")} == {
+        "schedules.jobs.wiki.pull",
+        "schedules.jobs.audit.before.0.backup",
+    }
     assert [note.split(":")[0] for note in notes(config)] == [
         "sources.shop.snapshot.readers",
-        "sources.shop.slot.wal_stop",
         "targets.warehouse.origin",
     ]
 
@@ -122,6 +123,13 @@ def test_source_keys_are_refused_by_name(source: str, path: str) -> None:
     (found,) = unbuilt_source(config_with(source).sources["shop"])
     assert found.path == path
     assert str(found.error()).startswith(f"{path}: ")
+
+
+def test_of_a_jobs_steps_the_backup_is_refused_by_name() -> None:
+    steps = "before: [{exec: 'a:b'}, {backup: t}], on_done: [{http: 'http://h/'}]"
+    jobs = f"b: {{exec: 'a:b', every: 1h, {steps}}}, c: {{exec: 'a:b', every: 1h}}"
+    config = config_with(head=f"schedules: {{jobs: {{{jobs}}}}}\nalerts: {{}}\ncontrol: {{http: 'h:1'}}")
+    assert [u.path for u in unbuilt_sections(config)] == ["schedules.jobs.b.before.1.backup"]
 
 
 @pytest.mark.parametrize("default", ["encoding: debezium", "on_oversize: dead_letter"])

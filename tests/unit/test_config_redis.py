@@ -84,6 +84,7 @@ HASH = 'pattern: "a:{id}", type: hash'
     ("entity", "words"),
     [
         ("{type: hash}", ["either `pattern` and `type`, or `pivot`"]),
+        ('{key: "user:{id}", type: hash}', ["e.key: is for types", 'write `pattern: "user:{id}"`']),
         ('{pattern: "a:{id}"}', ["`pattern` needs `type`"]),
         ('{pattern: "a:{id}", type: hsh}', ["'hsh' is not one of the choices", "'hash'"]),
         ('{pattern: "", type: hash}', ["the pattern '' is empty"]),

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from consumers.demo.command import _advice
-from consumers.demo.demo import Running
 from consumers.demo.screen import Screen
 from consumers.demo.tally import Tally
 from streamer.status import StatusRecord
@@ -41,14 +39,6 @@ def test_the_live_table_shows_captured_applied_and_lag_of_each_flow() -> None:
     assert any("captured" in row and "applied" in row and "lag, records" in row for row in rows)
     assert "orders 12,345 12,001 344 0.25" in rows
     assert "customers 67 67 0 0.00" in rows
-
-
-def test_what_is_kept_is_printed_with_its_urls_and_how_to_stop_it() -> None:
-    urls = {"source": "postgresql://s", "target": "postgresql://t", "kafka": "127.0.0.1:9092"}
-    said = _advice(Running(urls, Path("/tmp/a b/t.yaml"), Path("/tmp/log"), 11, 12))
-    assert set(urls.values()) <= set(said)
-    assert "kill 12" in said  # the guardian: it ends the servers, and `tailrace run` with them
-    assert any(line.endswith("status --watch -c '/tmp/a b/t.yaml'") for line in said)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])

@@ -9,22 +9,15 @@ from pathlib import Path
 import pytest
 
 from consumers.apply.assemble import Decoded, Prepared
-from consumers.apply.checkpoint import Place
+from consumers.apply.checkpoint import Move, Place
+from consumers.apply.floors import PASS_S, Extent
 from consumers.apply.fold import Event
-from consumers.apply.gates import (
-    WINDOW_S,
-    Gates,
-    Numbers,
-    Part,
-    Rule,
-    Verdict,
-    judge,
-    reason_of,
-    rules_of,
-)
+from consumers.apply.gate_texts import FLOOR_ROWS_LIMIT, reason_of
+from consumers.apply.gates import WINDOW_S, Gates, Numbers, Part, Rule, Verdict, judge, rules_of
 from consumers.targets.base import Batch, Gate
 from consumers.targets.memory import MemoryStore, MemoryTarget
-from streamer.changes.envelope import Change, decode_value
+from consumers.testing import CLUSTER_ID, Log, LogTable
+from streamer.changes.envelope import FLOOR_PREFIX, Change, MessageContent, decode_value
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import Flow, parse
 from streamer.config import MemoryTarget as Settings
@@ -173,13 +166,20 @@ flows:
   soft: {from: "shop.public.*", to: copy.c, delete: ignore, hold_deletes_above: 5%}
   redis: {from: game.scores, to: copy.d}
   off: {from: game.scores, to: copy.e, hold_deletes_above: ""}
+  truncates: {from: "shop.public.*", to: copy.f, truncate: hold}
+  unversioned: {from: "shop.public.*", to: copy.g, truncate: hold, hold_deletes_above: 5%, version: none}
 """
 
 
 def test_which_flows_hold_what() -> None:
     config = parse(CONFIG, Path("tailrace.yaml"), environ={})
     rules = rules_of(config, config.flows.values())
-    assert rules == {"both": Rule(True, 0.05), "redis": Rule(False, 0.1)}
+    assert rules == {
+        "both": Rule(True, 0.05, 0.05),
+        "redis": Rule(False, 0.1, 0.1),
+        "truncates": Rule(True, None, 0.1),
+        "unversioned": Rule(True, 0.05),
+    }
 
 
 def test_the_words() -> None:
@@ -189,6 +189,13 @@ def test_the_words() -> None:
     assert reason_of([gate]) == f"{advice} (usual here? raise the flow's `hold_deletes_above`)"
     truncate = reason_of([replace(gate, kind="truncate")])
     assert truncate.endswith("`tailrace refuse customers`"), "no limit has to do with it"
+    floor = reason_of([replace(gate, kind="floor", rows=12_000)])
+    lacks = (
+        "the new copy of the source lacks 12,000 of 100,000 rows of public.customers, which would be deleted;"
+    )
+    assert floor.startswith(lacks)
+    many = replace(gate, kind="floor", rows=FLOOR_ROWS_LIMIT, table_rows=5_000_000)
+    assert "lacks at least 1,000,000 of 5,000,000 rows" in reason_of([many])
 
 
 class Clock:
@@ -207,7 +214,9 @@ def clock() -> Clock:
     return Clock()
 
 
-async def gates_of(store: MemoryStore, clock: Clock, rule: Rule = BOTH) -> Gates:
+async def gates_of(
+    store: MemoryStore, clock: Clock, rule: Rule = BOTH, ranges: dict[int, tuple[int, int]] | None = None
+) -> Gates:
     config = parse(CONFIG, Path("tailrace.yaml"), environ={})
     given = config.targets["copy"]
     assert isinstance(given, Settings)
@@ -218,7 +227,11 @@ async def gates_of(store: MemoryStore, clock: Clock, rule: Rule = BOTH) -> Gates
         await act()
         return True
 
-    return Gates({"both": rule}, target, reach, clock_us=clock)
+    async def extent_of(topic: str) -> Extent:
+        assert topic == TOPIC
+        return Extent(CLUSTER_ID, ranges or {})
+
+    return Gates({"both": rule}, target, reach, extent_of=extent_of, clock_us=clock)
 
 
 def flow_both() -> Flow:
@@ -370,3 +383,122 @@ async def test_a_decision_outlives_a_store_that_was_emptied(clock: Clock) -> Non
     store.gates.clear()
     await gates.poll()
     assert store.gates["both", TOPIC].state == "refused"
+
+
+def floor_of(epoch: int, offset: int) -> Event:
+    message = MessageContent(FLOOR_PREFIX, b"")
+    change = Change("m", None, None, epoch, 0, 0, RECORD.id, NOW_US, NOW_US, message)
+    return Event(None, change, offset, False)
+
+
+FLOORS = Rule(truncates=False, share=None, floors=0.1)
+PLACES = [Place("both", TOPIC, partition) for partition in range(2)]
+
+
+async def reset_of(store: MemoryStore, clock: Clock, copied: int) -> tuple[Gates, Log, LogTable]:
+    """A hundred rows, of which the copy of the second epoch has so many, all of it applied in partition 0;
+    its floor was met there. Partition 1 is read up to nothing yet."""
+    log = Log("shop", partitions=1)
+    table = log.table("people", {"id": "integer"})
+    for number in range(100):
+        table.create({"id": number})
+    for number in range(copied):
+        table.read({"id": number}, epoch=2)
+    gates = await gates_of(store, clock, FLOORS, ranges={0: (0, 1000), 1: (0, 7), 2: (5, 5)})
+    target = target_of(gates)
+    await log.apply(target, [flow_both()])
+    await target.checkpoints(PLACES)
+    parts = decoded(floor_of(2, 100 + copied), event("c", 101 + copied, 500))
+    assert await gates.judge(flow_both(), TOPIC, table.record, parts) == {0: 100 + copied}
+    assert (gates.holds("both", TOPIC), gates.waits(PLACES[0]), gates.waits(PLACES[1])) == (
+        False,
+        True,
+        False,
+    )
+    return gates, log, table
+
+
+async def catch_up(gates: Gates) -> None:
+    """Partition 1, up to where it was when the floor was met."""
+    move = Move(PLACES[1], 0, 7, None)
+    await target_of(gates).apply(Batch([], [move], {}, CLUSTER_ID))
+
+
+async def test_a_reset_that_lacks_too_much_is_held(clock: Clock) -> None:
+    """Once the copy is there in all partitions, and not before: until then it is not known."""
+    store = MemoryStore("acme.copy", clock_us=clock)
+    gates, _, table = await reset_of(store, clock, 60)
+    assert await gates.poll() == set()
+    assert gates.held() == []
+    await catch_up(gates)
+    assert await gates.poll() == {("both", TOPIC)}
+    assert gates.holds("both", TOPIC)
+    (gate,) = gates.held()
+    assert (gate.kind, gate.rows, gate.table_rows) == ("floor", 40, 100)
+    late = await gates_of(store, clock, FLOORS)
+    await late.load()
+    assert late.holds("both", TOPIC)
+    clock.us += 1
+    await target_of(gates).decide("both", "approved", "ann@host", clock.us)
+    assert await gates.poll() == {("both", TOPIC)}
+    parts = decoded(floor_of(2, 160))
+    assert await gates.judge(flow_both(), TOPIC, table.record, parts) == {}
+    assert len(parts[0].events) == 1
+    clock.us += round(2 * WINDOW_US)
+    parts = {0: Decoded()}
+    later = floor_of(3, 161)
+    parts[0].events = [later._replace(change=later.change._replace(capture_us=clock.us))]
+    assert await gates.judge(flow_both(), TOPIC, table.record, parts) == {0: 161}, "another reset"
+
+
+async def test_a_reset_that_is_refused_leaves_its_record(clock: Clock) -> None:
+    gates, _, table = await reset_of(MemoryStore("acme.copy", clock_us=clock), clock, 0)
+    await catch_up(gates)
+    await gates.poll()
+    await target_of(gates).decide("both", "refused", "ann@host", clock.us)
+    await gates.poll()
+    parts = decoded(floor_of(2, 100))
+    assert await gates.judge(flow_both(), TOPIC, table.record, parts) == {}
+    assert parts[0].events == []
+    handed = Prepared(Batch([], [], {table.record.id: table.record}, "cluster"), 0)
+    gates.count(handed)
+    (letter,) = handed.letters
+    assert (letter.code, letter.action) == ("floor", "refused")
+    assert decode_value(letter.payload, where="").is_floor
+
+
+async def test_a_reset_that_lacks_little_goes_on_by_itself(clock: Clock) -> None:
+    """For as long as the count is worth something."""
+    gates, _, table = await reset_of(MemoryStore("acme.copy", clock_us=clock), clock, 91)
+    await catch_up(gates)
+    assert await gates.poll() == {("both", TOPIC)}
+    assert not gates.waits(PLACES[0])
+    parts = decoded(floor_of(2, 191))
+    assert await gates.judge(flow_both(), TOPIC, table.record, parts) == {}
+    assert gates.held() == []
+    clock.us += round(1.1e6 * PASS_S)
+    assert await gates.judge(flow_both(), TOPIC, table.record, parts) == {0: 191}
+    await target_of(gates).apply(Batch([], [Move(PLACES[0], 191, 192, None)], {}, CLUSTER_ID))
+    assert await gates.poll() == set()
+    assert not gates.waits(PLACES[0]), "it was applied"
+
+
+async def test_checkpoints_of_a_kafka_that_was_replaced_say_nothing_of_the_copy(clock: Clock) -> None:
+    """They are beyond the log's end, or name another cluster, until a record of this log moves them."""
+    store = MemoryStore("acme.copy", clock_us=clock)
+    log = Log("shop", partitions=1)
+    table = log.table("people", {"id": "integer"})
+    for number in range(100):
+        table.create({"id": number})
+    gates = await gates_of(store, clock, FLOORS, ranges={0: (0, 1), 1: (0, 90)})
+    target = target_of(gates)
+    await log.apply(target, [flow_both()])
+    await target.checkpoints(PLACES)
+    await target.apply(Batch([], [Move(PLACES[1], 0, 95, None)], {}, "the old one"))
+    assert await gates.judge(flow_both(), TOPIC, table.record, decoded(floor_of(2, 0))) == {0: 0}
+    assert await gates.poll() == set(), "the copy may be in partition 1"
+    assert gates.waits(PLACES[0])
+    await target.apply(Batch([], [Move(PLACES[1], 95, 90, None)], {}, CLUSTER_ID))
+    assert await gates.poll() == {("both", TOPIC)}
+    (gate,) = gates.held()
+    assert gate.rows == 100

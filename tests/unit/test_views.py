@@ -116,7 +116,7 @@ def test_all_is_well(config: Config) -> None:
     assert (flow["state"], flow["captured"], flow["applied"], flow["lag_records"]) == ("OK", 10, 10, 4)
     assert (source["lsn"], source["epoch"], source["slot_wal_bytes"]) == ("1/10", 1, 100)
     screen = text(status)
-    for shown in ("mirror", "1/10", "5.0 ms"):
+    for shown in ("mirror", "1/10", "P50 ms", "5.0"):
         assert shown in screen
 
 
@@ -127,10 +127,10 @@ def test_eighty_columns_cut_no_header_and_no_figure(config: Config) -> None:
     shown = text(status, width=80)
     assert "…" not in shown
     assert max(len(line) for line in shown.splitlines()) <= 80
-    for word in ("mirror", "streaming", "1,234,567", "POSITION", "BEHIND", "SLOT KEEPS", "123.4 / 123.4"):
+    for word in ("mirror", "streaming", "1,234,567", "POSITION", "BEHIND", "SLOT KEEPS", "123 / 123"):
         assert word in shown
     wide = text(status, width=140)
-    for word in ("EPOCH", "warehouse.mirror", "123.4 ms / 123.4 ms", "SECONDS"):
+    for word in ("EPOCH", "warehouse.mirror", "TOTAL ms", "LAG s"):
         assert word in wide
 
 
@@ -227,7 +227,49 @@ TWO_SOURCES = CONFIG.replace(
     entities: {users: {pattern: "user:{id}", type: string}, boards: {pattern: "board:{id}", type: string}}
 targets:""",
 )
+BACKFILL = {
+    "run": "20261122T115639-1f3a",
+    "table": "public.orders",
+    "state": "running",
+    "reason": "",
+    "rows": 1_200_000,
+    "estimated_rows": 3_000_000,
+    "rows_per_s": 40_000.0,
+    "left_s": 45.0,
+    "chunks": 1_200,
+    "reread": 2,
+}
 BAD = {"lsn": NOW_US, "bad": {"users": 2, "boards": 1300}, "bad_last_us": NOW_US - 60 * S}
+
+
+def test_the_worst_first_in_one_order_of_all_that_is_told(config: Config) -> None:
+    """Wherever it comes from: a source, a flow, a part, `tailrace run`."""
+    both = parse(
+        TWO_SOURCES + "  users: {from: game.users, to: warehouse.game}\n", Path("t.yaml"), environ={}
+    )
+    failed = {**BACKFILL, "state": "failed", "reason": "the table is gone"}
+    notes = ["public.notes had 3 UPDATEs that could not be captured"]
+    shop = capture(detail={"findings": notes, "backfills": [failed]})
+    game = record("capture:game", detail=BAD)
+    fell = {"state": "running", "restarts": 1, "started_us": NOW_US, "reason": "killed"}
+    running = record("run:acme", state="running", detail={"parts": {"apply:warehouse": fell}})
+    old = record("capture:old", state="error", reason="no slot")
+    told = [
+        (views.Grade.ERROR, "capture:old: no slot"),
+        (views.Grade.STALLED, "flow mirror is STALLED"),
+        (views.Grade.AT_RISK, "shop: public.notes had 3 UPDATEs"),
+        (views.Grade.HELD, "flow users is HELD"),
+        (views.Grade.UNDONE, "shop: the backfill of public.orders failed"),
+        (views.Grade.SET_ASIDE, "game: 1,302 values could not be used"),
+        (views.Grade.PAST, "apply:warehouse was started again once"),
+    ]
+    applying = apply({"lag_s": 31.0, "rate": 0.0})
+    applying.detail["flows"]["users"] = {"state": "held", "reason": "a truncate"}
+    found = build(both, running, game, shop, applying, old).findings
+    assert [finding.rank for finding in found] == [grade for grade, _ in told]
+    for finding, (_, begins) in zip(found, told, strict=True):
+        assert finding.text.startswith(begins)
+    assert list(views.Grade) == sorted(views.Grade)
 
 
 def test_bad_values_are_one_note_behind_what_waits_for_a_person(config: Config) -> None:
@@ -420,6 +462,35 @@ def test_the_lag_is_one_screen_with_the_worst_first(config: Config) -> None:
     assert "3 partitions at their end; --json has all" in text(well)
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (0, "0.0"), (0.04, "0.0"), (99.94, "99.9"), (99.96, "100"), (183_000.4, "183,000")],
+)
+def test_a_figure_of_a_column(value: float | None, shown: str) -> None:
+    assert screens.figure(value) == shown
+
+
+def test_a_column_has_one_unit_whatever_its_figures_are(config: Config) -> None:
+    """Milliseconds of the quiet minute and of the one after an outage, seconds and hours of lag."""
+    for latency_ms, lag_s, times, lag in (
+        (4.2, 0.3, "4.2 / 4.2", "0.3"),
+        (95e3, 7265.0, "95,000 / 95,000", "7,265"),
+    ):
+        status = build(
+            config, capture(), apply({"lag_s": lag_s, "latency_ms": {"p50": latency_ms, "p99": latency_ms}})
+        )
+        console = Console(width=140, record=True, file=io.StringIO(), color_system=None)
+        console.print(screens.lag_screen(status, views.lag(status)))
+        header, row = [
+            line for line in console.export_text().splitlines() if line.startswith(("FLOW", "mirror"))
+        ][:2]
+        assert header.split("  ")[0] == "FLOW"
+        assert [header.count(unit) for unit in (" ms", " s")] == [4, 1]
+        assert times in row
+        assert lag in row.split()
+        assert views.lag(status)["flows"][0]["lag_s"] == lag_s
+
+
 def test_long_names_are_cut_where_they_stay_apart() -> None:
     names = [f"{'a' * 20}{n}{'b' * 20}" for n in (1, 2)] + [
         "short",
@@ -479,20 +550,6 @@ def test_sizes(value: int | None, shown: str) -> None:
     assert views.size(value) == shown
 
 
-BACKFILL = {
-    "run": "20261122T115639-1f3a",
-    "table": "public.orders",
-    "state": "running",
-    "reason": "",
-    "rows": 1_200_000,
-    "estimated_rows": 3_000_000,
-    "rows_per_s": 40_000.0,
-    "left_s": 45.0,
-    "chunks": 1_200,
-    "reread": 2,
-}
-
-
 def test_backfills_are_told_with_their_source(config: Config) -> None:
     paused = {**BACKFILL, "table": "public.notes", "state": "paused", "rows_per_s": 0.0, "left_s": None}
     done = {**BACKFILL, "table": "public.old", "state": "done"}
@@ -536,3 +593,34 @@ def test_the_pace_of_a_backfill_is_that_of_its_last_seconds() -> None:
     assert left_s(progress, 1_000.0) == 3.0
     assert pace.rows_per_s(replace(progress, state=BackfillState.PAUSED)) is None
     assert left_s(progress, None) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "served", "watched"),
+    [
+        ({}, False, False),
+        ({"control": {"url": "sqlite:///c.db"}}, False, False),
+        ({"control": {"http": "127.0.0.1:1"}}, True, False),
+        ({"schedules": {"jobs": {"tidy": {"exec": "a:b", "every": "1h"}}}}, True, True),
+        ({"alerts": {"channels": {"log": {}}, "rules": [{"when": ["held"], "to": ["log"]}]}}, True, True),
+        ({"alerts": {"channels": {"log": {}}, "dead_man": {"ping": ""}}}, False, False),
+        ({"alerts": {"dead_man": {"ping": "http://h/"}}}, True, True),
+    ],
+)
+def test_what_a_file_wants_of_serve(more: dict[str, Any], served: bool, watched: bool) -> None:
+    wanted = parse(yaml.safe_dump(yaml.safe_load(CONFIG) | more), Path("tailrace.yaml"), environ={})
+    assert views.expected_parts(wanted) == ["capture:shop", "apply:warehouse"] + ["serve:acme"] * served
+    assert views.is_watched(wanted) == watched
+    status = views.build(wanted, [capture(), apply()], NOW_US)
+    assert status.exit_code == served
+    if served:
+        assert (
+            "serve:acme has not run yet: start it with `tailrace run`, or `tailrace serve`" in status.verdict
+        )
+        frozen = record("serve:acme", state="running", seen_us=NOW_US - 8 * S, at_us=NOW_US - 8 * S)
+        assert (
+            "serve:acme is silent since 8s"
+            in views.build(wanted, [capture(), apply(), frozen], NOW_US).verdict
+        )
+    standby = record("serve:acme", state="standby")
+    assert views.build(wanted, [capture(), apply(), standby], NOW_US).exit_code == 0

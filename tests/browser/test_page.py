@@ -1,0 +1,308 @@
+"""The page in a real browser over real processes: each state brought about, seen, and acted on by keyboard.
+
+With `--screenshots DIR` what is seen is kept there: docs/images has them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from base64 import b64decode
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.harness.pipeline import Pipeline, execute
+
+pytestmark = pytest.mark.thorough
+
+ADMIN = "a-key-of-the-test"
+WAIT_S = 45.0
+POLL_S = 0.1
+FIRST_PAINT_MS = 300
+RATE_S = 5.0  # of rows, a few at a time
+SHOWN_RATE_S = 75.0  # for screenshots: lines have a shape then
+MADE = (
+    "CREATE TABLE customers (id int PRIMARY KEY, name text)",
+    "CREATE TABLE orders (id int PRIMARY KEY, total int)",
+    "CREATE TABLE items (id int PRIMARY KEY, count int)",
+    "INSERT INTO customers SELECT n, 'customer ' || n FROM generate_series(1, 400) n",
+    "INSERT INTO orders SELECT n, n * 10 FROM generate_series(1, 400) n",
+    "INSERT INTO items SELECT n, n FROM generate_series(1, 100) n",
+)
+
+
+class Page:
+    """What a person sees and presses."""
+
+    def __init__(self, driver: webdriver.Chrome, url: str, shots: Path | None) -> None:
+        self.driver = driver
+        self.url = url
+        self._shots = shots
+
+    @property
+    def keeps(self) -> bool:
+        return self._shots is not None
+
+    def open(self) -> None:
+        self.driver.get(self.url)
+
+    def one(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        return str(
+            self.driver.execute_script(
+                "return document.querySelector(arguments[0])?.innerText ?? ''", selector
+            )
+        )
+
+    def row(self, name: str) -> str:
+        """Of a table: its words."""
+        script = (
+            "return [...document.querySelectorAll('tbody tr')].find((row) => row.offsetParent &&"
+            " row.querySelector('th a, th')?.innerText.split('\\n')[0] === arguments[0])?.innerText ?? ''"
+        )
+        return " ".join(str(self.driver.execute_script(script, name)).split())
+
+    async def until(self, what: str, check: Callable[[], bool], wait_s: float = WAIT_S) -> None:
+        end_s = time.monotonic() + wait_s
+        while not await asyncio.to_thread(check):
+            assert time.monotonic() < end_s, f"waiting until {what}:\n{self.text('body')}"
+            await asyncio.sleep(POLL_S)
+
+    def press(self, *keys: str) -> None:
+        webdriver.ActionChains(self.driver).send_keys(*keys).perform()
+
+    def focused(self) -> WebElement:
+        return self.driver.switch_to.active_element
+
+    def tab_to(self, name: str, limit: int = 80) -> WebElement:
+        """By Tab alone, to what has this accessible name."""
+        for _ in range(limit):
+            if self.focused().accessible_name == name:
+                return self.focused()
+            self.press(Keys.TAB)
+        raise AssertionError(f"Tab does not lead to {name!r}")
+
+    def shoot(self, name: str) -> None:
+        """All of it, however high it is."""
+        if self._shots is None:
+            return
+        self._shots.mkdir(parents=True, exist_ok=True)
+        height = self.driver.execute_script("return document.documentElement.scrollHeight")
+        clip = {"x": 0, "y": 0, "width": 1280, "height": height, "scale": 1}
+        wanted = {"format": "png", "captureBeyondViewport": True, "clip": clip}
+        data = self.driver.execute_cdp_cmd("Page.captureScreenshot", wanted)["data"]
+        (self._shots / f"{name}.png").write_bytes(b64decode(data))
+
+    def scheme(self, value: str) -> None:
+        feature = {"features": [{"name": "prefers-color-scheme", "value": value}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+
+    def requests(self) -> list[str]:
+        """Of our page; the browser's own first page has its own."""
+        found = []
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            sent = message["params"] if message["method"] == "Network.requestWillBeSent" else {}
+            if str(sent.get("documentURL", "")).startswith(self.url):
+                found.append(str(sent["request"]["url"]))
+        return found
+
+    def paint_ms(self) -> float:
+        script = "return performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 1e9"
+        return float(self.driver.execute_script(script))
+
+
+@pytest.fixture
+def shots(pytestconfig: pytest.Config) -> Path | None:
+    folder: Path | None = pytestconfig.getoption("--screenshots")
+    return folder
+
+
+def configure(pipeline: Pipeline) -> None:
+    source = pipeline.source
+    pipeline.config["control"] = {"http": "127.0.0.1:0", "keys": {"admin": ADMIN}}
+    pipeline.config["flows"] = {
+        "customers": {"from": f"{source}.public.customers", "to": "copy.mirror", "truncate": "hold"},
+        "orders": {"from": f"{source}.public.orders", "to": "copy.mirror"},
+        "items": {"from": f"{source}.public.items", "to": "copy.mirror"},
+    }
+    pipeline.config["reconcile"] = {"audit": {"flow": "orders"}, "people": {"flow": "customers"}}
+    pipeline.config["schedules"] = {
+        "jobs": {
+            "audit": {"reconcile": "audit", "at": ["02:00"], "stale_after": "1d"},
+            "nightly": {"reconcile": "people", "cron": "30 3 * * *"},
+        }
+    }
+    pipeline.write_config()
+
+
+async def url_of(pipeline: Pipeline) -> str:
+    found: list[str] = []
+
+    async def told() -> bool:
+        found[:] = [r.detail["page"] for r in await pipeline.status("serve") if "page" in r.detail]
+        return bool(found)
+
+    await pipeline.until("serve tells where its page is", told)
+    return found[0]
+
+
+async def rows(pipeline: Pipeline, seconds: float) -> None:
+    """Some each fifth of a second."""
+    end_s, number = time.monotonic() + seconds, 1000
+    while time.monotonic() < end_s:
+        count = 3 + (number // 7) % 9
+        await execute(
+            pipeline.source_url,
+            f"INSERT INTO orders SELECT n, n FROM generate_series({number}, {number + count - 1}) n",
+            f"UPDATE items SET count = count + 1 WHERE id <= {count}",
+        )
+        number += count
+        await asyncio.sleep(0.2)
+
+
+async def test_states_are_seen_and_acted_on(
+    pipeline: Pipeline, browser: webdriver.Chrome, shots: Path | None
+) -> None:
+    configure(pipeline)
+    await execute(pipeline.source_url, *MADE)
+    _, apply = await pipeline.start_both()
+    pipeline.start("serve")
+    page = Page(browser, await url_of(pipeline), shots)
+
+    await _all_is_well(page, pipeline)
+    await _a_job_is_paused_by_keyboard(page)
+    await _a_schedule_is_changed_and_taken_back(page)
+    await _a_held_truncate_is_approved(page, pipeline)
+    await _a_refused_row_is_discarded(page, pipeline)
+    apply.kill()
+    await page.until("the flows are unknown", lambda: "UNKNOWN" in page.row("orders"))
+    assert "apply:copy is silent" in page.text("#sentence")
+    assert page.one(".node.broken strong").text == "Apply"
+    assert page.row("orders").count("unknown") >= 2  # its figures, which are not zero
+    page.shoot("dashboard-killed")
+
+    asked = page.requests()
+    assert f"{page.url}page/vendor/uPlot.iife.min.js" in asked
+    assert [url for url in asked if not url.startswith((page.url, "data:"))] == []
+    severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [message for message in severe if "401" not in message] == []  # of the wrong key
+    assert len(severe) == 1
+
+
+async def _all_is_well(page: Page, pipeline: Pipeline) -> None:
+    page.open()
+    await page.until("the flows are shown", lambda: "orders" in page.row("orders"))
+    paints_ms = [page.paint_ms()]
+    for _ in range(2):  # what else this machine does only adds
+        page.open()
+        await page.until("the flows are shown", lambda: "orders" in page.row("orders"))
+        paints_ms.append(page.paint_ms())
+    assert min(paints_ms) < FIRST_PAINT_MS
+    code, said = await pipeline.run("reconcile")
+    assert code == 0, said
+    await rows(pipeline, SHOWN_RATE_S if page.keeps else RATE_S)
+    await page.until("all is well", lambda: page.text("#sentence").startswith("All 3 flows are within"))
+    await page.until("it is proven", lambda: "proven equal within" in page.text("#sentence"))
+    assert "OK" in page.row("orders")
+    assert "IDLE" in page.row("customers")
+    assert "✓ equal" in page.row("orders")
+    assert "never" in page.row("audit")
+    page.shoot("dashboard")
+    page.scheme("dark")
+    page.shoot("dashboard-dark")
+    page.scheme("light")
+    unnamed = [
+        each
+        for each in page.driver.find_elements(By.CSS_SELECTOR, "button, a, input, meter, svg")
+        if each.is_displayed() and not each.accessible_name
+    ]
+    assert unnamed == []
+
+
+async def _a_job_is_paused_by_keyboard(page: Page) -> None:
+    page.press("/")
+    assert page.focused().accessible_name.startswith("Filter flows")
+    page.press("ord")
+    await page.until("one flow is left", lambda: page.row("customers") == "")
+    page.press(*[Keys.BACKSPACE] * 3)
+    await page.until("all are shown", lambda: page.row("customers") != "")
+    page.tab_to("Pause nightly")
+    page.press(Keys.ENTER)
+    await page.until("a key is asked for", lambda: page.one("#ask").is_displayed())
+    page.press("wrong", Keys.ENTER)
+    await page.until("it is refused", lambda: "not right" in page.text("#ask-text"))
+    page.press(ADMIN, Keys.ENTER)
+    await page.until("the job is paused", lambda: "PAUSED" in page.row(["nightly", "nightly"][0]))
+    assert "WAITING" in page.row("audit")
+
+
+async def _a_schedule_is_changed_and_taken_back(page: Page) -> None:
+    page.tab_to("nightly")
+    page.press(Keys.ENTER)
+    await page.until("the job is shown", lambda: "the file counts" in page.text("#detail"))
+    page.tab_to("What to change").send_keys("cron")
+    page.tab_to("Its new value")
+    page.press("every day", Keys.TAB, Keys.ENTER)
+    await page.until("it is refused", lambda: "not a cron line" in page.text("#ask-text"))
+    page.press(Keys.ENTER)
+    await page.until("the page is back", lambda: not page.one("#ask").is_displayed())
+    page.driver.execute_script("arguments[0].focus()", page.one("main input"))
+    page.press(*[Keys.BACKSPACE] * 9, "0 4 * * *", Keys.TAB, Keys.ENTER)
+    await page.until("it is in force", lambda: 'cron: "0 4 * * *"' in page.text("#detail"))
+    page.tab_to("Take back cron")
+    page.press(Keys.ENTER)
+    await page.until("it asks", lambda: page.one("#ask").is_displayed())
+    page.press(Keys.ENTER)
+    await page.until("the file counts", lambda: "the file counts" in page.text("#detail"))
+    page.press(Keys.ESCAPE)
+    await page.until("the overview is back", lambda: "PAUSED" in page.row("nightly"))
+
+
+async def _a_held_truncate_is_approved(page: Page, pipeline: Pipeline) -> None:
+    await execute(pipeline.source_url, "TRUNCATE customers")
+    await page.until("the flow is held", lambda: "HELD" in page.row("customers"))
+    assert "customers is HELD" in page.text("#sentence")
+    page.shoot("dashboard-held")
+    page.tab_to("customers").send_keys(Keys.ENTER)
+    await page.until("its page is there", lambda: "truncate of" in page.text("#detail"))
+    assert page.focused().text == "customers"
+    page.tab_to("Approve")
+    page.press(Keys.ENTER)
+    await page.until("it asks once more", lambda: page.one("#ask").is_displayed())
+    page.press(Keys.ENTER)
+    await page.until("the command has ended", lambda: "exit 0" in page.text(".output"))
+    await pipeline.equal()
+    page.press(Keys.ESCAPE)
+    await page.until("the overview is back", lambda: "IDLE" in page.row("customers"))
+
+
+async def _a_refused_row_is_discarded(page: Page, pipeline: Pipeline) -> None:
+    await execute(pipeline.target_url, "ALTER TABLE mirror.items ADD CONSTRAINT few CHECK (count < 1000)")
+    await execute(pipeline.source_url, "UPDATE items SET count = 5000 WHERE id IN (7, 8)")
+    page.tab_to("items").send_keys(Keys.ENTER)
+    await page.until(
+        "both keys wait", lambda: "2 keys wait" in page.one("#detail").get_attribute("textContent")
+    )
+    await page.until(
+        "the chart is drawn", lambda: bool(page.driver.find_elements(By.CSS_SELECTOR, ".chart canvas"))
+    )
+    await page.until("its figures have come", lambda: "2 keys" in page.text(".cards"))
+    page.shoot("dashboard-flow")
+    page.tab_to('Discard {"id":7}')
+    page.press(Keys.ENTER)
+    await page.until("it is foretold", lambda: "discard would be of 1 key" in page.text(".output"))
+    await page.until("it can be done", lambda: page.focused().accessible_name == "Do it")
+    page.press(Keys.ENTER)
+    await page.until("it is done", lambda: "1 key discarded" in page.text(".output"))
+    page.press(Keys.ESCAPE)
+    await page.until("the overview is back", lambda: "items" in page.row("items"))

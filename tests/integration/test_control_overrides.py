@@ -1,0 +1,125 @@
+"""Overrides in SQLite and Postgres: in force for every process, taken back, shown when they do not fit."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from consumers.control.database import Database
+from consumers.control.lease import Lease
+from consumers.schedule.plan import Outcome
+from consumers.schedule.runner import Runner
+from consumers.schedule.service import Schedule
+from streamer.config import Config, load
+from streamer.errors import ConfigError
+from tests.integration.test_schedule_runner import until
+
+FILE = """\
+name: acme
+control: {{url: '{url}'}}
+sources: {{shop: {{kind: postgres, url: 'postgresql://127.0.0.1/shop', tables: {{'*.*': {{}}}}}}}}
+schedules:
+  jobs:
+    first: {{exec: 'app:first', every: 10m}}
+    {second}: {{exec: 'app:second', at: ['02:00']}}
+"""
+FIRST, SECOND = "schedules.jobs.first", "schedules.jobs.second"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def config(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> Config:
+    return write(tmp_path, "sqlite:///control.db" if request.param == "sqlite" else database)
+
+
+def write(folder: Path, url: str, second: str = "second") -> Config:
+    path = folder / "tailrace.yaml"
+    path.write_text(FILE.format(url=url, second=second))
+    return load(path)
+
+
+def schedule(config: Config) -> Schedule:
+    made = Schedule(config, Database(config))
+    made.open()
+    return made
+
+
+def test_a_change_is_seen_by_who_looks_already_and_taken_back(config: Config) -> None:
+    here, there = schedule(config), schedule(config)
+    assert there.plans()["first"].job.every_s == 600.0
+    number = here.change(f"{FIRST}.every", "1h", "anne", 5)
+    assert there.plans()["first"].job.every_s == 3600.0
+    (standing,) = there.in_force().standings
+    assert (standing.before, standing.now, standing.problem) == ({"every": 600.0}, {"every": 3600.0}, "")
+    assert (standing.override.by, standing.override.at_us, standing.override.value) == ("anne", 5, "1h")
+    assert {view["name"]: view["overridden"] for view in there.view()} == {"first": ["every"], "second": []}
+    there.take_back([number], "bob", 6)
+    assert here.plans()["first"].job.every_s == 600.0
+    (past,) = here.overrides.last()
+    assert (past.undone_us, past.undone_by) == (6, "bob")
+    with pytest.raises(ConfigError, match=f"no override {number} is in force"):
+        here.take_back([number], "bob", 7)
+
+
+def test_a_change_takes_the_place_of_an_earlier_one_and_of_other_times(config: Config) -> None:
+    its = schedule(config)
+    for path, value in (
+        (f"{SECOND}.every", "5m"),
+        (f"{SECOND}.every", "6m"),
+        (f"{SECOND}.cron", "0 3 * * *"),
+    ):
+        last = its.change(path, value, "anne", 5)
+    assert [each.override.override for each in its.in_force().standings] == [last]
+    assert its.plans()["second"].job.cron == "0 3 * * *"
+    assert its.plans()["second"].job.at == ()
+    its.take_back([last], "anne", 6)
+    assert its.plans()["second"].job.at == ("02:00",)
+
+
+def test_a_bad_change_is_not_kept(config: Config) -> None:
+    its = schedule(config)
+    its.change(f"{FIRST}.after", ["second"], "anne", 5)
+    with pytest.raises(ConfigError, match="the job waits for itself"):
+        its.change(f"{SECOND}.after", ["first"], "anne", 6)
+    with pytest.raises(ConfigError, match="'soon' is not a duration"):
+        its.change(f"{FIRST}.every", "soon", "anne", 7)
+    assert len(its.in_force().standings) == 1
+
+
+def test_a_change_that_others_need_is_not_taken_back_alone(config: Config) -> None:
+    its = schedule(config)
+    need = its.change(f"{SECOND}.after", ["first"], "anne", 5)
+    other = its.change(f"{SECOND}.at", None, "anne", 6)
+    with pytest.raises(ConfigError, match=f"override {other} needs it: .*never fires"):
+        its.take_back([need], "anne", 7)
+    assert len(its.take_back([], "anne", 8)) == 2
+    assert its.in_force().standings == ()
+
+
+def test_a_change_whose_job_is_gone_says_so_and_harms_no_other(config: Config) -> None:
+    its = schedule(config)
+    its.change(f"{SECOND}.enabled", False, "anne", 5)
+    its.change(f"{FIRST}.enabled", False, "anne", 6)
+    renamed = schedule(write(config.base, config.control.url.get_secret_value(), "third"))
+    lost, kept = renamed.in_force().standings
+    assert (lost.problem, lost.now, kept.problem) == ("there is no job 'second'", {}, "")
+    assert not renamed.plans()["first"].job.enabled
+    assert renamed.plans()["third"].job.enabled
+
+
+async def test_the_scheduler_goes_by_a_change_within_seconds(config: Config) -> None:
+    (config.base / "app.py").write_text("def second():\n    return 'done'\n")
+    its, other = schedule(config), schedule(config)
+    other.change(f"{FIRST}.enabled", False, "anne", 5)
+    lease = Lease(Database(config), "jobs", "one")
+    lease.open()
+    runner, stop = Runner(config, its.plans, its.jobs, lease), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(runner.run(stop))
+        await until(lambda: bool(runner.states))
+        assert its.jobs.history("second") == []
+        other.change(f"{SECOND}.every", "1h", "anne", 6)
+        await until(lambda: [past.outcome for past in its.jobs.history("second")] == [Outcome.OK])
+        stop.set()
+    assert its.jobs.history("first") == []

@@ -1,0 +1,280 @@
+"""Watchers on real heartbeats: one tells, another takes its place, and a frozen scheduler is seen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from consumers.control.database import Database
+from consumers.control.feed import Event, Feed
+from consumers.schedule import watch as watching
+from consumers.schedule import watchdog
+from consumers.schedule.watch import Watch
+from streamer.config import Config, load
+from streamer.status import State, StatusWriter
+from tests.harness.pipeline import Pipeline, execute
+from tests.harness.receiver import Receiver, Request, receiving
+
+WAIT_S = 30.0
+PROMISED_S = 60.0  # from the trouble to the alarm
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With limits that a test can bear."""
+    monkeypatch.setattr(watching, "LOOK_S", 0.1)
+    monkeypatch.setattr(watching, "START_S", 0.5)
+    monkeypatch.setattr(watching, "KAFKA_S", 3.0)
+    monkeypatch.setattr("consumers.alerts.sender.POLL_S", 0.1)
+    monkeypatch.setattr("consumers.control.lease.SILENT_S", 1.0)
+    monkeypatch.setattr(watchdog, "HOLD_S", dict.fromkeys(watchdog.HOLD_S, 0.2))
+    monkeypatch.setattr(watchdog, "SCHEDULER_HOLD_S", 0.2)
+    monkeypatch.setattr(watchdog, "CLEAR_S", 0.2)
+    monkeypatch.setattr(watchdog, "START_S", 0.5)
+
+
+def config_of(folder: Path, name: str, brokers: str, more: str) -> Config:
+    url = "postgresql://127.0.0.1/shop"
+    path = folder / "tailrace.yaml"
+    path.write_text(
+        f"name: {name}\nkafka: {{brokers: '{brokers}'}}\n{more}"
+        f"sources: {{shop: {{kind: postgres, url: '{url}', tables: {{'*.*': {{}}}}}}}}\n"
+        f"targets: {{copy: {{kind: postgres, url: '{url}'}}}}\n"
+        "flows: {mirror: {from: 'shop.public.*', to: copy}}\n"
+    )
+    return load(path)
+
+
+@contextlib.asynccontextmanager
+async def speaking(config: Config, part: str, **detail: Any) -> AsyncIterator[StatusWriter]:
+    kind, _, name = part.partition(":")
+    writer = StatusWriter(config.kafka.brokers, None, config.name, kind=kind, part_name=name, interval_s=0.2)
+    writer.update(state=State.STREAMING, detail=detail)
+    async with writer:
+        yield writer
+
+
+async def until(what: Callable[[], Awaitable[bool]], wait_s: float = WAIT_S) -> None:
+    async with asyncio.timeout(wait_s):
+        while not await what():  # noqa: ASYNC110 - other processes write it
+            await asyncio.sleep(0.05)
+
+
+class Events:
+    def __init__(self, config: Config) -> None:
+        self._feed = Feed(Database(config))
+        self._feed.open()
+
+    async def all(self) -> list[Event]:
+        """The oldest first."""
+        return (await asyncio.to_thread(self._feed.last))[::-1]
+
+    async def open(self, subject: str) -> Event:
+        return await self._one(subject, is_open=True)
+
+    async def over(self, subject: str) -> Event:
+        return await self._one(subject, is_open=False)
+
+    async def _one(self, subject: str, *, is_open: bool) -> Event:
+        found: list[Event] = []
+
+        async def there() -> bool:
+            found[:] = [
+                event
+                for event in await self.all()
+                if event.subject == subject and (event.resolved_us is None) == is_open
+            ]
+            return bool(found)
+
+        await until(there)
+        return found[-1]
+
+
+IDLE = {"flows": {"mirror": {"state": "idle", "partitions": [], "lag_records": 0, "rate": 0.0, "parked": 0}}}
+
+
+async def test_one_of_two_watchers_tells_and_the_other_takes_its_place(
+    tmp_path: Path, kafka: str, kafka_name: str, quick: None
+) -> None:
+    """A part stops, the watcher that told it is gone, and the other sees that the part is back."""
+    async with receiving() as ops:
+        channels = f"channels: {{ops: {{webhook: '{ops.url}'}}}}, rules: [{{when: [stalled], to: [ops]}}]"
+        config = config_of(tmp_path, kafka_name, kafka, f"alerts: {{{channels}}}\n")
+        events, stop = Events(config), asyncio.Event()
+        async with (
+            asyncio.TaskGroup() as tasks,
+            speaking(config, "capture:shop", tables={}),
+            contextlib.AsyncExitStack() as stack,
+        ):
+            apply = await stack.enter_async_context(speaking(config, "apply:copy", **IDLE))
+            await stack.enter_async_context(speaking(config, f"serve:{kafka_name}", elected=True))
+            one, other = Watch(config, holder="one"), Watch(config, holder="other")
+            first = tasks.create_task(one.run(stop))
+            await until(lambda: _is(one))
+            tasks.create_task(other.run(stop))
+            apply.update(state=State.ERROR, reason="the table is gone")
+            told = await events.open("apply:copy")
+            assert (told.rule, told.seen_by, told.text) == ("stalled", "one", "apply:copy: the table is gone")
+            assert not other.is_watching
+            first.cancel()
+            await until(lambda: _is(other))
+            assert (await events.open("apply:copy")).event == told.event
+            apply.update(state=State.STREAMING)
+            assert (await events.over("apply:copy")).event == told.event
+            await ops.got(2)
+            stop.set()
+        assert [event.subject for event in await events.all()] == ["apply:copy"]
+        assert [r.json["kind"] for r in ops.requests] == ["open", "resolved"]
+
+
+async def _is(watch: Watch) -> bool:
+    return watch.is_watching
+
+
+async def test_nobody_runs_the_jobs_and_a_kafka_that_is_away_are_told(
+    tmp_path: Path, kafka: str, kafka_name: str, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = "schedules: {jobs: {tidy: {exec: 'a:b', every: 1h}}}\n"
+    config = config_of(tmp_path, kafka_name, kafka, jobs)
+    events, stop = Events(config), asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        async with speaking(config, "capture:shop", tables={}), speaking(config, "apply:copy", **IDLE):
+            tasks.create_task(Watch(config).run(stop))
+            told = await events.open("scheduler")
+            assert told.rule == "missed_job"
+            assert "has not run yet: start it with `tailrace run`, or `tailrace serve`" in told.text
+            async with speaking(config, f"serve:{kafka_name}", elected=True):
+                await events.over("scheduler")
+        stop.set()
+    monkeypatch.setattr(watching, "KAFKA_S", 0.5)
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(Watch(config, brokers=lambda _: "127.0.0.1:9").run(stop))
+        assert "no heartbeat can be read" in (await events.open("kafka")).text
+        stop.set()
+
+
+async def alarm(receiver: Receiver, pipeline: Pipeline) -> Request:
+    """The first message, within what is promised."""
+    try:
+        return (await receiver.got(1, PROMISED_S))[0]
+    except TimeoutError:
+        raise AssertionError(f"no alarm within {PROMISED_S:.0f} s\n{pipeline.tails()}") from None
+
+
+@pytest.mark.thorough
+async def test_a_frozen_scheduler_is_seen_by_run_within_a_minute(pipeline: Pipeline) -> None:
+    async with receiving() as ops:
+        pipeline.config |= {
+            "control": {"http": "127.0.0.1:0"},
+            "schedules": {"jobs": {"tidy": {"exec": "time:time", "every": "1h"}}},
+            "alerts": {
+                "channels": {"ops": {"webhook": ops.url, "secret": "s3cret"}},
+                "rules": [{"when": ["missed_job", "stalled"], "to": ["ops"]}],
+            },
+        }
+        pipeline.write_config()
+        run = pipeline.start("run", "--json")
+        serve = await pipeline.state("serve", "running")
+        events = Events(load(pipeline.config_path))
+        os.kill(serve.pid, signal.SIGSTOP)
+        frozen_s = time.monotonic()
+        try:
+            request = await alarm(ops, pipeline)
+            took_s = time.monotonic() - frozen_s
+            assert (request.json["rule"], request.json["subject"]) == ("missed_job", "scheduler"), (
+                request.json
+            )
+            assert f"serve:{pipeline.name} is silent since" in request.json["text"]
+            assert request.headers["tailrace-signature"].startswith("t=")
+            told = await events.open("scheduler")
+            assert told.seen_by.split(":")[1] == str(run.pid)
+            assert took_s < PROMISED_S
+            code, out = await pipeline.run("alerts")
+            assert (code, "scheduler" in out) == (1, True)
+        finally:
+            os.kill(serve.pid, signal.SIGCONT)
+        async with asyncio.timeout(PROMISED_S):
+            while ops.requests[-1].json["kind"] != "resolved":
+                await ops.got(len(ops.requests) + 1)
+        assert ops.requests[-1].json["event"] == told.event
+        assert await run.stop() == 0
+
+
+@pytest.mark.thorough
+async def test_a_frozen_watcher_that_runs_the_jobs_is_seen_by_another_serve(pipeline: Pipeline) -> None:
+    """It held both: another one takes the jobs and the watch, and tells of the frozen process."""
+    async with receiving() as ops:
+        pipeline.config |= {
+            "control": {"http": "127.0.0.1:0"},
+            "schedules": {"jobs": {"tidy": {"exec": "time:time", "every": "1h"}}},
+            "alerts": {
+                "channels": {"ops": {"webhook": ops.url}},
+                "rules": [{"when": ["missed_job", "stalled"], "to": ["ops"]}],
+            },
+        }
+        pipeline.write_config()
+        for role in ("capture", "apply"):
+            await pipeline.state(role, "streaming", child=pipeline.start(role))
+        one = pipeline.start("serve")
+        await pipeline.state("serve", "running", child=one)
+        other = pipeline.start("serve")
+        began_us = (await pipeline.state("serve", "standby", child=other)).started_us
+
+        async def heard() -> bool:  # else it looks as if the other had been started in its place
+            return any(r.pid == one.pid and r.at_us > began_us for r in await pipeline.status("serve"))
+
+        await pipeline.until("the first has spoken beside the other", heard)
+        one.popen.send_signal(signal.SIGSTOP)
+        try:
+            await pipeline.state("serve", "running", child=other, timeout_s=PROMISED_S)
+            request = await alarm(ops, pipeline)
+            assert request.json["rule"] == "stalled"
+            assert request.json["subject"].startswith(f"serve:{pipeline.name} ")
+            assert f"-{one.pid}" in request.json["subject"]
+            assert "another does its work" in request.json["text"]
+        finally:
+            one.popen.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.thorough
+async def test_a_stuck_flow_and_a_silent_process_are_events_within_a_minute(pipeline: Pipeline) -> None:
+    """A lock in the target holds its rows up while more come; later the process that applies is frozen."""
+    rules = [{"when": ["stalled"], "to": ["log"]}]
+    pipeline.config |= {
+        "control": {"http": "127.0.0.1:0"},
+        "alerts": {"channels": {"log": {}}, "rules": rules},
+    }
+    pipeline.write_config()
+    await execute(
+        pipeline.source_url, "CREATE TABLE item (id int PRIMARY KEY)", "INSERT INTO item VALUES (0)"
+    )
+    _, apply = await pipeline.start_both()
+    pipeline.start("serve")
+    events = Events(load(pipeline.config_path))
+    async with await psycopg.AsyncConnection.connect(pipeline.target_url) as locked:
+        await locked.execute("LOCK TABLE mirror.item")
+        began_s, number = time.monotonic(), 0
+        while not (told := await events.all()):
+            assert time.monotonic() - began_s < PROMISED_S
+            number += 1
+            await execute(pipeline.source_url, f"INSERT INTO item VALUES ({number})")
+            await asyncio.sleep(0.5)
+        assert [(event.rule, event.subject) for event in told] == [("stalled", "flow mirror")]
+    assert (await events.over("flow mirror")).event == told[0].event
+    apply.popen.send_signal(signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(PROMISED_S):
+            assert "is silent since" in (await events.open("apply:copy")).text
+    finally:
+        apply.popen.send_signal(signal.SIGCONT)
+    await events.over("apply:copy")

@@ -1,0 +1,248 @@
+"""The doors of the HTTP API, and its answers to bad input: on a real port, without Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import orjson
+import pytest
+
+from consumers.dashboard.auth import Bucket
+from consumers.dashboard.stream import Stream
+from tests.harness.dashboard import ADMIN, Served, config_of, serving
+
+REPO = Path(__file__).parents[2]
+WAIT_S = 20.0
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    """With an admin key and no read key."""
+    async with serving(config_of(tmp_path, keys={"admin": ADMIN})) as served:
+        yield served
+
+
+async def test_keys(served: Served) -> None:
+    missing = await served.post("/api/jobs/audit/pause", key="")
+    wrong = await served.post("/api/jobs/audit/pause", key=ADMIN + "x")
+    assert (missing.status_code, wrong.status_code) == (401, 401)
+    assert missing.json() == wrong.json()
+    assert missing.headers["www-authenticate"] == "Bearer"
+    by_bearer = await served.post("/api/jobs/audit/pause")
+    assert (by_bearer.status_code, by_bearer.json()["state"]) == (200, "PAUSED")
+    by_header = await served.http.post("/api/jobs/audit/resume", headers={"X-Admin-Key": ADMIN})
+    assert (by_header.status_code, by_header.json()["state"]) == (200, "WAITING")
+    assert (await served.http.get("/api/status")).status_code == 200
+
+
+async def test_without_an_admin_key_nothing_changes_over_http(tmp_path: Path) -> None:
+    async with serving(config_of(tmp_path, keys={"read": "reader"}, key_header="X-Ops")) as served:
+        refused = await served.post("/api/jobs/audit/run", key="anything")
+        assert refused.status_code == 403
+        assert "control.keys.admin" in refused.json()["error"]["fix"]
+        for path in ("/api/status", "/api/stream", "/metrics", "/api/nothing"):
+            assert (await served.http.get(path)).status_code == 401
+        assert (await served.http.get("/api/status", headers={"X-Ops": "reader"})).status_code == 200
+        for path in ("/", "/healthz", "/docs", "/openapi.json", "/page/app.js"):
+            assert (await served.http.get(path)).status_code == 200
+
+
+async def test_a_page_of_another_site_changes_nothing(served: Served) -> None:
+    key = {"Authorization": f"Bearer {ADMIN}"}
+    own = f"http://127.0.0.1:{served.port}"
+    for headers, status in (
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": own}, 200),
+    ):
+        answer = await served.http.post("/api/jobs/audit/pause", headers=key | headers)
+        assert answer.status_code == status, headers
+    for host, status in (("evil.example", 421), (f"localhost:{served.port}", 200), ("[::1]", 200)):
+        assert (await served.http.get("/api/status", headers={"Host": host})).status_code == status
+    assert "access-control-allow-origin" not in (await served.http.get("/api/status")).headers
+
+
+async def test_bad_bodies(served: Served) -> None:
+    path, key = "/api/flows/mirror/replay", {"Authorization": f"Bearer {ADMIN}"}
+    large = await served.http.post(path, content=b" " * 10 * 2**20, headers=key)
+    assert large.status_code == 413
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b" " * 2**16
+
+    unsized = await served.http.post(path, content=pieces(), headers=key)
+    assert unsized.status_code == 413
+    json = key | {"Content-Type": "application/json"}
+    malformed = await served.http.post(path, content=b'{"from_start": true,\n "to": }', headers=json)
+    assert malformed.status_code == 422
+    assert malformed.json()["error"]["where"] == "body, line 2, column 8"
+    deep = await served.http.post(path, content=b"[" * 100_000, headers=json)
+    assert deep.status_code == 422
+    form = await served.http.post(path, content=b"a=1", headers=key)
+    assert form.status_code == 415
+    invalid = await served.post(path, {"from_offset": -1, "into": "x"})
+    assert invalid.status_code == 422
+    places = [problem["where"] for problem in invalid.json()["error"]["problems"]]
+    assert places == ["body.from_offset", "body.into"]
+    nowhere = await served.post("/api/flows/mirrror/replay")
+    assert nowhere.status_code == 404
+    assert "mirror" in nowhere.json()["error"]["fix"]
+    assert (await served.http.get("/api/reconciles?limit=100000")).status_code == 422
+    assert (await served.http.get("/page/../auth.py")).status_code == 404
+    assert (await served.http.get("/page/%2e%2e/auth.py")).status_code == 404
+
+
+async def test_more_changes_than_a_person_makes_wait(served: Served) -> None:
+    answers = [(await served.post("/api/jobs/audit/pause")).status_code for _ in range(31)]
+    assert answers.count(200) >= 30
+    last = await served.post("/api/jobs/audit/pause")
+    assert last.status_code == 429
+    assert int(last.headers["retry-after"]) >= 1
+    guesses = [(await served.post("/api/jobs/audit/run", key=f"guess {n}")).status_code for n in range(35)]
+    assert set(guesses) == {401, 429}
+    assert (await served.http.get("/api/jobs")).status_code == 200
+
+
+def test_a_bucket_fills_again() -> None:
+    now_s = 0.0
+    bucket = Bucket(30, lambda: now_s)
+    assert [bucket.take() for _ in range(30)] == [0] * 30
+    assert bucket.take() == 2
+    now_s = 2.1
+    assert bucket.take() == 0
+    assert bucket.take() > 0
+
+
+async def test_what_cannot_be_taken_back_is_foretold_first(served: Served) -> None:
+    wish = {"from_start": True, "dry_run": False}
+    refused = await served.post("/api/flows/mirror/replay", wish)
+    assert refused.status_code == 409
+    assert "dry_run" in refused.json()["error"]["fix"]
+    assert (await served.post("/api/flows/mirror/replay", {**wish, "after": 99})).status_code == 409
+    dry = await served.post("/api/flows/mirror/replay", {"from_start": True, "keys": ["--yes"]})
+    assert dry.status_code == 202
+    action = dry.json()
+    assert action["command"] == "tailrace replay mirror --from-start --key=--yes --dry-run"
+    assert (action["dry_run"], action["by"]) == (True, "http from 127.0.0.1")
+    again = await served.post("/api/flows/mirror/replay", {"from_start": True, "keys": ["--yes"]})
+    assert (again.json()["joined"], again.json()["action"]) == (True, action["action"])
+    ended = await _ended(served, action["action"])
+    assert ended["exit_code"] == 2  # there is no Kafka
+    assert "127.0.0.1:1" in ended["text"]
+    assert "hunter2" not in ended["text"]
+    late = await served.post(
+        "/api/flows/mirror/replay", {**wish, "keys": ["--yes"], "after": action["action"]}
+    )
+    assert late.status_code == 409
+    assert [each["action"] for each in (await served.http.get("/api/actions")).json()] == [action["action"]]
+
+
+async def _ended(served: Served, number: int) -> dict[str, object]:
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            found: dict[str, object] = (await served.http.get(f"/api/actions/{number}")).json()
+            if found["ended_us"] is not None:
+                return found
+
+
+async def test_jobs_are_asked_for_and_shown(served: Served) -> None:
+    asked = await served.post("/api/jobs/audit/run")
+    assert (asked.status_code, asked.json()) == (202, {"job": "audit", "run": None, "joined": False})
+    jobs = (await served.http.get("/api/jobs")).json()
+    assert [(job["name"], job["state"]) for job in jobs["jobs"]] == [("audit", "ASKED")]
+    assert (await served.http.get("/api/jobs/audit")).json()["history"] == []
+    nearest = await served.http.get("/api/jobs/audti")
+    assert (nearest.status_code, nearest.json()["error"]["fix"]) == (404, "did you mean 'audit'?")
+
+
+async def test_readiness_is_progress(served: Served) -> None:
+    assert (await served.http.get("/healthz")).json() == {"alive": True}
+    ready = await served.http.get("/readyz")
+    assert (ready.status_code, len(ready.json()["problems"])) == (503, 2)
+    assert (await served.http.get("/api/events")).status_code == 503
+
+
+async def test_metrics_hold_no_secret(served: Served) -> None:
+    text = (await served.http.get("/metrics")).text
+    assert 'tailrace_flow_state{flow="mirror",state="UNKNOWN",target="copy"} 1.0' in text
+    assert 'tailrace_up{part="serve:acme"' in text
+    assert "tailrace_flow_lag_seconds{" not in text  # unknown is no sample
+    assert "hunter2" not in text
+    assert ADMIN not in text
+
+
+async def test_docs_and_page_name_no_other_host(served: Served) -> None:
+    for path in ("/", "/docs", "/page/app.js", "/page/app.css"):
+        answer = await served.http.get(path)
+        assert answer.status_code == 200
+        assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
+        assert "https://" not in answer.text
+        assert "script-src 'self'" in answer.headers["content-security-policy"]
+        assert "<script>" not in answer.text
+    assert "POST /api/flows/{name}/replay" in (await served.http.get("/docs")).text
+    assert "from_offset" in (await served.http.get("/docs")).text
+    page = await served.http.get("/page/app.js")
+    again = await served.http.get("/page/app.js", headers={"If-None-Match": page.headers["etag"]})
+    assert again.status_code == 304
+
+
+async def test_a_viewer_that_does_not_read_is_cut_off_and_nobody_waits(served: Served) -> None:
+    stream = served.watch.stream
+    stream.slow_s = 0.5
+    frame = orjson.dumps({"x": "y" * 2**20})
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", served.port))
+    slow.sendall(b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    taken = 0
+    async with asyncio.timeout(WAIT_S), served.http.stream("GET", "/api/stream") as quick:
+        lines = quick.aiter_lines()
+        await until(lambda: stream.viewers == 2)
+        while stream.dropped == 0 or taken < 3:
+            stream.publish(frame)
+            async for line in lines:
+                if line.startswith("data: "):
+                    taken += 1
+                    break
+        await until(lambda: stream.viewers == 1)
+    with slow:
+        slow.settimeout(WAIT_S)
+        assert await asyncio.to_thread(read_all, slow) < taken * len(frame)
+    await until(lambda: stream.viewers == 0)
+
+
+def read_all(line: socket.socket) -> int:
+    """Bytes until the other side has closed."""
+    count = 0
+    while chunk := line.recv(2**20):
+        count += len(chunk)
+    return count
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - the server's memory is looked at from outside
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stream_keeps_the_newest_frame_only() -> None:
+    stream = Stream(ping_s=0.01)
+    for number in range(5):
+        stream.publish(b"%d" % number)
+    assert await stream.after(0) == (5, b"id: 5\ndata: 4\n\n")
+    assert await stream.after(5) == (5, b": still here\n\n")
+
+
+def test_the_page_is_packaged() -> None:
+    """The wheel has what git does not ignore."""
+    files = [str(path) for path in (REPO / "consumers/dashboard/page").rglob("*") if path.is_file()]
+    assert any(path.endswith("vendor/uPlot.LICENSE") for path in files)
+    ignored = subprocess.run(["git", "check-ignore", *files], cwd=REPO, capture_output=True, check=False)
+    assert (ignored.returncode, ignored.stdout) == (1, b"")
