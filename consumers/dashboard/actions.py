@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +32,7 @@ LOOK_S = 30.0
 LOOK_BYTES = 16 * 2**20
 COLUMNS = "120"  # of the tables in its output
 NOTE_AGAIN_S = 2.0
+END_S = 3.0  # from SIGTERM to SIGKILL when this process ends, which has 7 s for it
 
 log = Log("dashboard")
 
@@ -92,9 +94,7 @@ class Commands:
     async def cancel(self, number: int) -> Action:
         """SIGTERM to the command and what it has started. Of one that has ended, nothing."""
         running = self._running.get(number)
-        if running is not None and running.process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(running.process.pid, signal.SIGTERM)
+        _signal([running] if running is not None else [], signal.SIGTERM)
         return await self.one(number)
 
     async def look(self, words: tuple[str, ...]) -> Any:
@@ -120,10 +120,12 @@ class Commands:
 
     async def close(self) -> None:
         """What runs is ended and noted."""
-        for number in list(self._running):
-            await self.cancel(number)
+        _signal(self._running.values(), signal.SIGTERM)
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait(self._tasks, timeout=END_S)
+            _signal(self._running.values(), signal.SIGKILL)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=END_S)
 
     async def _ready(self) -> Actions:
         if not self._opened:
@@ -180,6 +182,14 @@ class Commands:
             except RetryableError as error:
                 log.error("the end of a command waits", action=number, reason=str(error))
                 await asyncio.sleep(NOTE_AGAIN_S)
+
+
+def _signal(running: Iterable[_Running], number: signal.Signals) -> None:
+    """To each command and what it has started."""
+    for each in list(running):
+        if each.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(each.process.pid, number)
 
 
 def _check_foretold(asked: Asked, dry: Action | None) -> None:

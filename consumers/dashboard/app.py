@@ -63,6 +63,9 @@ class _Viewing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = self._watch.stream
+        if scope["method"] != "GET":
+            await answer(405, "a stream is read with GET")(scope, receive, send)
+            return
         if stream.viewers >= VIEWERS_LIMIT:
             refused: Response = answer(503, f"{VIEWERS_LIMIT} viewers look already", fix="close a page")
             await refused(scope, receive, send)

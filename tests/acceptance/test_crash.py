@@ -13,6 +13,12 @@ ROUNDS = 3
 SEED = 20
 
 
+async def test_kill_9_of_both_processes_and_the_target(tmp_path: Path, servers: Sandbox) -> None:
+    score = await CrashRun(tmp_path, servers, seed=SEED, victims=["capture", "apply", "target"]).run(2)
+    assert score.ok, "\n".join([str(score), *score.notes])
+    assert score.kills.total() >= 2
+
+
 @pytest.mark.thorough
 async def test_kill_9_of_every_part_under_load(tmp_path: Path, servers: Sandbox) -> None:
     score = await CrashRun(tmp_path, servers, seed=SEED).run(ROUNDS)
