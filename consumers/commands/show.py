@@ -67,10 +67,14 @@ def _show(config: Config, *, draw: Draw, plain: Plain, as_json: bool, watch: boo
 
 
 async def read_once(config: Config, brokers: str) -> views.Status:
-    async with StatusReader(brokers, config.kafka.security, status_topic(config.name)) as topic:
-        await topic.poll()
-        await topic.prove_silence()
-        return views.build(config, topic.records(), now_us(), await LastProofs(config).now())
+    proofs = asyncio.create_task(LastProofs(config).now(), name="last proofs")  # beside Kafka's waits
+    try:
+        async with StatusReader(brokers, config.kafka.security, status_topic(config.name)) as topic:
+            await topic.poll()
+            await topic.prove_silence()
+            return views.build(config, topic.records(), now_us(), await proofs)
+    finally:
+        proofs.cancel()
 
 
 async def read_here(config: Config, brokers: str) -> views.Status:

@@ -95,7 +95,8 @@ def sentence(status: Status) -> str:
 
 
 def _whole(seconds: float) -> str:
-    return duration(max(1, math.ceil(seconds)))
+    whole = max(1, math.ceil(seconds))
+    return f"{whole} s" if whole < 60 else duration(whole)
 
 
 def _proven(status: Status, flows: Sequence[Mapping[str, Any]]) -> str:

@@ -246,14 +246,14 @@ def _check_writers(config: Config) -> None:
     """Two sources never write one table: their versions cannot be compared (H3)."""
     with_tables = PostgresTarget | SqlTarget | MemoryTarget | VectorTarget
     flows = [
-        (flow, _place(config, flow))
+        (flow, place := _place(config, flow), is_pattern("".join(place)))
         for flow in config.flows.values()
         if isinstance(config.targets[flow.target], with_tables)
         or (isinstance(config.targets[flow.target], RedisTarget) and flow.key is None)
     ]
-    for index, (flow, place) in enumerate(flows):
-        for other, other_place in flows[:index]:
-            if flow.target != other.target:
+    for index, (flow, place, wild) in enumerate(flows):
+        for other, other_place, other_wild in flows[:index]:
+            if flow.target != other.target or (place != other_place and not (wild or other_wild)):
                 continue
             if not all(may_meet(a, b) for a, b in zip(place, other_place, strict=True)):
                 continue

@@ -31,18 +31,14 @@ async def test_where_a_row_is(pipeline: Pipeline) -> None:
     assert [event["value"]["op"] for event in answer["events"]] == ["r"]
     code, answer = await why(pipeline, f"{pipeline.source}.public.pair", '[1, "x"]')
     assert (code, answer["state"], answer["key"]) == (0, "equal", {"a": 1, "b": "x"})
-    code, answer = await why(pipeline, "item", "77")
-    assert (code, answer["state"], answer["events"]) == (0, "absent", [])
 
     await execute(pipeline.target_url, "UPDATE mirror.item SET price = 8 WHERE id = 7")
-    code, answer = await why(pipeline, "item", '{"id": 7}')
-    assert (code, answer["state"], answer["columns"]) == (1, "different", ["price"])
-    assert "tailrace reconcile mirror --dry-run" in answer["text"]
     code, out = await pipeline.run("why", "item", "7")
     assert code == 1
     assert "DIFFERENT: the rows differ in price" in out
     assert "price=7" in out
     assert "price=8" in out
+    assert "tailrace reconcile mirror --dry-run" in out
 
     assert await apply.stop() == 0
     await execute(pipeline.source_url, "UPDATE item SET name = 'later' WHERE id = 3")
@@ -51,12 +47,5 @@ async def test_where_a_row_is(pipeline: Pipeline) -> None:
     assert (code, answer["state"]) == (0, "on_its_way")
     assert [event["value"]["op"] for event in answer["events"]] == ["r", "u"]
 
-    for words, said in (
-        (("itme", "3"), "did you mean"),
-        (("item", "x"), "no value of the key's column id"),
-        (("pair", "1"), "the key has 2 columns: a, b"),
-        (("item", '{"nr": 1}'), "the key has the columns id, not nr"),
-        (("item", "{"), "is no JSON"),
-    ):
-        code, out = await pipeline.run("why", *words)
-        assert (code, said in out) == (64, True), out
+    code, out = await pipeline.run("why", "itme", "3")
+    assert (code, "did you mean 'item'" in out) == (64, True), out

@@ -84,9 +84,9 @@ def test_a_frame_of_200_flows_is_below_50_kb(reason: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({}, "All 3 flows are within 2s and proven equal within an hour"),
-        ({"age_s": 86_400 * 3}, "All 3 flows are within 2s and proven equal within 3 days"),
-        ({"proof": ""}, "All 3 flows are within 2s and not proven equal yet"),
+        ({}, "All 3 flows are within 2 s and proven equal within an hour"),
+        ({"age_s": 86_400 * 3}, "All 3 flows are within 2 s and proven equal within 3 days"),
+        ({"proof": ""}, "All 3 flows are within 2 s and not proven equal yet"),
         ({"lag_s": None}, "All 3 flows are running and proven equal within an hour"),
         ({"lag_s": 20.0}, "flow flow_of_customers_000 is SLOW: 20 s behind (1234 records) (and 2 more)"),
     ],
