@@ -23,7 +23,7 @@ app = typer.Typer()
 JobArgument = Annotated[str, typer.Argument(help="A job of `schedules:`.", metavar="JOB")]
 
 
-@app.command(short_help="Run the jobs of the file at their times, until stopped.")
+@app.command(short_help="The page, the API and the watchdog; the jobs of the file at their times.")
 def serve(
     config: ConfigOption = DEFAULT_PATH,
     as_json: JsonOption = False,
@@ -33,7 +33,9 @@ def serve(
     parent: ParentOption = 0,
     restarts: RestartsOption = 0,
 ) -> None:
-    """Run the jobs of the file at their times, until stopped. Of several of these processes one does it."""
+    """Show the page and its API (`control.http`), watch, and run the jobs of the file at their times, until
+    stopped. Of several of these processes one runs the jobs, and one on a machine shows the page.
+    """
     die_with(parent)
     set_up_log("json" if as_json else log_format, log_level)
     from consumers.commands import serve as work  # noqa: PLC0415

@@ -83,16 +83,6 @@ class Database:
                 connection.execute(insert(_formats), {"part": part, "format": format_})
         return found
 
-    def _prepare(self, part: str, format_: int, meta: MetaData) -> int | None:
-        with self._engine.begin() as connection:
-            _meta.create_all(connection)
-            meta.create_all(connection)
-            wanted = select(_formats.c.format).where(_formats.c.part == part)
-            found: int | None = connection.execute(wanted).scalar()
-            if found is None:
-                connection.execute(insert(_formats), {"part": part, "format": format_})
-        return found
-
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """A transaction. Raises RetryableError."""

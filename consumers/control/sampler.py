@@ -22,9 +22,9 @@ log = Log("samples")
 
 
 class Sampler:
-    """`status`: what is known at this moment."""
+    """`status`: what is known at this moment; None: nothing yet, which is a gap and no state."""
 
-    def __init__(self, samples: Samples, lease: Lease, status: Callable[[], Status]) -> None:
+    def __init__(self, samples: Samples, lease: Lease, status: Callable[[], Status | None]) -> None:
         self._samples = samples
         self._lease = lease
         self._status = status
@@ -36,7 +36,9 @@ class Sampler:
     async def run(self) -> None:
         """Until cancelled. A control database that is away leaves a gap."""
         while True:
-            await self.turn(self._status())
+            status = self._status()
+            if status is not None:
+                await self.turn(status)
             await asyncio.sleep(LOOK_S)
 
     async def turn(self, status: Status) -> None:

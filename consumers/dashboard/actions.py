@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ AT_ONCE = 4  # each takes some hundred megabytes and a connection to the servers
 OUTPUT_BYTES = 32 * 1024  # kept while it runs: its last words
 LOOKS_AT_ONCE = 2  # commands that only read, for an answer that waits for them
 LOOK_S = 30.0
+LOOK_AGAIN_S = 5.0  # a process takes a second of a core, however many look
 LOOK_BYTES = 16 * 2**20
 COLUMNS = "120"  # of the tables in its output
 NOTE_AGAIN_S = 2.0
@@ -63,6 +65,7 @@ class Commands:
         self._tasks: set[asyncio.Task[None]] = set()
         self._starting = asyncio.Lock()  # so that of two equal wishes the second joins the first
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._looked: dict[tuple[str, ...], tuple[asyncio.Task[Any], float]] = {}  # and since when
 
     async def ask(self, asked: Asked, *, after: int | None, needs_dry_run: bool) -> tuple[Action, bool]:
         """The action, and whether it was running already. Raises Busy, ConfigError, RetryableError."""
@@ -98,7 +101,17 @@ class Commands:
         return await self.one(number)
 
     async def look(self, words: tuple[str, ...]) -> Any:
-        """What a command that only reads prints as JSON. Raises ConfigError with what it said instead."""
+        """What a command that only reads prints as JSON, one process for all who ask within LOOK_AGAIN_S.
+        Raises RetryableError with what it said instead."""
+        now_s = time.monotonic()
+        for known, (_, at_s) in list(self._looked.items()):
+            if now_s - at_s > LOOK_AGAIN_S:
+                del self._looked[known]
+        if words not in self._looked:
+            self._looked[words] = asyncio.create_task(self._look(words), name="look"), now_s
+        return await asyncio.shield(self._looked[words][0])
+
+    async def _look(self, words: tuple[str, ...]) -> Any:
         async with self._looks:
             process = await self._process(words, stderr=asyncio.subprocess.PIPE)
             try:
@@ -120,6 +133,8 @@ class Commands:
 
     async def close(self) -> None:
         """What runs is ended and noted."""
+        for look, _ in self._looked.values():
+            look.cancel()
         _signal(self._running.values(), signal.SIGTERM)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=END_S)
@@ -172,6 +187,7 @@ class Commands:
         log.info("command ended", action=number, exit_code=code)
         await self._note(number, code, running.text)
         del self._running[number]
+        self._looked.clear()  # what it has changed is looked at anew
 
     async def _note(self, number: int, code: int, text: str) -> None:
         """Tried until it is in the database: an open action looks as if it ran."""

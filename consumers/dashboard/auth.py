@@ -60,7 +60,7 @@ class Keys:
         """In the same time whichever key it is, or whether it is one. Without a read key all may read."""
         found = Right.READ if self._read is None else Right.NONE
         for given in self._given(headers):
-            digest = sha256(given.encode("utf-8", "surrogateescape")).digest()
+            digest = sha256(given.encode("latin-1", "replace")).digest()  # as it came: headers are decoded so
             is_admin = hmac.compare_digest(digest, self._admin or bytes(32)) and self._admin is not None
             is_read = hmac.compare_digest(digest, self._read or bytes(32)) and self._read is not None
             found = max(found, Right.ADMIN if is_admin else Right.READ if is_read else Right.NONE)
@@ -142,6 +142,9 @@ class Doors:
         return wrong_host(headers.get("host", "")) if self._loopback else None
 
     def read(self, headers: Mapping[str, str]) -> Refusal | None:
+        """Another site's page gets no answer that it could read, but may not cause work either."""
+        if headers.get("sec-fetch-site") == "cross-site":
+            return Refusal(403, "a page of another site asks for it", "open this server's own page")
         return None if self.keys.right(headers) >= Right.READ else self._no_key(headers)
 
     def write(self, headers: Mapping[str, str]) -> Refusal | None:

@@ -79,9 +79,9 @@ class Dashboard:
                 http=self._config.control.http,
             )
 
-    def status(self) -> Status:
-        """As the page shows it now."""
-        return self._watch.status()
+    def status(self) -> Status | None:
+        """As the page shows it now; None: no heartbeat was read yet, as in the first second."""
+        return self._watch.status() if self._watch.has_read else None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`."""

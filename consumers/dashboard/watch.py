@@ -106,6 +106,11 @@ class Watch:
     def records(self) -> list[StatusRecord]:
         return self._records
 
+    @property
+    def has_read(self) -> bool:
+        """Whether a heartbeat has ever come."""
+        return self._news_s is not None
+
     def not_ready(self) -> list[str]:
         """Why what is shown may be old; empty: heartbeats come and the control database answers."""
         now_s, found = time.monotonic(), []

@@ -63,6 +63,8 @@ async def test_a_page_of_another_site_changes_nothing(served: Served) -> None:
     ):
         answer = await served.http.post("/api/jobs/audit/pause", headers=key | headers)
         assert answer.status_code == status, headers
+    for site, status in (("cross-site", 403), ("same-origin", 200), ("none", 200)):
+        assert (await served.http.get("/api/status", headers={"Sec-Fetch-Site": site})).status_code == status
     for host, status in (("evil.example", 421), (f"localhost:{served.port}", 200), ("[::1]", 200)):
         assert (await served.http.get("/api/status", headers={"Host": host})).status_code == status
     assert "access-control-allow-origin" not in (await served.http.get("/api/status")).headers

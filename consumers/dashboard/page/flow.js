@@ -44,9 +44,8 @@ export class FlowPage {
       h("section", { "aria-label": "Comparisons" }, h("h3", {}, "Comparisons"), this.runs),
       h("section", { "aria-label": "Partitions" }, h("h3", {}, "Partitions"), partitions.element));
     this.timers = [setInterval(() => this.load(), AGAIN_MS), setInterval(() => this.loadSlowly(), SLOWLY_MS), setInterval(() => this.loadPast(), PAST_MS)];
-    this.load();
+    this.load().then(() => this.loadSlowly());
     this.loadPast();
-    this.loadSlowly();
   }
 
   close() {
@@ -74,6 +73,8 @@ export class FlowPage {
     if (this.closed) return;
     this.flow = flow;
     setState(this.state, flow.state);
+    if (this.parked !== flow.parked && this.parked !== undefined) this.loadSlowly();
+    this.parked = flow.parked;
     setText(this.about, `${flow.from} → ${flow.to}`);
     setRich(this.reason, flow.reason);
     const latency = flow.latency_ms ?? {};
@@ -181,7 +182,8 @@ export class FlowPage {
   // -- dead letters and comparisons
 
   async loadSlowly() {
-    const letters = get(`${this.path}/dead-letters`).then((found) => this.showLetters(found), (error) => this.letters.replaceChildren(h("p", { class: "unknown" }, `Not known: ${error.message}`)));
+    const none = this.flow?.parked === 0 && !this.flow.waiting; // a list takes a process of its own
+    const letters = (none ? Promise.resolve({ count: 0, keys: [] }) : get(`${this.path}/dead-letters`)).then((found) => this.showLetters(found), (error) => this.letters.replaceChildren(h("p", { class: "unknown" }, `Not known: ${error.message}`)));
     const runs = get(`/api/reconciles?flow=${encodeURIComponent(this.name)}&limit=10`).then((found) => this.showRuns(found), (error) => this.runs.replaceChildren(h("p", { class: "unknown" }, `Not known: ${error.message}`)));
     await Promise.all([letters, runs]);
   }
