@@ -60,7 +60,14 @@ async def _tell(config: Config, schedule: Schedule, runner: Runner, status: Stat
     while True:
         detail: dict[str, Any] = {"elected": runner.elected, "enabled": config.control.enabled}
         with suppress(RetryableError):
-            detail["jobs"] = await asyncio.to_thread(schedule.view, (), runner.decision)
+            views = await asyncio.to_thread(schedule.view, (), runner.decision)
+            detail["jobs"] = [_without_text(view) for view in views]
         state = State.WAITING if runner.problem else State.RUNNING if runner.elected else State.STANDBY
         status.update(state=state, reason=runner.problem, detail=detail)
         await asyncio.sleep(TELL_S)
+
+
+def _without_text(view: dict[str, Any]) -> dict[str, Any]:
+    """What a run has said is kilobytes, and in the control database."""
+    last = view["last"]
+    return view if last is None else {**view, "last": {k: v for k, v in last.items() if k != "text"}}

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import orjson
 from sqlalchemy import (
@@ -30,12 +31,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
 
 from streamer.config import Config
 from streamer.errors import ConfigError, FatalError, RetryableError
 
 SQLITE_BUSY_MS = 10_000  # processes write beside each other, each for some milliseconds
+POOL_SIZE = 3  # kept open by a process that works on: to open one costs more than what it is used for
 CONNECT_S = 10  # of a Postgres that swallows packets: `status` reads here, too
 PREPARE_TRIES = 4  # each of its steps may meet another process that makes the same
 SILENT_AFTER_S = 120.0  # of a process on another machine
@@ -50,11 +52,12 @@ _formats = Table(
 
 
 class Database:
-    """One process's way to it; a connection is opened for each transaction."""
+    """One process's way to it. Its threads share a few connections, each for a transaction."""
 
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for a URL that is none."""
         self._engine = _engine(config)
+        finalize(self, self._engine.dispose)  # a command that ends, or fails, closes nothing by itself
 
     def prepare(self, part: str, format_: int, meta: MetaData) -> None:
         """Makes the part's tables. Raises FatalError when they are of a newer format."""
@@ -104,7 +107,9 @@ def _engine(config: Config) -> Engine:
         elif url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
         limits = {"connect_timeout": CONNECT_S} if url.get_backend_name() == "postgresql" else {}
-        engine = create_engine(url, poolclass=NullPool, connect_args=limits)
+        engine = create_engine(
+            url, poolclass=QueuePool, pool_size=POOL_SIZE, pool_pre_ping=True, connect_args=limits
+        )
     except (ArgumentError, ValueError, NoSuchModuleError):
         raise ConfigError(
             "it is no URL of a database (not shown: it may hold a password)",

@@ -97,9 +97,17 @@ class Jobs:
 
     def history(self, job: str, limit: int = RATE_RUNS) -> list[Past]:
         """The newest first."""
-        wanted = select(runs).where(runs.c.job == job).order_by(runs.c.run.desc()).limit(limit)
         with self._database.begin() as connection:
-            return [_run(row) for row in connection.execute(wanted).mappings()]
+            return self._history(connection, job, limit)
+
+    def _history(self, connection: Connection, job: str, limit: int) -> list[Past]:
+        wanted = select(runs).where(runs.c.job == job).order_by(runs.c.run.desc()).limit(limit)
+        return [_run(row) for row in connection.execute(wanted).mappings()]
+
+    def histories(self, names: Iterable[str]) -> dict[str, list[Past]]:
+        """Of each, the newest RATE_RUNS first."""
+        with self._database.begin() as connection:
+            return {name: self._history(connection, name, RATE_RUNS) for name in names}
 
     def run(self, number: int) -> Past | None:
         with self._database.begin() as connection:

@@ -11,7 +11,7 @@ from consumers.control.jobs import Jobs
 from consumers.control.overrides import IN_FORCE_LIMIT, Override, Overrides
 from consumers.schedule.overriding import InForce, in_force
 from consumers.schedule.plan import Decision, JobState, Planned, planned
-from consumers.schedule.view import Past, job_views
+from consumers.schedule.view import job_views
 from streamer.config import Config
 from streamer.config.base import no_such
 from streamer.config.built import unbuilt_scheduled
@@ -85,7 +85,7 @@ class Schedule:
                 raise no_such("job", name, plans, self._config.path)
         states = self.jobs.states()
         states = {name: states.get(name) or JobState(now) for name in plans}
-        pasts: dict[str, Sequence[Past]] = {name: self.jobs.history(name) for name in names or plans}
+        pasts = self.jobs.histories(names or plans)
         enabled = self._config.control.enabled
         found = job_views(plans, states, pasts, now, enabled=enabled, decision=decision)
         return [
