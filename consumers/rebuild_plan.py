@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from shlex import quote
 
 from aiokafka import AIOKafkaConsumer
 
@@ -52,6 +53,13 @@ def check_flow(config: Config, flow: Flow) -> None:
         )
     modes = {"write": flow.write, "delete": flow.delete, "truncate": flow.truncate}
     given = [f"{name}: {mode}" for name, mode in modes.items() if mode in ("append", "insert_only", "ignore")]
+    if soft_column(flow) is not None:
+        raise ConfigError(
+            f"delete: {flow.delete} keeps rows that the source has no more, and nothing proves those of a"
+            " rebuilt table",
+            where=where,
+            fix="replay without --into: rows that are newer stay as they are",
+        )
     if given:
         raise ConfigError(
             f"{given[0]} makes its table another thing than a copy, so that nothing proves the rebuilt one",
@@ -171,8 +179,8 @@ async def check_log(
                 f" {span.begin} (the log at {span.log_start}): rows that were last written before would be"
                 " missing in the rebuilt table",
                 where=f"flow {flow.name!r}",
-                fix=f"`tailrace backfill {flow.source} {table}` publishes every row as it is now; when it is"
-                " done and applied, run this again with --from-start",
+                fix=f"`tailrace backfill {flow.source} {quote(table)}` publishes every row as it is now; when"
+                " it is done and applied, run this again with --from-start",
             )
     if soft_column(flow):
         raise ConfigError(

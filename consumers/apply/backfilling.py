@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from shlex import quote
 
 import orjson
 from aiokafka import TopicPartition
@@ -255,8 +256,8 @@ class Backfilling:
     def findings(self) -> list[str]:
         """What does not."""
         return [
-            f"{_text(late)}\n  -> `tailrace backfills resume {late.run.run}`, or ask for all of the table:"
-            f" `tailrace backfill {late.run.source} {_place(late.run)}`"
+            f"{_text(late)}\n  -> `tailrace backfills resume {quote(late.run.run)}`, or ask for all of the"
+            f" table: `tailrace backfill {late.run.source} {quote(_place(late.run))}`"
             for late in self._of(over=True)
         ]
 

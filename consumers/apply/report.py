@@ -227,8 +227,9 @@ class Report:
             "held": flow.held,
             "held_rows": sum(gate["rows"] for gate in flow.held),
             "tables": {table: {"applied": count} for table, count in flow.tables.items()},
-            "lag_records": sum(p["lag_records"] for p in partitions),
-            "lag_s": max(known, default=None if waiting else 0.0),
+            # Before it has its partitions nothing is known, which is not zero: its target may be away.
+            "lag_records": sum(p["lag_records"] for p in partitions) if partitions else None,
+            "lag_s": max(known, default=None if waiting or not partitions else 0.0),
             "latency_ms": flow.latency.snapshot(now_s),
             "clock_offset_ms": None if offset is None else round(offset.source_us / 1000, 1),
             "partitions": partitions,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -184,7 +185,8 @@ def _tell(flow: Flow, found: Rebuilt, *, dry_run: bool) -> None:
             columns = f": {', '.join(sample.columns)}" if sample.columns else ""
             typer.echo(f"  {sample.kind} {', '.join(sample.key)}{columns}")
         typer.echo(
-            f"what the log lacks comes with `tailrace backfill {flow.source} {proof.source}`; then {again}"
+            f"what the log lacks comes with `tailrace backfill {flow.source} {quote(proof.source)}`;"
+            f" then {again}"
         )
     else:
         typer.echo(f"{into} could not be proved, and nothing was exchanged: {proof.reason}")

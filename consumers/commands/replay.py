@@ -137,7 +137,13 @@ def _given(config: Config, flow: Flow, side: str, offset: int | None, at: str, l
 
 
 def _keys(wish: Wish) -> WantedKeys | None:
-    texts = [key for key in wish.keys if key]
+    if "" in wish.keys:
+        raise ConfigError(
+            "-k is empty, and without it the whole flow would go back",
+            where="tailrace replay",
+            fix='write the key: 7, or \'{"id":7}\'; of a text that is empty \'{"name":""}\'',
+        )
+    texts = list(wish.keys)
     if wish.key_file:
         try:
             with sys.stdin if wish.key_file == "-" else Path(wish.key_file).open(encoding="utf-8") as file:

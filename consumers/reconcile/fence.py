@@ -27,7 +27,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from consumers.apply.checkpoint import Place
 from consumers.reconcile.sides.base import Key, Row
-from consumers.targets.base import Gate, Look, Parked
+from consumers.targets.base import Gate, Look, Parked, Unwhole
 from streamer.changes.lsn import format_lsn
 from streamer.changes.position import Position, Stage, position_key
 from streamer.changes.topics import positions_topic
@@ -41,6 +41,7 @@ STALL_S = 60.0  # nothing moves for so long: a process is down, or waits. A rest
 WAIT_LIMIT_S = 3600.0  # of one fence in all: a target that catches up moves, but an hour behind is no fence
 POLL_S = 0.1  # between two looks at checkpoints, which move once a second where nothing comes
 POSITION_POLL_MS = 200
+UNWHOLE_LIMIT = 100_000  # as many as there are suspects
 
 MISSING, EXTRA, DIFFERENT = "missing", "extra", "different"
 IN_FLIGHT, PARKED, HELD = "in_flight", "parked", "held"
@@ -79,6 +80,8 @@ class Standing(Protocol):
     async def parked(self, places: Sequence[Place]) -> list[Parked]: ...
 
     async def gates(self) -> list[Gate]: ...
+
+    async def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,7 @@ class Fence:
         parked = await self._parked()
         if self._unusable is not None:
             parked |= set(self._unusable())
+        moved = {*moved, *await self._unwhole()}
         waits = await self._source.holds_commits()
         for key in keys:
             one, other, now = before.get(key), theirs.get(key), after.get(key)
@@ -304,6 +308,13 @@ class Fence:
     async def _parked(self) -> set[Key]:
         places = [self._place(p) for p in await self._log.ends(self._path.topic)]
         found = {self._key_of(entry.key) for entry in await self._standing.parked(places)}
+        return {key for key in found if key is not None}
+
+    async def _unwhole(self) -> set[Key]:
+        """Rows that the target has asked for once more, as an event did not have all of them (H6, H7)."""
+        flow, topic = self._path.flow, self._path.topic
+        waiting = await self._standing.rereads([topic], UNWHOLE_LIMIT)
+        found = {self._key_of(row.key) for row in waiting if row.flow == flow and row.topic in ("", topic)}
         return {key for key in found if key is not None}
 
     def _place(self, partition: int) -> Place:
@@ -341,6 +352,11 @@ class Fence:
                 return
             if not patience.has_left(sum(stands.get(place, 0) for place in wanted)):
                 place, end = next(iter(behind.items()))
+                if await self._holds():
+                    raise NotPassed(
+                        f"flow {place.flow} holds a truncate or deletes, and what comes behind them waits"
+                        f"\n  -> `tailrace approve {place.flow}`, or `refuse`"
+                    )
                 raise NotPassed(
                     f"flow {place.flow!r} has not been applied up to offset {end} of {place.topic}"
                     f"[{place.partition}]: its checkpoint is {stands.get(place, 0)}, and did not move for"

@@ -18,7 +18,7 @@ from consumers.control.database import Database, dump, is_gone, owner, time_text
 from streamer.config import Config
 
 FORMAT = 1
-RESUME_WITHIN_S = 24 * 3600  # what was compared longer ago is compared again
+RESUME_WITHIN_S = 3600  # what was compared longer ago is compared again: a proof is as old as its oldest part
 HISTORY_RUNS = 10_000  # kept: a run an hour for a year
 AUDIT_REPAIRS = 100_000  # kept, also of runs that are forgotten: an audit looks further back than a screen
 
@@ -86,9 +86,10 @@ class Repair:
 class Runs:
     """One run's notes."""
 
-    def __init__(self, database: Database, run: str, *, resumed: bool) -> None:
+    def __init__(self, database: Database, run: str, began_us: int, *, resumed: bool) -> None:
         self._database = database
         self.run = run
+        self.began_us = began_us  # also of what was compared by a process before this one
         self.resumed = resumed
 
     def saved(self, flow: str, table: str) -> Saved | None:
@@ -162,11 +163,11 @@ class History:
             open_ = (runs.c.asked == text, runs.c.ended_us.is_(None))
             since = now_us - RESUME_WITHIN_S * 1_000_000
             found = connection.execute(
-                select(runs.c.run, runs.c.owner, runs.c.seen_us)
+                select(runs.c.run, runs.c.owner, runs.c.seen_us, runs.c.began_us)
                 .where(*open_, runs.c.began_us >= since)
                 .order_by(runs.c.began_us.desc())
             ).all()
-            for known, worker, seen_us in [] if fresh else found:
+            for known, worker, seen_us, began_us in [] if fresh else found:
                 if not is_gone(worker, seen_us, now_us):
                     continue
                 taken = connection.execute(
@@ -175,14 +176,14 @@ class History:
                     .values(owner=owner(), seen_us=now_us)
                 )
                 if taken.rowcount:
-                    return Runs(self._database, known, resumed=True)
+                    return Runs(self._database, known, began_us, resumed=True)
             row = {"run": run, "asked": text, "names": dump(list(names)), "owner": owner()}
             connection.execute(insert(runs), row | {"began_us": now_us, "seen_us": now_us})
             oldest = select(runs.c.run).order_by(runs.c.began_us.desc()).offset(HISTORY_RUNS)
             forgotten = [run for (run,) in connection.execute(oldest.limit(HISTORY_RUNS))]
             for table in (tables, runs) if forgotten else ():
                 connection.execute(delete(table).where(table.c.run.in_(forgotten)))
-        return Runs(self._database, run, resumed=False)
+        return Runs(self._database, run, now_us, resumed=False)
 
     def list(self, limit: int) -> list[dict[str, Any]]:
         """The last runs, the newest first, each with its repairs."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import Any
 
 from consumers.reconcile import history
@@ -234,14 +235,14 @@ def _refused(job: Job, faulty: Faulty) -> str:
 
 
 def _backfill(job: Job, faulty: Faulty) -> str:
-    return f"`tailrace backfill {job.flow.source} {faulty.report.source}`"
+    return f"`tailrace backfill {job.flow.source} {quote(faulty.report.source)}`"
 
 
 def _still(request: Request, run: Run | None, still_s: float) -> str:
     paused = run is not None and run.wanted is Wanted.PAUSE
     what = "is paused" if paused else f"did not move for {still_s:.0f} s"
     capture = f"start the capture: `tailrace capture {request.source}`; see `tailrace backfills`"
-    fix = f"`tailrace backfills resume {request.run}`" if paused else capture
+    fix = f"`tailrace backfills resume {quote(request.run)}`" if paused else capture
     return f"backfill {request.run} {what}\n  -> {fix}; what it publishes is proved by the next reconcile"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
+from shlex import quote
 from typing import Any
 
 from orjson import loads
@@ -76,7 +77,7 @@ async def run_jobs(
 ) -> Report:
     """What fails of a flow is said in its report. Raises ConfigError where there is one job only. `by`: who
     asks, for the audit trail of repairs."""
-    report = Report(runs.run, now_us())
+    report = Report(runs.run, runs.began_us)
     began_s = time.monotonic()
     for job in jobs:
         try:
@@ -336,7 +337,7 @@ def _anew(table: Captured) -> str:
     """What to do where so much differs that it is not named row by row."""
     if table.log is None:
         return "build the target's table anew, or compare a part of it (--where)"
-    return f"publish the table again: `tailrace backfill {table.record.source} {table.qualified}`"
+    return f"publish the table again: `tailrace backfill {table.record.source} {quote(table.qualified)}`"
 
 
 def _kinds(sides: Sides) -> dict[str, str]:

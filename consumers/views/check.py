@@ -43,7 +43,7 @@ def _flow(flow: dict[str, Any], at_us: int, max_lag_s: float | None, max_proof_a
         return f"was never proven: `tailrace reconcile {flow['name']}`"
     if proof["verdict"] not in PROVED:
         return f"was not proven equal by its last reconcile, {proof['run']}: {proof['verdict']}"
-    age_s = (at_us - proof["ended_us"]) / 1e6
+    age_s = (at_us - proof["began_us"]) / 1e6  # its first rows were compared then
     if age_s > max_proof_age_s:
         return f"was proven {duration(age_s)} ago: longer than {duration(max_proof_age_s)}"
     return ""
@@ -53,7 +53,7 @@ def well(status: Status, flows: Collection[str]) -> str:
     """The sentence when nothing is beyond a limit."""
     checked = [flow for flow in status.flows if not flows or flow["name"] in flows]
     lags = [flow["lag_s"] for flow in checked if flow["lag_s"] is not None]
-    ages = [(status.at_us - flow["proof"]["ended_us"]) / 1e6 for flow in checked if flow["proof"] is not None]
+    ages = [(status.at_us - flow["proof"]["began_us"]) / 1e6 for flow in checked if flow["proof"] is not None]
     words = [f"all {len(checked)} flows run" if len(checked) != 1 else "the flow runs"]
     words += [f"at most {max(lags):.1f} s behind"] if lags else []
     words += [f"proven within {duration(max(ages))}"] if len(ages) == len(checked) and ages else []

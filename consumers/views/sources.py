@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from shlex import quote
 from typing import Any
 
 from consumers.views.amounts import UNKNOWN, size
@@ -68,7 +69,8 @@ def source_view(
 def _failed(backfill: Mapping[str, Any]) -> str:
     return (
         f"the backfill of {backfill['table']} failed: {backfill['reason']}\n  -> when that is mended:"
-        f" `tailrace backfills resume {backfill['run']}`; or `tailrace backfills cancel {backfill['run']}`"
+        f" `tailrace backfills resume {quote(backfill['run'])}`; or"
+        f" `tailrace backfills cancel {quote(backfill['run'])}`"
     )
 
 

@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from streamer.backfill_ledger import POLL_S, Follow
-from streamer.changes.backfill import NEW_TABLE, Request, Run, Wanted, table_run
+from streamer.changes.backfill import NEW_TABLE, Request, Run, State, Wanted, table_run
 from streamer.postgres.backfill_run import Context, TableRun
 from streamer.postgres.catalog import Table
 
@@ -46,7 +46,7 @@ class Backfill:
                         running.notice()
                 await asyncio.sleep(POLL_S)
 
-    def want(self, table: Table) -> tuple[bool, str]:
+    def want(self, table: Table, published: bool) -> tuple[bool, str]:
         """A table made later that has rows: (whether its backfill is durable, what is in the way of it).
 
         It is asked for before the table is published, so that no crash leaves it published and empty.
@@ -58,7 +58,7 @@ class Backfill:
             return False, ""
         if known is not None and known.request is not None:
             state = self._ledger.of(known).state
-            if state.over:
+            if state.over and not (published and state is State.DONE):
                 return (
                     False,
                     f"{table.qualified} is not captured: its backfill {run_id} is {state}; resume it",

@@ -345,6 +345,48 @@ async def harmed_tables(connection: Connection, *publications: str) -> list[Harm
     return [Harmed(*row) for row in await cursor.fetchall()]
 
 
+@dataclass(frozen=True, slots=True)
+class OddPartition:
+    """A partition whose changes do not tell the key of its root: the server goes by its own identity."""
+
+    root_schema: str
+    root: str
+    root_identity: str
+    schema: str
+    name: str
+
+    @property
+    def what(self) -> str:
+        return (
+            f"partition {self.schema}.{self.name} has another replica identity than {self.root_schema}."
+            f"{self.root}: its UPDATEs and DELETEs come without the key, or fail in the application"
+        )
+
+    @property
+    def fix(self) -> str:
+        wanted = "DEFAULT" if self.root_identity == "d" else "FULL"
+        table = sql.Identifier(self.schema, self.name).as_string(None)
+        return f"as its owner run ALTER TABLE {table} REPLICA IDENTITY {wanted};"
+
+
+async def odd_partitions(connection: Connection, *publications: str) -> list[OddPartition]:
+    """Of roots in publications that carry updates or deletes."""
+    cursor = await connection.execute(
+        """SELECT DISTINCT rn.nspname::text, r.relname::text, r.relreplident::text,
+                  ln.nspname::text, l.relname::text
+           FROM pg_publication p JOIN pg_publication_tables t USING (pubname)
+           JOIN pg_namespace rn ON rn.nspname = t.schemaname
+           JOIN pg_class r ON r.relnamespace = rn.oid AND r.relname = t.tablename AND r.relkind = 'p'
+           CROSS JOIN LATERAL pg_partition_tree(r.oid) tree
+           JOIN pg_class l ON l.oid = tree.relid JOIN pg_namespace ln ON ln.oid = l.relnamespace
+           WHERE p.pubname = ANY (%s) AND (p.pubupdate OR p.pubdelete) AND tree.isleaf
+             AND l.relreplident <> 'f' AND l.relreplident <> r.relreplident
+           ORDER BY 1, 2, 4, 5""",
+        (list(publications),),
+    )
+    return [OddPartition(*row) for row in await cursor.fetchall()]
+
+
 def by_hand(source: PostgresSource) -> str:
     """What else there is to do where the role may not make or change publications."""
     return (
@@ -360,6 +402,8 @@ async def make_publications(
     manage = source.publication.manage
     for harmed in await harmed_tables(connection, publications.name, publications.inserts_name):
         raise ConfigError(harmed.what, fix=harmed.fix)
+    for odd in await odd_partitions(connection, publications.name, publications.inserts_name):
+        raise ConfigError(odd.what, fix=odd.fix)
     present = await publication_tables(connection, publications.name, publications.inserts_name)
     statements = publications.statements(present, both=manage)
     if not statements:

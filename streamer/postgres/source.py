@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from secrets import token_hex
 
-from psycopg import errors
+from psycopg import errors, sql
 
 from streamer.backfill_ledger import Follow, Ledger
 from streamer.changes.lsn import format_lsn, parse_lsn
@@ -246,12 +246,12 @@ class Session:
         await rights.require_reading(control, names, copied=copied, where=self._where)
         await catalog.make_publications(control, publications, source)
         for table in publications.insert_only:
+            name = sql.Identifier(table.schema, table.name).as_string(None)
             log.warning(
                 "only INSERT and TRUNCATE of this table are captured: it has no primary key "
                 "and no replica identity",
                 table=table.qualified,
-                fix=f"ALTER TABLE {table.qualified} REPLICA IDENTITY FULL, "
-                f"then `tailrace reset {source.name}`",
+                fix=f"ALTER TABLE {name} REPLICA IDENTITY FULL, then `tailrace reset {source.name}`",
             )
         position = Position(
             source=source.name,

@@ -28,6 +28,7 @@ from streamer.postgres.catalog import (
     harmed_tables,
     left_out,
     list_tables,
+    odd_partitions,
     publication_tables,
 )
 from streamer.postgres.connection import Connection, place, translate
@@ -37,7 +38,7 @@ from streamer.postgres.membership import has_rows, judge, rows_of
 from streamer.postgres.windows import Snapshot
 
 # Asks for the backfill of a table: whether that is durable, and what is in the way of it.
-Want: TypeAlias = Callable[[Table], tuple[bool, str]]
+Want: TypeAlias = Callable[[Table, bool], tuple[bool, str]]  # the bool: it is published already
 
 HEARTBEAT_PREFIX = "tailrace.heartbeat"
 CLOCK_LOOKS = 5  # two slow answers of five change nothing; a clock that was set is noticed after three
@@ -161,6 +162,10 @@ class Watch:
             findings += await self._publish(table, publications.home(table))
         for harmed in await harmed_tables(self._connection, publications.name, publications.inserts_name):
             findings.append(f"{harmed.what}: {harmed.fix}")
+        for odd in await odd_partitions(self._connection, publications.name, publications.inserts_name):
+            findings.append(
+                f"{odd.what}: {odd.fix}; then `tailrace reset {source.name}` while its capture is stopped"
+            )
         findings += await self._uncaptured_changes(publications.insert_only)
         return findings
 
@@ -184,7 +189,7 @@ class Watch:
                 if await self._may_hold_rows(table):
                     self.drift.came_with_rows(table.qualified)
                 continue
-            durable, finding = self.want(table) if self.want is not None else (False, "")
+            durable, finding = self.want(table, True) if self.want is not None else (False, "")
             if finding:
                 findings.append(finding)
             elif not durable:
@@ -209,7 +214,7 @@ class Watch:
                 self._taken_empty.add(table.qualified)
                 return []
             if self.want is not None and table.has_key:
-                durable, finding = self.want(table)
+                durable, finding = self.want(table, False)
                 if durable:
                     await add_table(self._connection, publication, table, with_rows=True)
                 return [finding] if finding else []
@@ -237,12 +242,14 @@ class Watch:
         if not tables:
             return []
         findings = []
+        names = {t.qualified: sql.Identifier(t.schema, t.name).as_string(None) for t in tables}
         for qualified, changes in (await self.count_uncaptured(tables)).items():
             seen = changes - self.uncaptured.setdefault(qualified, changes)
+            quoted = names.get(qualified, qualified)
             if seen > 0:
                 findings.append(
                     f"{qualified} had {seen} UPDATEs or DELETEs that could not be captured, because it has "
-                    f"no primary key and no replica identity: ALTER TABLE {qualified} REPLICA IDENTITY FULL; "
+                    f"no primary key and no replica identity: ALTER TABLE {quoted} REPLICA IDENTITY FULL; "
                     f"then `tailrace reset {self._source.name}` while its capture is stopped"
                 )
         return findings

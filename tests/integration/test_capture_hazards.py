@@ -379,3 +379,24 @@ async def test_h30_the_walsender_of_a_dead_capture_is_ended(
             await run(database, "INSERT INTO t VALUES (1)")
             await capture.caught_up()
     assert {"id": 1} in [v.get("after") for v in values(await events(config, "t"))]
+
+
+async def test_h27_a_partition_with_an_identity_of_its_own_is_named(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """Its deletes would come without the root's key. While it runs it is a finding, at a start an error."""
+    await run(
+        database,
+        "CREATE TABLE p (id int, k int, u int NOT NULL, PRIMARY KEY (id, k)) PARTITION BY LIST (k)",
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)",
+        "CREATE UNIQUE INDEX p1_u ON p1 (u)",
+    )
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await run(database, "ALTER TABLE p1 REPLICA IDENTITY USING INDEX p1_u")
+        await capture.until(
+            lambda: any("public.p1 has another replica identity than public.p" in f for f in capture.findings)
+        )
+        (finding,) = [f for f in capture.findings if "public.p1" in f]
+        await run(database, finding.split("run ")[1].split(";")[0])
+        await capture.until(lambda: not any("public.p1" in f for f in capture.findings))

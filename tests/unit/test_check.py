@@ -13,7 +13,7 @@ NOW_US = 1_000_000_000_000
 
 
 def flow(name: str = "mirror", **more: Any) -> dict[str, Any]:
-    proof = {"verdict": "equal", "run": "r1", "ended_us": NOW_US - 3_600_000_000}
+    proof = {"verdict": "equal", "run": "r1", "began_us": NOW_US - 3_600_000_000}
     plain = {"name": name, "state": "OK", "reason": "", "lag_s": 0.5, "lag_records": 3, "proof": proof}
     return plain | more
 
@@ -32,11 +32,11 @@ def problems(*flows: dict[str, Any], lag_s: float | None = 60, age_s: float | No
         ({"lag_s": None}, "flow mirror has 3 records to apply, and for how long is not known"),
         ({"proof": None}, "flow mirror was never proven: `tailrace reconcile mirror`"),
         (
-            {"proof": {"verdict": "drift", "run": "r2", "ended_us": NOW_US}},
+            {"proof": {"verdict": "drift", "run": "r2", "began_us": NOW_US}},
             "flow mirror was not proven equal by its last reconcile, r2: drift",
         ),
         (
-            {"proof": {"verdict": "equal", "run": "r2", "ended_us": NOW_US - 90_000_000_000}},
+            {"proof": {"verdict": "equal", "run": "r2", "began_us": NOW_US - 90_000_000_000}},
             "flow mirror was proven 1d 1h ago: longer than 1d",
         ),
     ],

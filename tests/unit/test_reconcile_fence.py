@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pytest
+from orjson import loads
 
 from consumers.apply.checkpoint import Place
 from consumers.reconcile.fence import ROUNDS, Fence, Judged, NotPassed, Path
 from consumers.reconcile.sides.base import Key, Row
-from consumers.targets.base import Gate, Look, Parked
+from consumers.targets.base import Gate, Look, Parked, Unwhole
 
 KEY: Key = ("1",)
 A, B = Row(("a",), "100"), Row(("b",), "101")
@@ -32,6 +33,7 @@ class World:
         self.end = 7
         self.hidden = False
         self.held = False
+        self.unwhole: list[Unwhole] = []
         self.trace: list[str] = []
         self.now_s = 0.0
         self._changes: dict[tuple[str, int], Callable[[], None]] = {}
@@ -81,6 +83,9 @@ class World:
     async def gates(self) -> list[Gate]:
         return [Gate("mirror", PATH.topic, "truncate", "held", 1, 1, 0)] if self.held else []
 
+    async def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]:
+        return [row for row in self.unwhole if row.topic in topics][:limit]
+
     async def pause(self, seconds: float) -> None:
         self.now_s += 1
 
@@ -104,11 +109,10 @@ async def judge(world: World, **more: Any) -> Judged:
         Reader(world, "source"),
         Reader(world, "target"),
         world,
-        key_of=lambda raw: None,
         stall_s=5,
         clock_s=lambda: world.now_s,
         pause=world.pause,
-        **more,
+        **{"key_of": lambda raw: None, **more},
     )
     return await fence.judge([KEY])
 
@@ -171,6 +175,24 @@ async def test_h18_a_row_that_came_and_went_is_no_drift() -> None:
     world.at("target", 2, world.set(target=Row(A.texts, "102")))
     world.at("target", 3, world.set(target=None))
     assert kinds(await judge(world)) == []
+
+
+async def test_h07_a_row_that_waits_to_be_read_again_is_in_flight() -> None:
+    """An event did not have all of it; the row comes by itself, and then it is judged."""
+    world = World(B, A)
+
+    def key_of(raw: bytes) -> Key:
+        return (str(loads(raw)["id"]),)
+
+    world.unwhole = [Unwhole("mirror", PATH.topic, "public", "item", b'{"id":1}', (1, 2, 3))]
+    judged = await judge(world, key_of=key_of)
+    assert (kinds(judged), judged.in_flight) == ([], [KEY])
+    world.at("target", ROUNDS + 2, world.set(target=B, unwhole=[]))
+    judged = await judge(world, key_of=key_of)
+    assert (kinds(judged), judged.settled) == ([], 1)
+    world.unwhole = [Unwhole("other", PATH.topic, "public", "item", b'{"id":1}', (1, 2, 3))]
+    world.target = A
+    assert kinds(await judge(world, key_of=key_of)) == ["different"]
 
 
 async def test_h18_a_commit_that_nobody_sees_yet_is_no_drift() -> None:
