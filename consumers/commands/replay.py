@@ -86,7 +86,12 @@ def replay(path: Path, wish: Wish, *, as_json: bool) -> int:
     else:
         _tell(flow, wish, keys, done)
     refused = done.tally is not None and done.tally.refused > 0
-    return EXIT_FINDING if refused or all(span.is_empty for span in done.spans) else EXIT_OK
+    nothing = all(span.is_empty for span in done.spans) or _met_no_key(keys, done)
+    return EXIT_FINDING if refused or nothing else EXIT_OK
+
+
+def _met_no_key(keys: WantedKeys | None, done: Done) -> bool:
+    return keys is not None and done.tally is not None and not sum(done.tally.events.values())
 
 
 def _flow(config: Config, name: str) -> Flow:
@@ -281,6 +286,12 @@ def _tell_span(span: Span, done: Done) -> None:
 
 
 def _tell_tally(flow: Flow, tally: Tally, keys: WantedKeys | None, *, dry_run: bool) -> None:
+    if keys is not None and not sum(tally.events.values()):
+        typer.echo(
+            f"no event between these places has one of the {len(keys):,} keys\n  -> a key is written as it is"
+            f' in the topic, 7 or {{"id":7}}: see `tailrace tail {flow.source_pattern}`'
+        )
+        return
     of = "" if keys is None else f" of {len(keys):,} keys"
     events = sum(tally.events.values())
     if dry_run and tally.newer is None:

@@ -6,6 +6,7 @@ columns are added. A table that was there already keeps its types and constraint
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +30,8 @@ OP_COLUMN = "_tailrace_op"  # of a history: c, u, d or r
 SOFT_TYPE = "timestamp with time zone"
 LOCK_TIMEOUT = "5s"  # ALTER TABLE must not hold up the table's readers behind a long one
 
+_CUT = ("character varying", "bit varying")
+_LENGTH = re.compile(r"\([0-9]+\)")
 _TYPES = """SELECT format_type(to_regtype(x), -1), t.typname FROM unnest($1::text[]) WITH ORDINALITY s (x, i)
 LEFT JOIN pg_type t ON t.oid = to_regtype(x) ORDER BY i"""
 
@@ -317,11 +320,13 @@ def _check_column(table: TargetTable, mapped: MappedColumn, known: Mapping[str, 
     name, wanted = quote(mapped.name), source if source in known else "text"
     alter = f"ALTER TABLE {table.relation} ALTER COLUMN {name} TYPE {wanted} USING {name}::{wanted};"
     what = f"the flow's cast to {mapped.cast}" if mapped.cast else f"the source's {source}"
+    # A cast to a type with a length cuts what is longer, in silence; the column itself refuses it.
+    cast = _LENGTH.sub("", target.full_type) if target.full_type.startswith(_CUT) else target.full_type
     raise ConfigError(
         f"column {mapped.name!r} is {target.full_type} in the target, which does not take {what}",
         where=where,
         fix=f"{alter} or, when each value is fit for it, `{mapped.column.name}:"
-        f" {{to: {mapped.name}, cast: {target.full_type}}}` under `columns`",
+        f" {{to: {mapped.name}, cast: {cast}}}` under `columns`",
     )
 
 

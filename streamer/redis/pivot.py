@@ -157,19 +157,25 @@ class PivotRow:
         `answers` must be of one moment (one script or MULTI), or the row is one that never was.
         """
         made, present = [self.place.head[:-1]], set()
+        bad: BadValue | None = None
         for at, source in zip(self._places, self.entity.columns, strict=True):
             answer = None if at is None else answers[at]
             try:
                 value = source.value(answer)
             except ValueError as error:
                 payload = answer if isinstance(answer, bytes) else b""
-                raise self.entity._bad(
-                    f"column {source.name}: {error}", self.place.db, self.place.key, payload
-                ) from None
+                reason = f"column {source.name}: {error}"
+                bad = bad or self.entity._bad(reason, self.place.db, self.place.key, payload)
+                present.add(source.name)  # whatever it is: what is gone without it is gone with it
+                continue
             if value is not None:
                 present.add(source.name)
             made.append(source.start + (NULL if value is None else value))
-        return b"".join(made) + b"}" if self.entity.exists(frozenset(present)) else None
+        if not self.entity.exists(frozenset(present)):
+            return None
+        if bad is not None:
+            raise bad
+        return b"".join(made) + b"}"
 
 
 class Feed(NamedTuple):

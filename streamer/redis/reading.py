@@ -29,6 +29,7 @@ from streamer.redis.rows import PlainEntity
 from streamer.redis.shadow import Changed, Shadow
 from streamer.redis.shadow_records import Place
 
+UNSETTLED_LIMIT = 2_000  # of a pivot; each is read again at a change of a key that its rows share
 PIVOT_ROWS = 200  # read at one moment of the server, a few values each: well below 5 ms
 
 Sweep = Mapping[str, int]  # entity -> its rows that a reverse pass found gone
@@ -72,6 +73,9 @@ class Reading:
         self.keys_read = 0
         self.chunks: dict[tuple[int, bytes], Chunks] = {}  # of large keys; void once a key is read as a whole
         self._ahead = Ahead(entities, shadow, overflow=overflow)
+        # Rows of pivots that stay as they were published, since a value of theirs cannot be used: by pivot
+        # and database. What mends them may be a change of a key that has no members of theirs any more.
+        self._unsettled: dict[tuple[PivotEntity, int], dict[bytes, None]] = {}
         self._connection = connection
         self._reading = asyncio.Lock()
         self._applying = asyncio.Lock()
@@ -141,6 +145,10 @@ class Reading:
     async def settle(self, match: Match) -> None:
         """A key has been compared in steps: read the pivots' rows that were read ahead of it."""
         touched = self._ahead.take(match.db, match.key)
+        for feed in match.feeds:
+            if feed.row_id is None:
+                for row_id in self._unsettled.get((feed.pivot, match.db), ()):
+                    touched[feed.pivot, match.db, row_id] = None
         if touched:
             async with self.steady:
                 await self.pivots(touched, False)
@@ -239,6 +247,8 @@ class Reading:
                     beside[id(members)] = self.shadow.diff(place, rows)
                 changed = beside[id(members)]
             touch(feed.pivot, members, changed, touched)
+            for row_id in self._unsettled.get((feed.pivot, match.db), ()):
+                touched[feed.pivot, match.db, row_id] = None
             if scan and state.type == members.type:
                 place = match.members_place(members)
                 touch_rows(feed.pivot, members, place, members.rows(place, state, []), touched)
@@ -262,9 +272,13 @@ class Reading:
                 self._ahead.note(chunk, answers)
                 items: list[tuple[Place, bytes | None]] = []
                 for row, answer in zip(chunk, answers, strict=True):
+                    unsettled = self._unsettled.setdefault((row.entity, db), {})
                     try:
                         items.append((row.place, row.row(answer)))
+                        unsettled.pop(row.place.key, None)
                     except BadValue as error:
+                        if len(unsettled) < UNSETTLED_LIMIT:
+                            unsettled[row.place.key] = None
                         self.events.bad_value(error)
                         self.shadow.diff(row.place, {}, [row.place.head])
                 with self.shadow.forcing(force):

@@ -179,7 +179,7 @@ async def test_h27_a_table_without_a_key_keeps_the_application_working(
     async with capturing(config) as again:  # what was missed is not forgotten by a restart
         await again.until(lambda: again.findings == [finding])
     assert "public.bag had 1 UPDATEs or DELETEs that could not be captured" in finding
-    assert "ALTER TABLE public.bag REPLICA IDENTITY FULL" in finding
+    assert 'ALTER TABLE "public"."bag" REPLICA IDENTITY FULL' in finding
     assert [(v["op"], v["after"]) for v in values(await events(config, "bag"))] == [
         ("r", {"v": "old"}),
         ("c", {"v": "a"}),

@@ -60,7 +60,7 @@ async def prove(config: Config, *, where: str = "") -> TableReport:
     history = History(config)
     history.open()
     try:
-        runs = history.begin(uuid4().hex, {}, [], 0, fresh=True)
+        runs = history.begin(uuid4().hex, {}, [], NOW_US, fresh=True)
         options = Options(where, settle_s=SETTLE_S)
         report = await run_jobs(
             config, jobs_of(config, []), options, runs, now_us=lambda: NOW_US, by="ann@host"

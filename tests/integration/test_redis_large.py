@@ -72,6 +72,29 @@ async def test_large_keys_of_the_other_types(
         await until_count(config, "queue", MEMBERS - 2000)
 
 
+async def test_a_pivot_whose_shared_key_was_of_another_type_for_a_while(
+    redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
+) -> None:
+    """Its rows stay meanwhile; when the key is right again, those that it does not name any more go."""
+    config = make_redis_config(redis_server.url, PIVOT)
+    await client.zadd("board:weekly", {"u1": 1, "u2": 2})
+
+    def row(name: str, weekly: int) -> dict[str, object]:
+        return {"user_id": name, "daily": None, "weekly": weekly, "name": None}
+
+    async with capturing_redis(config) as capture:
+        await until_rows(config, "leaderboard", keyed([row("u1", 1), row("u2", 2)], "user_id"))
+        await client.set("board:weekly", "a string")
+        await capture.until(lambda: sum(capture.detail("bad").values()) >= 2)
+        async with client.pipeline(transaction=True) as line:
+            await line.delete("board:weekly").zadd("board:weekly", {"u3": 3}).execute()
+        await until_rows(config, "leaderboard", keyed([row("u3", 3)], "user_id"))
+        await client.set("board:weekly", "a string")
+        await capture.until(lambda: sum(capture.detail("bad").values()) >= 3)
+        await client.delete("board:weekly")
+        await until_count(config, "leaderboard", 0)
+
+
 async def test_a_pivot_is_made_of_several_keys(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
 ) -> None:
