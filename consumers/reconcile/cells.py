@@ -46,7 +46,8 @@ class Cell:
 
     @property
     def drift(self) -> float:
-        return (self.missing + self.extra + self.different) / max(1, self.source_rows, self.target_rows)
+        faults = self.missing + self.extra + self.different
+        return min(1.0, faults / max(1, self.source_rows, self.target_rows))
 
     @property
     def badness(self) -> tuple[float, int, int]:

@@ -143,7 +143,7 @@ class TableReport:
     @property
     def drift(self) -> float:
         """A share of the rows, as the comparison has found it."""
-        return self.counts.drift / self._rows
+        return min(1.0, self.counts.drift / self._rows)
 
     @property
     def _rows(self) -> int:

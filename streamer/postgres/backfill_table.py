@@ -50,7 +50,8 @@ async def find(connection: Connection, source: PostgresSource, request: Request)
         return None
     raise Refused(
         f"{place} is not in publication {names.name}: its changes would be missing",
-        fix=f"as its owner run ALTER PUBLICATION {names.name} ADD TABLE {table.alone.as_string(None)}",
+        fix=f"as its owner run ALTER PUBLICATION {catalog.identifier(names.name)} ADD TABLE"
+        f" {table.alone.as_string(None)}",
     )
 
 

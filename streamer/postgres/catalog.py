@@ -91,6 +91,11 @@ _TABLES = """
     """
 
 
+def identifier(*parts: str) -> str:
+    """A name as SQL has it, for statements that are printed."""
+    return sql.Identifier(*parts).as_string(None)
+
+
 async def find_table(connection: Connection, schema: str, name: str) -> Table | None:
     """One table that may be captured, or None."""
     query = _TABLES.replace("%", "%%") + " AND n.nspname = %s AND c.relname = %s"
@@ -365,7 +370,7 @@ class OddPartition:
     @property
     def fix(self) -> str:
         wanted = "DEFAULT" if self.root_identity == "d" else "FULL"
-        table = sql.Identifier(self.schema, self.name).as_string(None)
+        table = identifier(self.schema, self.name)
         return f"as its owner run ALTER TABLE {table} REPLICA IDENTITY {wanted};"
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from streamer.changes.topics import data_topic
 from streamer.config import PostgresSource
-from streamer.postgres.catalog import Publications, Table
+from streamer.postgres.catalog import Publications, Table, identifier
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ def has_rows(source: PostgresSource, table: Table) -> str:
     if table.has_key:
         publication = Publications(source.publication.name, ()).home(table)
         return (
-            f"{what}: as its owner run ALTER PUBLICATION {publication} ADD TABLE "
+            f"{what}: as its owner run ALTER PUBLICATION {identifier(publication)} ADD TABLE "
             f"{table.alone.as_string(None)}; {rows_of(source, table)}"
         )
     return (

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from secrets import token_hex
 
-from psycopg import errors, sql
+from psycopg import errors
 
 from streamer.backfill_ledger import Follow, Ledger
 from streamer.changes.lsn import format_lsn, parse_lsn
@@ -246,7 +246,7 @@ class Session:
         await rights.require_reading(control, names, copied=copied, where=self._where)
         await catalog.make_publications(control, publications, source)
         for table in publications.insert_only:
-            name = sql.Identifier(table.schema, table.name).as_string(None)
+            name = catalog.identifier(table.schema, table.name)
             log.warning(
                 "only INSERT and TRUNCATE of this table are captured: it has no primary key "
                 "and no replica identity",

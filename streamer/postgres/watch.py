@@ -26,6 +26,7 @@ from streamer.postgres.catalog import (
     Table,
     add_table,
     harmed_tables,
+    identifier,
     left_out,
     list_tables,
     odd_partitions,
@@ -221,7 +222,7 @@ class Watch:
         except errors.InsufficientPrivilege:
             return [
                 f"{table.qualified} fits `tables:` but role {self._connection.info.user} may not publish it: "
-                f"as its owner run ALTER PUBLICATION {publication} ADD TABLE "
+                f"as its owner run ALTER PUBLICATION {identifier(publication)} ADD TABLE "
                 f"{table.alone.as_string(None)}; {rows_of(self._source, table)}"
             ]
         return [has_rows(self._source, table)]
@@ -242,7 +243,7 @@ class Watch:
         if not tables:
             return []
         findings = []
-        names = {t.qualified: sql.Identifier(t.schema, t.name).as_string(None) for t in tables}
+        names = {t.qualified: identifier(t.schema, t.name) for t in tables}
         for qualified, changes in (await self.count_uncaptured(tables)).items():
             seen = changes - self.uncaptured.setdefault(qualified, changes)
             quoted = names.get(qualified, qualified)

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from hiredis import ProtocolError, Reader, ReplyError, pack_command
 
 from streamer.errors import ConfigError, SourceUnavailable
-from streamer.redis.address import DEFAULT_USER, Address, parse_address
+from streamer.redis.address import DEFAULT_USER, OPTIONS, Address, parse_address
 from streamer.redis.replies import Command
 
 SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
@@ -30,6 +30,7 @@ ANSWER_LIMIT_S = 2.0  # one that is away must not hold up the others' word
 FOLLOW_EVERY_S = 1.0  # a primary that was replaced, and that still answers, is left within it
 _OWN_OPTIONS = ("role", "sentinel_user", "sentinel_password")
 _FIX = "write redis+sentinel://user:password@host:26379,host:26379/NAME/0"
+_ESCAPED = "write %23 for #, %2F for / and %40 for @ in a user or password"
 _DOWN = ("s_down", "o_down", "disconnected")  # flags of one that a Sentinel does not reach
 
 
@@ -180,6 +181,11 @@ def parse_sentinels(url: str) -> Sentinels | None:
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         return None
+    if parts.fragment or "#" in url or ("@" in parts.path and "@" not in parts.netloc):
+        # Nothing of it is shown: what stands before the sign is the login.
+        raise ConfigError(
+            "the url of the Sentinels cannot be read: a # or / of the login cuts it", fix=_ESCAPED
+        )
     login, mark, hosts = parts.netloc.rpartition("@")
     name, _, database = parts.path.removeprefix("/").partition("/")
     if not name:
@@ -191,7 +197,11 @@ def parse_sentinels(url: str) -> Sentinels | None:
     query = urlencode({key: value for key, value in options.items() if key not in _OWN_OPTIONS})
     scheme = SCHEMES[parts.scheme]
     plain = f"{scheme}://{login}{mark}sentinel/{database}" + (f"?{query}" if query else "")
-    server = replace(parse_address(plain), role=ROLES[role])
+    try:
+        server = replace(parse_address(plain), role=ROLES[role])
+    except ConfigError as error:
+        fix = f"{_FIX}; options are {', '.join((*_OWN_OPTIONS, *OPTIONS))}"
+        raise ConfigError(error.what, where=hosts, fix=fix) from error
     user, password = options.get("sentinel_user", DEFAULT_USER), options.get("sentinel_password")
     asked = []
     for text in hosts.split(","):

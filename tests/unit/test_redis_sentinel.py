@@ -121,3 +121,20 @@ async def test_a_replica_that_is_well_is_chosen() -> None:
     async with saying(1, 7000, replicas[:3]) as host:
         with pytest.raises(SourceUnavailable, match="no replica"):
             await locate(f"redis+sentinel://{host}/shop?role=replica")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis+sentinel://u:p#q@127.0.0.1:1/x/0", "%23 for #"),
+        ("redis+sentinel://u:p/q@127.0.0.1:1/x/0", "%2F for /"),
+        ("redis+sentinel://u:pq@127.0.0.1:1/x/abc", "redis+sentinel://user:password@host:26379"),
+        ("redis+sentinel://u:pq@127.0.0.1:1/x/0?sentinel_pasword=q", "sentinel_password"),
+    ],
+)
+def test_a_mistake_in_a_url_shows_no_login_and_keeps_the_sentinels(url: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_sentinels(url)
+    text = str(caught.value)
+    assert words in text
+    assert "u:p" not in text
