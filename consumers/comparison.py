@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from consumers.children import is_error, read_lines, until_end
 from consumers.reconcile.job import Job
 from streamer.config import Config
 
 RATE = "50000/s"  # a side; a table of ten million rows takes three minutes, and a server hardly feels it
 MAX_LAG = "30s"  # a flow that is behind has more urgent work
 NICENESS = 10
-STOP_S = 9.0  # from SIGTERM to SIGKILL, as of every child
 REPORT_BYTES = 64 * 2**20  # of a report that is read; one of ten thousand tables has ten
 TAIL_LINES = 5  # of its log, for the reason of its end
 
@@ -77,22 +77,9 @@ class _Process:
 
     async def end(self, stop: asyncio.Event) -> Outcome:
         """When it has ended, by itself or as `stop` was set."""
-        process = self.process
-        reading = asyncio.gather(self._read_report(), self._read_log())
-        ended = asyncio.create_task(process.wait(), name=f"end of {self.name}")
-        asked = asyncio.create_task(stop.wait(), name=f"stop of {self.name}")
-        try:
-            await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                process.terminate()
-                await asyncio.wait({ended}, timeout=STOP_S)
-        finally:
-            asked.cancel()
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-            code = await ended
-            await reading
+        assert self.process.stderr is not None
+        reading = asyncio.gather(self._read_report(), read_lines(self.process.stderr, self._take))
+        code = await until_end(self.process, stop, reading, self.name)
         return outcome_of(code, bytes(self.report), self.tail)
 
     async def _read_report(self) -> None:
@@ -102,21 +89,9 @@ class _Process:
             if len(self.report) < REPORT_BYTES:
                 self.report += chunk
 
-    async def _read_log(self) -> None:
-        stream = self.process.stderr
-        assert stream is not None
-        rest = b""
-        while chunk := await stream.read(2**16):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._take(line)
-        if rest:
-            self._take(rest)
-
-    def _take(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
+    def _take(self, text: str) -> None:
         self.tail.append(text)
-        if not text.startswith('{"error":'):  # told with the end itself
+        if not is_error(text):  # told with the end itself
             self.line(self.name, text)
 
 
@@ -127,7 +102,7 @@ def outcome_of(code: int, report: bytes, tail: Sequence[str]) -> Outcome:
         reasons = [f"{t['flow']} {t['source']}: {t['reason']}" for t in raw["tables"] if t["reason"]]
         return Outcome(raw["verdict"], reasons[0] if reasons else raw["verdict"], raw["run"])
     for text in reversed(tail):
-        if text.startswith('{"error":'):
+        if is_error(text):
             with contextlib.suppress(orjson.JSONDecodeError, KeyError):
                 return Outcome("", orjson.loads(text)["error"]["message"])
     last = next((text for text in reversed(tail) if text), "no word in its log")

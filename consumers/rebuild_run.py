@@ -15,7 +15,6 @@ from random import SystemRandom
 
 import orjson
 from aiokafka import AIOKafkaConsumer
-from psycopg import sql
 
 from consumers.apply.checkpoint import Place
 from consumers.apply.schemas import Schemas
@@ -38,6 +37,7 @@ from streamer.backfills import read_runs
 from streamer.changes.backfill import manual_run
 from streamer.config import Config, Flow, PostgresTarget, describe_postgres
 from streamer.errors import BadRecordError, ConfigError
+from streamer.postgres.catalog import identifier
 
 FAULTS = 20_000  # that are told apart by their keys: those of parked keys are no reason against an exchange
 SHOWN = 10
@@ -72,11 +72,7 @@ class Rebuilt:
 
     @property
     def drop_sql(self) -> str:
-        return f"DROP TABLE {_quoted(self.names.schema, self.kept)};" if self.kept else ""
-
-
-def _quoted(*names: str) -> str:
-    return sql.Identifier(*names).as_string()
+        return f"DROP TABLE {identifier(self.names.schema, self.kept)};" if self.kept else ""
 
 
 async def rebuild(
@@ -159,7 +155,7 @@ class _Run:
             found.state, found.kept, found.since = "done_before", names.old, known.swapped
             return True
         if old is not None:
-            name = _quoted(names.schema, names.old)
+            name = identifier(names.schema, names.old)
             raise ConfigError(
                 f"{names.schema}.{names.old} is there already, which is the old table's name once it is"
                 " exchanged",

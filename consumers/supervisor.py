@@ -24,6 +24,7 @@ from typing import Any, Protocol, TextIO
 
 import orjson
 
+from consumers.children import is_error, read_lines, until_end
 from streamer.errors import EXIT_USAGE, FatalError, TailraceError
 from streamer.sandbox import KafkaServer, SandboxError
 from streamer.status import now_us
@@ -33,11 +34,9 @@ BACKOFF_FIRST_S = 0.2  # one fall is an accident: it is back before somebody loo
 BACKOFF_LIMIT_S = 30.0  # many are a state: the log stays readable, and a mended server is soon noticed
 HEALTHY_S = 60.0  # a process that ran so long begins with the first wait again
 SLOW_RETRY_S = 30.0  # after an error that a person must mend
-STOP_S = 9.0  # from SIGTERM to SIGKILL; the promise is 10 s
 KAFKA_STOP_S = 8.0
 KAFKA_POLL_S = 0.5
 TAIL_LINES = 20  # kept of a child's log, for the reason of its end
-LINE_BYTES = 64 * 1024  # a longer line of a child's log is cut
 FOR_A_PERSON = {"ConfigError", "FatalError", "BadRecordError"}  # trying again at once would give the same
 
 Line = Callable[[str, str], None]  # (part, line of its log)
@@ -158,47 +157,21 @@ class Child:
         reason = first_line(self.state.reason)  # what mends it is no advice any more: it runs
         self._set(state="running", pid=process.pid, started_us=now_us(), reason=reason)
         assert process.stderr is not None
-        reading = asyncio.create_task(self._read(process.stderr), name=f"log of {self.state.part}")
-        ended = asyncio.create_task(process.wait(), name=f"end of {self.state.part}")
-        asked = asyncio.create_task(stop.wait(), name=f"stop of {self.state.part}")
-        try:
-            await asyncio.wait({ended, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                self._set(state="stopping")
-                process.terminate()
-                await asyncio.wait({ended}, timeout=STOP_S)
-        finally:
-            asked.cancel()
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-            code = await ended
-            await reading
+        part = self.state.part
+        reading = asyncio.create_task(read_lines(process.stderr, self._take), name=f"log of {part}")
+        code = await until_end(process, stop, reading, part, stopping=lambda: self._set(state="stopping"))
         return None if stop.is_set() else self._ending(code)
 
-    async def _read(self, stream: asyncio.StreamReader) -> None:
-        rest = b""
-        while chunk := await stream.read(LINE_BYTES):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._take(line)
-            if len(rest) > LINE_BYTES:
-                self._take(rest)
-                rest = b""
-        if rest:
-            self._take(rest)
-
-    def _take(self, line: bytes) -> None:
-        text = line.decode(errors="replace").rstrip()
+    def _take(self, text: str) -> None:
         self._tail.append(text)
-        if not text.startswith('{"error":'):  # the reason of its end: told with the end itself
+        if not is_error(text):  # the reason of its end: told with the end itself
             self._line(self.state.part, text)
 
     def _ending(self, code: int) -> Ending:
         if code < 0:
             return Ending(f"killed by {signal.Signals(-code).name}")
         for text in reversed(self._tail):
-            if text.startswith('{"error":'):
+            if is_error(text):
                 with contextlib.suppress(orjson.JSONDecodeError, KeyError):
                     error = orjson.loads(text)["error"]
                     return Ending(error["message"], for_a_person=bool(FOR_A_PERSON & set(error["kinds"])))

@@ -26,7 +26,7 @@ from consumers.reconcile.stores.registry import make_store
 from consumers.reconcile.tables import Sides, make_sides
 from consumers.tail import Record, Wanted, tail
 from consumers.targets.base import Gate, Parked
-from consumers.targets.registry import make_target
+from consumers.targets.registry import target_of
 from streamer.config import Config, Flow
 from streamer.config.base import nearest
 from streamer.errors import BadRecordError, ConfigError
@@ -172,22 +172,18 @@ async def _standing(config: Config, brokers: str, flow: Flow, captured: Captured
     if captured.log is None:
         answer.notes.append("nothing captures it: there are no events")
         return
-    wanted = Wanted(captured.topic, WantedKey(orjson.dumps(answer.key).decode()), number=EVENTS)
+    key = WantedKey(orjson.dumps(answer.key).decode())
+    wanted = Wanted(captured.topic, key, number=EVENTS)
     async with aclosing(tail(brokers, config.kafka.security, config.name, wanted)) as records:
         answer.events = [record async for record in records]
-    target = make_target(
-        config.targets[flow.target],
-        f"{config.name}.{flow.target}",
-        [each for each in config.flows.values() if each.target == flow.target],
-    )
+    target = target_of(config, flow.target)
     try:
         await target.open()
         places = [Place(flow.name, captured.topic, p) for p in sorted({r.partition for r in answer.events})]
         stands = (await target.look(places)).stands
         answer.checkpoint = {place.partition: offset for place, offset in stands.items()}
-        wanted_key = WantedKey(orjson.dumps(answer.key).decode())
         parked = await target.parked(places)
-        answer.parked = [each for each in parked if wanted_key.fits(each.key)]
+        answer.parked = [each for each in parked if key.fits(each.key)]
         gates = await target.gates()
         answer.held = [g for g in gates if (g.flow, g.topic, g.state) == (flow.name, captured.topic, "held")]
     finally:

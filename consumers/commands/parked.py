@@ -25,7 +25,7 @@ from consumers.apply.queues import Key
 from consumers.commands.parked_screen import Queues, count, deletes_of, named, plain, print_list, print_queue
 from consumers.keys import spellings
 from consumers.targets.base import Parked, Target
-from consumers.targets.registry import make_target
+from consumers.targets.registry import target_of
 from streamer.cli import print_json
 from streamer.config import Config, load
 from streamer.config.base import nearest, no_such
@@ -98,14 +98,13 @@ async def _read(config: Config, name: str, wanted: Filter) -> Queues:
 @asynccontextmanager
 async def opened(config: Config, name: str, flow: str = "") -> AsyncIterator[Target]:
     """`flow`: one that must be of this target. Raises ConfigError for a name that is not there."""
-    settings = config.targets.get(name)
-    if settings is None:
+    if name not in config.targets:
         raise no_such("target", name, config.targets, config.path)
-    flows = [each for each in config.flows.values() if each.target == name]
-    if flow and flow not in {each.name for each in flows}:
-        fix = nearest(flow, [each.name for each in flows])
+    flows = [each.name for each in config.flows.values() if each.target == name]
+    if flow and flow not in flows:
+        fix = nearest(flow, flows)
         raise ConfigError(f"no flow {flow!r} goes to {name}", fix=fix, where=str(config.path))
-    target = make_target(settings, f"{config.name}.{name}", flows)
+    target = target_of(config, name)
     try:
         await target.open()
     except TargetUnavailable as error:

@@ -39,7 +39,7 @@ def serve(path: Path, *, metrics_port: int, restarts: int) -> None:
             config, database, schedule, lambda: status.record, lambda url: status.update(detail={"page": url})
         )
         page.open()
-        watch = Watch(config)
+        watch = Watch(config, database)
         await asyncio.to_thread(watch.open)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(watch.run(stop), name="watch")

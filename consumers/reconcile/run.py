@@ -48,7 +48,7 @@ from consumers.reconcile.stores.base import Store
 from consumers.reconcile.stores.registry import make_store
 from consumers.reconcile.tables import Sides, make_sides
 from consumers.targets.base import Target
-from consumers.targets.registry import make_target
+from consumers.targets.registry import target_of
 from streamer.changes.backfill import Request
 from streamer.commands.brokers import brokers_of
 from streamer.config import Config, Flow
@@ -314,9 +314,7 @@ class _Flow:
         )
 
     async def _open_standing(self) -> Target:
-        name = self._flow.target
-        flows = [flow for flow in self._config.flows.values() if flow.target == name]
-        target = make_target(self._config.targets[name], f"{self._config.name}.{name}", flows)
+        target = target_of(self._config, self._flow.target)
         self._stack.push_async_callback(target.close)
         await target.open()
         return target

@@ -42,14 +42,17 @@ class Watch:
     def __init__(
         self,
         config: Config,
+        database: Database | None = None,
         *,
         holder: str = "",
         brokers: Callable[[Config], str] = brokers_of,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`holder`: this watcher's name, else that of the process. Raises ConfigError."""
-        database = Database(config)
+        """`database`: the process's, if it has one; `holder`: this watcher's name, else that of the process.
+        Raises ConfigError."""
+        database = database or Database(config)
         self._config = config
+        self._plan = views.Plan.of(config)
         self._brokers = brokers
         self._clock_s = clock_s
         self._holder = holder or owner()
@@ -123,7 +126,7 @@ class Watch:
         status = None
         read_s = self._read_s
         if read_s is not None and self._clock_s() - read_s < KAFKA_S:
-            status = views.build(self._config, self._records, now_us(), proofs)
+            status = views.build(self._config, self._records, now_us(), proofs, self._plan)
         try:
             begun, over = await asyncio.to_thread(self._look, status)
         except LeaseLost:

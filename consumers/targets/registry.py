@@ -8,6 +8,12 @@ from consumers.targets.base import Target
 from streamer import config as settings
 
 
+def target_of(config: settings.Config, name: str) -> Target:
+    """A target of the file with all of its flows, not opened yet."""
+    flows = [flow for flow in config.flows.values() if flow.target == name]
+    return make_target(config.targets[name], f"{config.name}.{name}", flows)
+
+
 def make_target(target: settings.Target, group: str, flows: Sequence[settings.Flow]) -> Target:
     """Not opened yet. `group`: the consumer group bound to it. Raises ConfigError for a kind not built."""
     if isinstance(target, settings.PostgresTarget):

@@ -117,11 +117,6 @@ async def rows(connection: Connection, query: str, parameters: tuple[Any, ...] =
     return await cursor.fetchall()
 
 
-def name_of(*parts: str) -> str:
-    """A quoted, qualified name for SQL that a person will run."""
-    return sql.Identifier(*parts).as_string(None)
-
-
 def listed(names: list[str], most: int = 5) -> str:
     """'a, b and 3 more'."""
     shown = ", ".join(names[:most])

@@ -17,7 +17,7 @@ from streamer.config import (
 )
 from streamer.config.patterns import fits_parts
 from streamer.doctor.check import Findings
-from streamer.doctor.postgres import CONNECT_DEADLINE_S, Server, connected, listed, name_of, one, rows
+from streamer.doctor.postgres import CONNECT_DEADLINE_S, Server, connected, listed, one, rows
 from streamer.errors import ConfigError, TailraceError
 from streamer.postgres import rights
 from streamer.postgres.catalog import (
@@ -25,6 +25,7 @@ from streamer.postgres.catalog import (
     Table,
     by_hand,
     harmed_tables,
+    identifier,
     list_tables,
     publication_tables,
 )
@@ -146,7 +147,7 @@ async def _replication(findings: Findings, source: PostgresSource, server: Serve
         else:
             what = f"the role {server.role} may not replicate: it has no REPLICATION attribute"
             fix = "give it the attribute (Amazon RDS: GRANT rds_replication TO the role)"
-            findings.fail("replication", what, fix, [f"ALTER ROLE {name_of(server.role)} REPLICATION;"])
+            findings.fail("replication", what, fix, [f"ALTER ROLE {identifier(server.role)} REPLICATION;"])
     else:
         findings.ok("replication", f"the role {server.role} may replicate")
 
@@ -225,7 +226,7 @@ async def _tables(findings: Findings, connection: Connection, source: PostgresSo
             "and truncates are captured; updates and deletes are not"
         )
         fix = "add a primary key; or let whole rows identify them (more WAL for each update and delete)"
-        sql = [f"ALTER TABLE {name_of(t.schema, t.name)} REPLICA IDENTITY FULL;" for t in keyless]
+        sql = [f"ALTER TABLE {identifier(t.schema, t.name)} REPLICA IDENTITY FULL;" for t in keyless]
         findings.warn("replica identity", what, fix, sql)
     return captured
 
@@ -300,7 +301,7 @@ async def _published(
         operations = "insert, update, delete, truncate" if full else "insert, truncate"
         options = f"publish = '{operations}', publish_via_partition_root = true"
         what = f"the publication {name} does not publish what capture needs ({options})"
-        sql = [f"ALTER PUBLICATION {name_of(name)} SET ({options});"]
+        sql = [f"ALTER PUBLICATION {identifier(name)} SET ({options});"]
         findings.fail("publication", what, "as its owner run", sql)
     version = (await one(connection, "SELECT current_setting('server_version_num')::int"))[0]
     if version < FILTERS_SINCE:
@@ -315,7 +316,7 @@ async def _published(
              AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)""",
         ([wanted.name, wanted.inserts_name], [t.oid for t in tables]),
     ):
-        place, publication = alone[schema, table], name_of(name)
+        place, publication = alone[schema, table], identifier(name)
         what = f"the publication {name} filters rows or columns of {schema}.{table}: changes would be lost"
         drop, add = (f"ALTER PUBLICATION {publication} {verb} TABLE {place};" for verb in ("DROP", "ADD"))
         fix = "stop capture, and as the publication's owner run"

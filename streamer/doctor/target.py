@@ -11,10 +11,11 @@ from streamer.changes.fitting import fits_type
 from streamer.config import ColumnRule, Config, Flow, PostgresTarget, VectorTarget, built_flows
 from streamer.doctor.check import Findings
 from streamer.doctor.identity import check_identity
-from streamer.doctor.postgres import Server, connected, listed, name_of, one, rows
+from streamer.doctor.postgres import Server, connected, listed, one, rows
 from streamer.doctor.source import SourceFacts, taken_tables
 from streamer.doctor.vectors import check_vectors, chunk_columns
 from streamer.postgres import rights
+from streamer.postgres.catalog import identifier
 from streamer.postgres.connection import Connection
 
 VERSION_COLUMNS = {
@@ -111,7 +112,7 @@ async def check_target(
             )
             return
         if (await one(connection, "SELECT current_setting('default_transaction_read_only')"))[0] == "on":
-            sql = [f"ALTER ROLE {name_of(server.role)} SET default_transaction_read_only = off;"]
+            sql = [f"ALTER ROLE {identifier(server.role)} SET default_transaction_read_only = off;"]
             findings.fail("writable", "transactions are read-only here", "let this role write", sql)
         await check_identity(findings, connection, f"{config.name}.{target.name}", bound)
         wanted = _wanted(findings, flows, sources, server)
@@ -200,7 +201,7 @@ async def _existing(
         await _foreign_keys(findings, connection, server, table, oid)
         await _column_types(findings, connection, server, table, oid, owned)
         if secured:
-            sql = [f"ALTER ROLE {name_of(server.role)} BYPASSRLS;"]
+            sql = [f"ALTER ROLE {identifier(server.role)} BYPASSRLS;"]
             findings.fail(
                 "row security", f"policies of {table.name} may refuse rows", "let the role past them", sql
             )
@@ -218,7 +219,7 @@ async def _existing(
 async def _key(findings: Findings, connection: Connection, table: Wanted, oid: int) -> None:
     if not table.key or table.rules.write == "append":
         return
-    place = name_of(table.schema, table.table)
+    place = identifier(table.schema, table.table)
     indexes = await rows(
         connection,
         """SELECT (SELECT coalesce(array_agg(a.attname::text), '{}') FROM pg_attribute a
@@ -229,7 +230,7 @@ async def _key(findings: Findings, connection: Connection, table: Wanted, oid: i
         (oid,),
     )
     if not any(table.key <= set(columns) <= table.key | table.constants for (columns,) in indexes):
-        columns_text = ", ".join(name_of(n) for n, _, key in table.columns if key)
+        columns_text = ", ".join(identifier(n) for n, _, key in table.columns if key)
         sql = [f"CREATE UNIQUE INDEX ON {place} ({columns_text});"]
         findings.fail(
             "constraints", f"{table.name} has no unique key on {', '.join(sorted(table.key))}", "add it", sql
@@ -260,7 +261,7 @@ async def _foreign_keys(
 async def _column_types(
     findings: Findings, connection: Connection, server: Server, table: Wanted, oid: int, owned: bool
 ) -> None:
-    place = name_of(table.schema, table.table)
+    place = identifier(table.schema, table.table)
     there = {
         name: (type_, required, generated, builtin)
         for name, type_, required, generated, builtin in await rows(
@@ -294,10 +295,10 @@ async def _column_types(
     add = {name: type_ for name, type_ in (made | table.own).items() if name not in there}
     if add and not owned:
         what = f"{table.name} lacks {listed(list(add))}, and {server.role} does not own it"
-        columns = ", ".join(f"ADD COLUMN {name_of(name)} {type_}" for name, type_ in add.items())
+        columns = ", ".join(f"ADD COLUMN {identifier(name)} {type_}" for name, type_ in add.items())
         findings.fail("columns", what, "as the table's owner run", [f"ALTER TABLE {place} {columns};"])
     for name, (type_, required, generated, builtin) in there.items():
-        column = name_of(name)
+        column = identifier(name)
         if name in sent:
             if generated:  # left to the target
                 if name in table.key:
@@ -331,7 +332,7 @@ async def _may_replicate(connection: Connection) -> bool:
 def _replication_role_fix(server: Server) -> tuple[str, list[str]]:
     if server.version < PARAMETER_GRANTS_SINCE:
         return "this server cannot grant that setting (15 can); disable the triggers on the copy", []
-    grant = f"GRANT SET ON PARAMETER session_replication_role TO {name_of(server.role)};"
+    grant = f"GRANT SET ON PARAMETER session_replication_role TO {identifier(server.role)};"
     return "let the role switch triggers off for its own session", [grant]
 
 

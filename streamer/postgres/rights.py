@@ -14,6 +14,7 @@ from typing import Any
 from psycopg import AsyncConnection, sql
 
 from streamer.errors import ConfigError
+from streamer.postgres.catalog import identifier
 
 OWN_SCHEMA = "_tailrace"
 ROW_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -60,15 +61,15 @@ async def reading(connection: AsyncConnection[Any], tables: Iterable[Name]) -> l
 
 
 def _lacks(role: str, closed: list[str], unread: Mapping[str, list[str]], hidden: list[str]) -> list[Lack]:
-    to = _quoted(role)
+    to = identifier(role)
     found = []
     if closed:
-        grants = [f"GRANT USAGE ON SCHEMA {_quoted(schema)} TO {to};" for schema in closed]
+        grants = [f"GRANT USAGE ON SCHEMA {identifier(schema)} TO {to};" for schema in closed]
         what = f"{role} may not use the schema {_named(closed)}"
         found.append(Lack("schemas", what, "let it", tuple(grants)))
     if unread:
         grants = [
-            f"GRANT SELECT ON {', '.join(_quoted(schema, table) for table in tables)} TO {to};"
+            f"GRANT SELECT ON {', '.join(identifier(schema, table) for table in tables)} TO {to};"
             for schema, tables in unread.items()
         ]
         names = [f"{schema}.{table}" for schema, tables in unread.items() for table in tables]
@@ -85,10 +86,6 @@ def _named(names: Sequence[str]) -> str:
     """'a, b and 3 more'."""
     shown, more = ", ".join(names[:NAMED_LIMIT]), len(names) - NAMED_LIMIT
     return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _quoted(*parts: str) -> str:
-    return sql.Identifier(*parts).as_string(None)
 
 
 def as_owner(statements: Iterable[str]) -> str:
@@ -127,7 +124,7 @@ async def using_schema(connection: AsyncConnection[Any], schema: str, *, creates
     row = await (await connection.execute(query)).fetchone()
     assert row is not None
     role, there, may_make, usage, create = row
-    name, to = _quoted(schema), _quoted(role)
+    name, to = identifier(schema), identifier(role)
     if not there:
         what = f"the schema {schema} is not there, and {role} may not make it"
         make = f"CREATE SCHEMA {name} AUTHORIZATION {to};"
@@ -155,7 +152,7 @@ async def using_table(connection: AsyncConnection[Any], schema: str, table: str)
     role, *has = row
     missing = ", ".join(right for right, held in zip(ROW_PRIVILEGES, has, strict=True) if not held)
     what = f"{role} has no {missing} on {schema}.{table}"
-    grant = f"GRANT {missing} ON {_quoted(schema, table)} TO {_quoted(role)};"
+    grant = f"GRANT {missing} ON {identifier(schema, table)} TO {identifier(role)};"
     return True, Lack("tables", what, "grant it", (grant,)) if missing else None
 
 
@@ -174,8 +171,6 @@ async def own_schema(connection: AsyncConnection[Any]) -> Lack | None:
     if not closed:
         return lack
     statements = lack.statements if lack is not None else ()
-    grant = (
-        f"GRANT {', '.join(ROW_PRIVILEGES)} ON ALL TABLES IN SCHEMA {_quoted(OWN_SCHEMA)} TO {_quoted(role)};"
-    )
+    grant = f"GRANT {', '.join(ROW_PRIVILEGES)} ON ALL TABLES IN SCHEMA {identifier(OWN_SCHEMA)} TO {identifier(role)};"
     what = lack.what if lack is not None else f"{role} may not use all tables of the schema {OWN_SCHEMA}"
     return Lack("schemas", what, "let it", (*statements, grant))
