@@ -110,8 +110,8 @@ compat: install ## an older PostgreSQL as source and as target (15; POSTGRES_BIN
 COMPILE = env -u PIP_FIND_LINKS -u UV_FIND_LINKS $(UV) pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" pyproject.toml
 lock: $(UV) ## write requirements.lock and requirements-run.lock anew
-	$(COMPILE) --extra embeddings --extra sandbox --extra dev --output-file requirements.lock
-	$(COMPILE) --constraint requirements.lock --no-annotate --output-file requirements-run.lock
+	$(COMPILE) --extra embeddings --extra rocksdb --extra sandbox --extra dev --output-file requirements.lock
+	$(COMPILE) --extra rocksdb --constraint requirements.lock --no-annotate --output-file requirements-run.lock
 
 clean: ## remove .venv and every cache of the tools; data of a run (.tailrace) stays
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
