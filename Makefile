@@ -33,7 +33,7 @@ COMPAT_REDIS_TESTS := $(addprefix tests/integration/test_redis_,watch.py signs.p
 	capture.py rights.py target_rights.py cluster.py) tests/integration/test_doctor_redis.py
 
 .DELETE_ON_ERROR:
-.PHONY: help install demo test thorough slow crash crash-redis bench lint format compat lock clean
+.PHONY: help install demo test thorough slow crash crash-redis crash-process bench lint format compat lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -83,6 +83,9 @@ crash: install ## kill -9 of every part again and again: make crash ROUNDS=200 [
 
 crash-redis: install ## faults of a Redis source under 20,000 commands a second: make crash-redis ROUNDS=50 [SEED=7]
 	$(PYTHON) -m tests.crash.redis --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+crash-process: install ## workers of processors killed, joined and stopped under load: make crash-process ROUNDS=50 [SEED=7]
+	$(PYTHON) -m tests.crash.process --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 bench: install ## the figures of docs/benchmarks.md, on this machine
 	$(PYTHON) -m tests.bench

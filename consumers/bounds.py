@@ -59,11 +59,11 @@ def parse_bound(text: str, option: str, now_ms: int) -> Bound:
         return Bound(Kind(text))
     if _OFFSET(text):
         return Bound(Kind.OFFSET, int(text))
-    return Bound(Kind.TIME, parse_time(text, option, now_ms))
+    return Bound(Kind.TIME, parse_time(text, option, now_ms, or_="start, end, an offset, "))
 
 
-def parse_time(text: str, option: str, now_ms: int) -> int:
-    """A time, or how long ago -> milliseconds since 1970. Raises ConfigError."""
+def parse_time(text: str, option: str, now_ms: int, *, or_: str = "") -> int:
+    """A time, or how long ago -> milliseconds since 1970. Raises ConfigError, which says `or_`, too."""
     if _AGO(text):
         try:
             return now_ms - round(parse_duration(text) * 1000)
@@ -73,9 +73,9 @@ def parse_time(text: str, option: str, now_ms: int) -> int:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(
-            f"{option} {text!r} is no place in a log",
-            fix="write start, end, an offset, a time (2026-11-22T14:30, UTC unless it says otherwise) or how"
-            " long ago (10m, 2h, 7d)",
+            f"{option} {text!r} is no {'place in a log' if or_ else 'time'}",
+            fix=f"write {or_}a time (2026-11-22T14:30, UTC unless it says otherwise) or how long ago"
+            " (10m, 2h, 7d)",
         ) from None
     return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 

@@ -12,6 +12,7 @@ import typer
 
 from consumers import cli_config as overrides
 from consumers import cli_control as control_side
+from consumers import cli_process as process_side
 from consumers.commands.dead_letters import app as dead_letters
 from consumers.demo.command import demo
 from streamer import DEFAULT_PATH, __version__
@@ -61,19 +62,30 @@ def root(
 @app.command(short_help="Run everything of the config file, and keep it running.")
 def run(
     config: ConfigOption = DEFAULT_PATH,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Processors' state in memory where RocksDB is not installed.")
+    ] = False,
     as_json: JsonOption = False,
     metrics_port: MetricsOption = 0,
     log_format: LogFormatOption = "human",
     log_level: LogLevelOption = "info",
 ) -> None:
-    """Run everything of the config file: a process for each source and target, started again when it falls.
+    """Run everything of the config file: a process for each source, processor and target, started again when
+    it falls.
 
     --json prints a line for every change of a part's or a flow's state. Ctrl-C or SIGTERM stops it all.
     """
     set_up_log(log_format, log_level)
     from consumers.commands import run as work  # noqa: PLC0415
 
-    work.run(config, as_json=as_json, metrics_port=metrics_port, log_format=log_format, log_level=log_level)
+    work.run(
+        config,
+        as_json=as_json,
+        metrics_port=metrics_port,
+        log_format=log_format,
+        log_level=log_level,
+        memory=yes,
+    )
 
 
 @app.command(short_help="What runs, how far it is, and what is wrong, worst first.")
@@ -384,7 +396,9 @@ def replay(
     keys: Annotated[
         str, typer.Option("--keys", help="Only these, one a line; - is stdin.", metavar="FILE")
     ] = "",
-    topic: Annotated[str, typer.Option("--topic", help="Only this one of the flow's.")] = "",
+    topic: Annotated[
+        list[str] | None, typer.Option("--topic", help="Only this one of the flow's; may be given again.")
+    ] = None,
     partition: Annotated[int | None, typer.Option("--partition", "-p", min=0, help="This one only.")] = None,
     into: Annotated[
         str,
@@ -412,7 +426,7 @@ def replay(
 
     begin = from_offset, from_time, from_lsn, from_start
     end = to_offset, to_time, to_lsn
-    wish = work.Wish(flow, *begin, *end, topic, partition, key or (), keys, dry_run, into, drop_old)
+    wish = work.Wish(flow, *begin, *end, topic or (), partition, key or (), keys, dry_run, into, drop_old)
     raise typer.Exit(work.replay(config, wish, as_json=as_json))
 
 
@@ -468,10 +482,13 @@ def tail(
 
 app.command(short_help="A shop, the real pipeline, two kills, a verdict.")(demo)
 app.add_typer(
-    dead_letters, name="dead-letters", short_help="Rows that a target refused: list, show, retry, discard."
+    dead_letters,
+    name="dead-letters",
+    short_help="Rows that a target or a processor refused: list, show, retry, discard.",
 )
 app.add_typer(overrides.app, name="config", short_help="Schedules that were changed beside the file.")
 app.add_typer(control_side.app)
+app.add_typer(process_side.app)
 app.add_typer(capture_side.app)
 
 

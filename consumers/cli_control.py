@@ -1,4 +1,4 @@
-"""The commands of the control plane: the scheduler, its jobs, alerts. No command's work is here."""
+"""The commands of the control plane: paused flows, the scheduler, its jobs, alerts. No command's work is here."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from streamer.options import (
 
 app = typer.Typer()
 
+FlowsArgument = Annotated[list[str], typer.Argument(help="Flows of the file.", metavar="FLOW")]
 JobArgument = Annotated[str, typer.Argument(help="A job of `schedules:`.", metavar="JOB")]
 
 
@@ -76,6 +77,37 @@ def run_job(
     from consumers.commands import jobs as work  # noqa: PLC0415
 
     raise typer.Exit(work.run_job(config, job, wait=wait, as_json=as_json))
+
+
+@app.command(short_help="Have flows wait: nothing more of them is written.")
+def pause(
+    flows: FlowsArgument,
+    why: Annotated[str, typer.Option("--why", help="For those who look.", metavar="TEXT")] = "",
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "human",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Have flows wait where they are, whatever is restarted, until `resume`. Others of the target go on."""
+    set_up_log(log_format, log_level)
+    from consumers.commands import pauses as work  # noqa: PLC0415
+
+    raise typer.Exit(work.act(config, flows, paused=True, why=why, as_json=as_json))
+
+
+@app.command(short_help="Have paused flows go on from where they are.")
+def resume(
+    flows: FlowsArgument,
+    config: ConfigOption = DEFAULT_PATH,
+    as_json: JsonOption = False,
+    log_format: LogFormatOption = "human",
+    log_level: LogLevelOption = "warning",
+) -> None:
+    """Have paused flows go on from where they are."""
+    set_up_log(log_format, log_level)
+    from consumers.commands import pauses as work  # noqa: PLC0415
+
+    raise typer.Exit(work.act(config, flows, paused=False, why="", as_json=as_json))
 
 
 @app.command(short_help="One line and an exit code, for cron or a probe.")

@@ -170,21 +170,27 @@ def first_jobs(config: Config) -> dict[str, Job]:
 
 
 def ready(status: Status) -> list[tuple[str, int]]:
-    """Flows whose first copy is applied, or nearly, and the epoch of their sources."""
-    sources = {source["name"]: source for source in status.sources}
+    """Flows whose first copy is applied, or nearly, and the epoch of their sources; of a derived flow that of
+    its processor."""
+    sources = {f"capture:{source['name']}": source for source in status.sources}
+    processors = {f"process:{each['name']}": each for each in status.processors}
     found = []
     for flow in status.flows:
-        source = sources.get(flow["from"].split(".", 1)[0])
-        if source is None or source["state"] != State.STREAMING or source["snapshot"]:
+        before = [sources[part] for part in flow["way"] if part in sources]
+        by = [processors[part] for part in flow["way"] if part in processors]
+        if not before or any(s["state"] != State.STREAMING or s["snapshot"] for s in before):
             continue
-        runs = [run["run"] for run in source["backfills"] if run["state"] in _GOING_ON]
+        if any(each["state"] != State.STREAMING for each in by):
+            continue
+        epoch = (by or before)[-1]["epoch"]
+        runs = [run["run"] for s in before for run in s["backfills"] if run["state"] in _GOING_ON]
         behind = flow["lag_s"] is None or flow["lag_s"] > BEHIND_S
-        if source["epoch"] is None or behind or not flow["partitions"]:
+        if epoch is None or behind or not flow["partitions"]:
             continue
         if any(run.startswith(_COPIES) for run in runs):
             continue
         if flow["state"] in _READY:
-            found.append((flow["name"], int(source["epoch"])))
+            found.append((flow["name"], int(epoch)))
     return found
 
 

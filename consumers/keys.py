@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
-
-from streamer.errors import ConfigError
 
 _SIMPLE = re.compile(r"[ !#-\[\]-~]*").fullmatch  # one spelling in JSON: no quote, backslash or escape
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})").fullmatch
@@ -79,39 +77,23 @@ class WantedKey:
 
 
 class WantedKeys:
-    """Many of them, each as WantedKey has it, or as the array of its columns' values in their order."""
+    """Many of them, each known in every topic that it may be in."""
 
-    def __init__(self, texts: Iterable[str]) -> None:
-        """Raises ConfigError for what begins as JSON and is none; `number` says which it was."""
-        self._texts: set[str] = set()
-        self._forms: set[bytes] = set()
-        for number, text in enumerate(texts, 1):
-            self._texts.add(text)
-            if text[:1] in ("{", "["):
-                try:
-                    self._forms.add(_sorted(orjson.loads(text)))
-                except ValueError as error:
-                    raise ConfigError(
-                        f"key {number}, {text!r}, begins as JSON and is none: {error}",
-                        fix='write {"id": 7}, [7] or, of a key of one column, 7',
-                    ) from error
+    def __init__(self, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+        """`found`: of each key, its columns as events of a topic have them."""
+        self._number = len(found)
+        self._forms = {(topic, _sorted(columns)) for key in found for topic, columns in key.items()}
 
     def __len__(self) -> int:
-        return len(self._texts)
+        return self._number
 
-    def fits(self, key: bytes | None) -> bool:
+    def fits(self, topic: str, key: bytes | None) -> bool:
         if key is None:
             return False
-        if not self._texts.isdisjoint(spellings(key)):
-            return True
         try:
-            value = orjson.loads(key)
+            return (topic, _sorted(orjson.loads(key))) in self._forms
         except ValueError:
             return False
-        forms = [_sorted(value)]
-        if isinstance(value, dict):
-            forms.append(_sorted(list(value.values())))
-        return not self._forms.isdisjoint(forms)
 
 
 def _sorted(value: Any) -> bytes:

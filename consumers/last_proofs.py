@@ -9,18 +9,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import closing
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from streamer.config import Config
 from streamer.errors import ConfigError, RetryableError
+
+if TYPE_CHECKING:
+    from consumers.control.database import Database
 
 READ_AGAIN_S = 5.0  # a comparison takes seconds at least
 
 
 class LastProofs:
-    def __init__(self, config: Config, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: Config,
+        database: Database | None = None,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`database`: the process's, if it has one; it is left open."""
         self._config = config
+        self._database = database
         self._clock_s = clock_s
         self._read_s: float | None = None
         self._known: dict[str, dict[str, Any]] = {}
@@ -39,7 +50,10 @@ class LastProofs:
         from consumers.reconcile.proofs import Proofs  # noqa: PLC0415 - SQLAlchemy takes a quarter of a second
 
         try:
-            with closing(Proofs(self._config)) as proofs:
+            with ExitStack() as stack:
+                proofs = Proofs(self._config, self._database)
+                if self._database is None:
+                    stack.callback(proofs.close)
                 return {flow: proof.plain() for flow, proof in proofs.known().items()}
         except (ConfigError, RetryableError):  # also: nothing was ever compared
-            return {}
+            return self._known

@@ -24,10 +24,13 @@ from consumers.targets.postgres_exchange import Names
 from consumers.targets.postgres_rebuilds import KeyColumn
 from consumers.targets.postgres_tables import VERSION_COLUMNS
 from streamer.changes.backfill import Run, State
+from streamer.changes.names import spelt
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import data_topic, entity_topic
 from streamer.config import Config, Flow, PostgresTarget, RedisSource
+from streamer.config.derived import processor_of
 from streamer.errors import ConfigError
+from streamer.resetting import processor_reset_steps, reset_steps
 
 OLD = "_old"  # what the live table's name ends in when it is kept
 _NAME = re.compile(r"[^\0]+").fullmatch
@@ -51,6 +54,13 @@ def check_flow(config: Config, flow: Flow) -> None:
             where=where,
             fix="replay without --into: rows that are newer stay as they are",
         )
+    processor = processor_of(config, flow)
+    if processor is not None:
+        raise ConfigError(
+            f"the rows are those of the processor {processor}, and a table is rebuilt from a source's alone",
+            where=where,
+            fix=f"replay without --into; or, to have them derived again, {processor_reset_steps(processor)}",
+        )
     modes = {"write": flow.write, "delete": flow.delete, "truncate": flow.truncate}
     given = [f"{name}: {mode}" for name, mode in modes.items() if mode in ("append", "insert_only", "ignore")]
     if soft_column(flow) is not None:
@@ -68,16 +78,14 @@ def check_flow(config: Config, flow: Flow) -> None:
         )
 
 
-def subject_of(
-    flow: Flow, topics: Collection[str], records: Mapping[str, SchemaRecord], wanted: str
-) -> Subject:
+def subject_of(flow: Flow, topics: Collection[str], records: Mapping[str, SchemaRecord]) -> Subject:
     """`topics`: of the flow, those that are asked for. Raises ConfigError."""
     found = []
     for record in records.values():
         names = {data_topic(record.source, record.schema, record.table)}
         names.add(entity_topic(record.source, record.table))
         found += [Subject(record, topic) for topic in sorted(names.intersection(topics))]
-    if len(found) > 1 and not wanted:
+    if len(found) > 1:
         raise ConfigError(
             f"--into is one table, and flow {flow.name!r} has {len(found)}",
             fix=f"say which with --topic: {', '.join(each.topic for each in found)}",
@@ -93,8 +101,7 @@ def subject_of(
             f"{subject.record.schema}.{subject.record.table} has no key, so that nothing proves the rebuilt"
             " table",
             where=f"flow {flow.name!r}",
-            fix=f"give it a key in the source; or `tailrace reset {flow.source}` while its capture is"
-            " stopped, which copies it anew",
+            fix=f"give it a key in the source; or, to have it copied anew, {reset_steps(flow.source)}",
         )
     return subject
 
@@ -105,14 +112,15 @@ def names_of(config: Config, flow: Flow, subject: Subject, into: str) -> Names:
     schema, live = flow.place(record.schema, record.table)
     given, _, name = into.rpartition(".")
     where = f"--into {into!r}"
+    old = fitting(live, OLD)
+    fits = bool(_NAME(name)) and len(name.encode()) <= NAME_BYTES and name not in (live, old)
     if given not in ("", schema):
         raise ConfigError(
             f"the new table stands beside {schema}.{live}, in the same schema",
             where=where,
-            fix=f"write {name}",
+            fix=f"write {name if fits else fitting(live, '_new')}",
         )
-    old = fitting(live, OLD)
-    if not _NAME(name) or len(name.encode()) > NAME_BYTES or name in (live, old):
+    if not fits:
         raise ConfigError(
             f"it is no name for a table beside {schema}.{live}",
             where=where,
@@ -169,7 +177,7 @@ async def check_log(
         if run.request is not None
         and run.progress is not None
         and (run.progress.state, run.request.keyed, run.request.where) == (State.DONE, False, None)
-        and run.request.place in (f"{record.schema}.{record.table}", record.table)
+        and run.request.place in (spelt(record.schema, record.table), record.table)
     ]
     for span in short:
         first_us = await _first_us(consumer, brokers, span)

@@ -7,9 +7,10 @@ plans, and says what Kafka's retention has taken of what was asked; what is done
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from shlex import quote
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -20,19 +21,21 @@ from consumers.tail import Record, last_of, read
 from consumers.targets.base import Target
 from streamer.changes.envelope import decode_value
 from streamer.changes.schema import SchemaRecord
-from streamer.changes.topics import data_topic, entity_topic
-from streamer.config import Flow
+from streamer.changes.topics import record_topics
+from streamer.config import Config, Flow
 from streamer.config.base import nearest
+from streamer.config.derived import processor_of
 from streamer.errors import ConfigError, DecodeError
+from streamer.resetting import processor_reset_steps, reset_steps
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`topic`, `partition`: only these of the flow's; empty, None: all. `to` None: up to the checkpoint."""
+    """`topics`, `partition`: only these of the flow's; empty, None: all. `to` None: up to the checkpoint."""
 
     from_: Bound
     to: Bound | None = None
-    topic: str = ""
+    topics: Sequence[str] = ()
     partition: int | None = None
 
 
@@ -60,30 +63,19 @@ class Span:
         return self.begin >= self.end
 
 
-def check_flow(flow: Flow, records: Collection[SchemaRecord], topics: Collection[str]) -> None:
-    """Raises ConfigError where older events would stand above newer rows, or double them."""
-    cure = f"to have its rows as they are in the source now: `tailrace backfill {flow.source}`"
+def check_flow(flow: Flow) -> None:
+    """Raises ConfigError where older events would stand above newer rows."""
     if flow.version == "none":
         raise ConfigError(
             f"flow {flow.name!r} has `version: none`: nothing would keep the rows that are newer than what is"
             " replayed, and they would go back in time until it has caught up",
             where=f"flow {flow.name!r}",
-            fix=f"write `version: side`, which leaves the table as it is; or, {cure}",
+            fix="write `version: side`, which leaves the table as it is; or, to have its rows as they are in"
+            f" the source now: `tailrace backfill {flow.source}`",
         )
-    for record in records:
-        names = {data_topic(record.source, record.schema, record.table)}
-        names.add(entity_topic(record.source, record.table))
-        if not record.key_columns and not names.isdisjoint(topics):
-            raise ConfigError(
-                f"{record.schema}.{record.table} has no key: its rows cannot be told apart, and a replay"
-                " would add them again",
-                where=f"flow {flow.name!r}",
-                fix="give the table a key in the source, or leave it out with --topic;"
-                f" `tailrace reset {flow.source}` while its capture is stopped copies it anew",
-            )
 
 
-def topics_of(flow: Flow, topics: Mapping[str, int], wanted: str) -> dict[str, int]:
+def topics_of(flow: Flow, topics: Mapping[str, int], wanted: Collection[str]) -> dict[str, int]:
     """The flow's, and how many partitions they have. Raises ConfigError."""
     found = {topic: count for topic, count in topics.items() if flow.matches(topic)}
     if not found:
@@ -91,11 +83,56 @@ def topics_of(flow: Flow, topics: Mapping[str, int], wanted: str) -> dict[str, i
             f"Kafka has no topic of flow {flow.name!r} ({flow.source_pattern})",
             fix=f"start `tailrace capture {flow.source}` first",
         )
-    if not wanted:
-        return found
-    if wanted not in found:
-        raise ConfigError(f"{wanted!r} is no topic of flow {flow.name!r}", fix=nearest(wanted, sorted(found)))
-    return {wanted: found[wanted]}
+    for topic in wanted:
+        if topic not in found:
+            raise ConfigError(
+                f"{topic!r} is no topic of flow {flow.name!r}", fix=nearest(topic, sorted(found))
+            )
+    return {topic: count for topic, count in found.items() if not wanted or topic in wanted}
+
+
+def reset_of(config: Config, flow: Flow) -> str:
+    """The steps after which everything of the flow is published again."""
+    processor = processor_of(config, flow)
+    return reset_steps(flow.source) if processor is None else processor_reset_steps(processor)
+
+
+def brought_by(config: Config, flow: Flow, topics: Iterable[str]) -> str:
+    """What publishes rows again that the topics have no more."""
+    if processor_of(config, flow) is not None:
+        return f"to have the rows derived again {reset_of(config, flow)}"
+    tables = " ".join(sorted({quote(topic.partition(".")[2]) for topic in topics}))
+    command = f"tailrace backfill {flow.source} {tables}"
+    return f"`{command}` publishes the rows again as they are in the source now"
+
+
+def records_of(records: Iterable[SchemaRecord], topics: Collection[str]) -> dict[str, SchemaRecord]:
+    """Which table each of the topics is of, as far as it was published."""
+    found = {}
+    for record in records:
+        for topic in record_topics(record.source, record.schema, record.table):
+            if topic in topics:
+                found[topic] = record
+    return found
+
+
+def keyless(
+    flow: Flow, records: Mapping[str, SchemaRecord], topics: Collection[str], wanted: Collection[str]
+) -> list[str]:
+    """Topics of tables without a key, which a replay leaves out: it would add their rows again. Raises
+    ConfigError where it is asked for one of them, or nothing else is there."""
+    found = [topic for topic in topics if topic in records and not records[topic].key_columns]
+    named = [topic for topic in found if topic in wanted]
+    if found and (named or len(found) == len(topics)):
+        record = records[(named or found)[0]]
+        raise ConfigError(
+            f"{record.schema}.{record.table} has no key: its rows cannot be told apart, and a replay"
+            " would add them again",
+            where=f"flow {flow.name!r}",
+            fix="give the table a key in the source, or leave it out;"
+            f" to have it copied anew {reset_steps(flow.source)}",
+        )
+    return found
 
 
 async def plan(
@@ -211,7 +248,7 @@ def version_of(record: Record) -> Version:
     if record.value is None:
         return BOTTOM
     try:
-        return decode_value(record.value, where="").version
+        return decode_value(record.value, where="", offset=record.offset).version
     except DecodeError:
         return BOTTOM
 
@@ -240,17 +277,16 @@ async def _taken(
     return ""
 
 
-def refuse_taken(flow: Flow, spans: Sequence[Span]) -> None:
+def refuse_taken(config: Config, flow: Flow, spans: Sequence[Span]) -> None:
     """Raises ConfigError that names the logs' starts."""
     taken = [span for span in spans if span.taken]
     if taken:
-        tables = sorted({span.place.topic.partition(".")[2] for span in taken})
         raise ConfigError(
             "Kafka's retention has removed a part of what was to be replayed: the log of"
             f" {'; of '.join(span.taken for span in taken)}",
             where=f"flow {flow.name!r}",
-            fix=f"--from-start replays what is there; `tailrace backfill {flow.source} {' '.join(tables)}`"
-            " publishes the rows again as they are in the source now",
+            fix="--from-start replays what is there; "
+            + brought_by(config, flow, (span.place.topic for span in taken)),
         )
 
 

@@ -173,7 +173,7 @@ class Pass:
             return False
         if record.key is None:
             return truncates and self._keys is None
-        return self._keys is None or self._keys.fits(record.key)
+        return self._keys is None or self._keys.fits(record.topic, record.key)
 
     async def _write(self, batch: Batch, tally: Tally) -> None:
         while True:

@@ -67,6 +67,8 @@ def status_screen(status: Status) -> RenderableType:
         blocks.append(_flows(status))
     if status.sources:
         blocks.append(Group(_sources(status), *_copies(status), *_backfills(status)))
+    if status.processors:
+        blocks.append(_processors(status))
     if status.parts:
         blocks.append(_parts(status))
     return Group(*(Padding(block, (0, 0, 1, 0)) for block in blocks))
@@ -86,13 +88,22 @@ def lag_screen(status: Status, lag: Mapping[str, Any]) -> RenderableType:
 def _verdict(status: Status, *, findings: bool = True) -> RenderableType:
     worst = status.findings[0] if status.findings else None
     if worst is None or status.is_well:
-        well = Text(f"✓ {status.name}: {status.verdict}", style="bold green")
+        well = _hanging("✓ ", f"{status.name}: {status.verdict}", "bold green")
         return Group(well, *(_findings(status.findings) if findings else []))
     style = "bold red" if worst.counts else "bold yellow"
-    blocks: list[RenderableType] = [Text(f"{'✗' if worst.counts else '!'} {status.verdict}", style=style)]
+    blocks: list[RenderableType] = [_hanging("✗ " if worst.counts else "! ", status.verdict, style)]
     rest = worst.text.split("\n")[1:]
-    blocks += [Text(f"  {line.strip()}", style="cyan") for line in rest[:REASON_LINES]]
+    blocks += [_hanging("  ", line.strip(), "cyan") for line in rest[:REASON_LINES]]
     return Group(*blocks, *(_findings(status.findings[1:]) if findings else []))
+
+
+def _hanging(mark: str, text: str, style: str) -> RenderableType:
+    """A sentence whose further lines stand below its first word, not below its mark."""
+    grid = Table.grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(mark, style=style), Text(text, style=style))
+    return grid
 
 
 def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
@@ -101,8 +112,8 @@ def _findings(findings: Sequence[Finding]) -> list[RenderableType]:
     for finding in findings[:FINDINGS_LIMIT]:
         first, *more = finding.text.split("\n")
         style = "red" if finding.counts else "yellow"
-        lines.append(Text(f"  {'✗' if finding.counts else '!'} {first}", style=style))
-        lines += [Text(f"    {line.strip()}", style="cyan") for line in more[:REASON_LINES]]
+        lines.append(_hanging("  ✗ " if finding.counts else "  ! ", first, style))
+        lines += [_hanging("    ", line.strip(), "cyan") for line in more[:REASON_LINES]]
     if len(findings) > FINDINGS_LIMIT:
         lines.append(Text(f"  and {len(findings) - FINDINGS_LIMIT} more: see --json", style="dim"))
     return lines
@@ -239,6 +250,30 @@ def _sources(status: Status) -> RenderableType:
     if all(source["wal_warn_bytes"] is None for source in status.sources):
         table = without(table, "SLOT KEEPS")
     return Fitting(table, without(table, "EPOCH"), without(table, "EPOCH", "PUBLISHED", "RATE"))
+
+
+def _processors(status: Status) -> RenderableType:
+    figures = ("EPOCH", "DONE", "DERIVED", "RATE", "LAG s", "RECORDS", "PARKED", "STATE KEEPS")
+    table = headed("PROCESSOR", "STATE", *figures, "OUT", right=figures)
+    for each in status.processors:
+        state = _state(each["state"])
+        if each["workers"] > 1:
+            state.append(f" {each['workers']} workers", style="blue")
+        table.add_row(
+            escape(each["name"]),
+            state,
+            _count(each["epoch"]),
+            _count(each["done"]),
+            _count(each["derived"]),
+            rate(each["rate"]),
+            figure(each["lag_s"]),
+            _count(each["lag_records"]),
+            _count(each["parked"]),
+            size(each["state_bytes"]),
+            Text(each["out"], style="dim"),
+        )
+    narrow = without(table, "OUT", "EPOCH", "STATE KEEPS")
+    return Fitting(table, without(table, "OUT", "EPOCH"), narrow, without(narrow, "DONE", "DERIVED"))
 
 
 def _kept(wal: int | None, warn: int | None) -> Text:

@@ -13,11 +13,12 @@ from typing import Any
 import orjson
 
 from consumers.apply.checkpoint import Place
+from consumers.apply.pauses import Pause, paused_in
+from consumers.key_file import Written, key_columns, key_of
 from consumers.keys import WantedKey
 from consumers.last_proofs import LastProofs
 from consumers.reconcile.canonical import canonical
 from consumers.reconcile.job import refused
-from consumers.reconcile.keys import event_value
 from consumers.reconcile.mapping import Incomparable
 from consumers.reconcile.origins.base import Captured, Refused
 from consumers.reconcile.origins.registry import make_origin
@@ -29,7 +30,8 @@ from consumers.targets.base import Gate, Parked
 from consumers.targets.registry import target_of
 from streamer.config import Config, Flow
 from streamer.config.base import nearest
-from streamer.errors import BadRecordError, ConfigError
+from streamer.config.derived import processor_of
+from streamer.errors import ConfigError
 
 EVENTS = 5  # the last ones of the key that are shown
 
@@ -59,6 +61,7 @@ class Answer:
     checkpoint: dict[int, int] = field(default_factory=dict)  # partition of the events -> next offset
     parked: list[Parked] = field(default_factory=list)
     held: list[Gate] = field(default_factory=list)
+    paused: Pause | None = None
     proof: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -68,7 +71,11 @@ async def why(config: Config, brokers: str, table: str, key: str) -> AsyncGenera
     proofs = await LastProofs(config).now()
     found, known = False, []
     for flow in config.flows.values():
-        if refused(config, flow):
+        reason = refused(config, flow)
+        if reason:
+            if processor_of(config, flow) is not None and table == flow.source_pattern:
+                found = True
+                yield Answer(flow.name, table, flow.to, {}, text=reason)
             continue
         async with AsyncExitStack() as stack:
             origin, store = make_origin(config, flow), make_store(config, flow)
@@ -77,7 +84,8 @@ async def why(config: Config, brokers: str, table: str, key: str) -> AsyncGenera
                 await each.open()
             tables = await stack.enter_async_context(aclosing(origin.tables(flow)))
             async for captured in tables:
-                known.append(f"{flow.source}.{captured.qualified}")
+                derived = captured.qualified == flow.source_pattern
+                known.append(captured.qualified if derived else f"{flow.source}.{captured.qualified}")
                 if not _is_meant(table, flow, captured):
                     continue
                 found = True
@@ -106,6 +114,7 @@ async def why(config: Config, brokers: str, table: str, key: str) -> AsyncGenera
 def _is_meant(table: str, flow: Flow, captured: Captured | Refused) -> bool:
     """`table`: SOURCE.SCHEMA.TABLE, SCHEMA.TABLE, or the table or entity alone."""
     return table in (
+        flow.source_pattern,
         f"{flow.source}.{captured.qualified}",
         captured.qualified,
         captured.name,
@@ -123,8 +132,9 @@ async def _rows(answer: Answer, sides: Sides, text: str) -> None:
     record = sides.captured.record
     kinds = {column.name: column.kind for column in record.columns}
     names = [pair.name for pair in sides.compared.key_pairs]
-    values = key_values(text, [column.name for column in record.columns if column.key], kinds)
-    answer.key = values
+    columns = key_columns(record)
+    written = key_of(Written(f"the key of {answer.source}", text), columns)
+    answer.key = values = dict(zip([column.name for column in columns], written, strict=True))
     key: Key = tuple(str(canonical(kinds[name], values[name])) for name in names)
     answer.notes = list(sides.compared.notes)
     compared = [pair.name for pair in sides.compared.pairs]
@@ -140,52 +150,27 @@ def _values(names: Sequence[str], row: Row | None) -> RowValues | None:
     return None if row is None else RowValues(dict(zip(names, row.texts, strict=True)), row.stamp)
 
 
-def key_values(text: str, names: Sequence[str], kinds: dict[str, str]) -> dict[str, Any]:
-    """A key as it is written: a JSON object or array, or the value alone of a key of one column."""
-    example = f"write {orjson.dumps(dict.fromkeys(names, '...')).decode()}" + (
-        ", or the value alone" if len(names) == 1 else ""
-    )
-    value: Any = None
-    if text[:1] in "{[":
-        try:
-            value = orjson.loads(text)
-        except ValueError:
-            raise ConfigError(f"the key {text!r} is no JSON", fix=example) from None
-    if isinstance(value, list) and len(value) == len(names):
-        value = dict(zip(names, value, strict=True))
-    if isinstance(value, dict):
-        if value.keys() != set(names):
-            raise ConfigError(
-                f"the key has the columns {', '.join(names)}, not {', '.join(value)}", fix=example
-            )
-        return {name: value[name] for name in names}
-    if len(names) != 1 or isinstance(value, list):
-        raise ConfigError(f"the key has {len(names)} columns: {', '.join(names)}", fix=example)
-    try:
-        return {names[0]: event_value(kinds[names[0]], text)}
-    except (ValueError, BadRecordError):
-        raise ConfigError(f"{text!r} is no value of the key's column {names[0]}", fix=example) from None
-
-
 async def _standing(config: Config, brokers: str, flow: Flow, captured: Captured, answer: Answer) -> None:
     """What the log has of the key, and what the target says of its partitions."""
-    if captured.log is None:
+    log = captured.log
+    if log is None:
         answer.notes.append("nothing captures it: there are no events")
         return
     key = WantedKey(orjson.dumps(answer.key).decode())
-    wanted = Wanted(captured.topic, key, number=EVENTS)
+    wanted = Wanted(log.topic, key, number=EVENTS)
     async with aclosing(tail(brokers, config.kafka.security, config.name, wanted)) as records:
         answer.events = [record async for record in records]
     target = target_of(config, flow.target)
     try:
         await target.open()
-        places = [Place(flow.name, captured.topic, p) for p in sorted({r.partition for r in answer.events})]
+        places = [Place(flow.name, log.topic, p) for p in sorted({r.partition for r in answer.events})]
         stands = (await target.look(places)).stands
         answer.checkpoint = {place.partition: offset for place, offset in stands.items()}
         parked = await target.parked(places)
         answer.parked = [each for each in parked if key.fits(each.key)]
         gates = await target.gates()
-        answer.held = [g for g in gates if (g.flow, g.topic, g.state) == (flow.name, captured.topic, "held")]
+        answer.paused = paused_in(gates, flow.name)
+        answer.held = [g for g in gates if (g.flow, g.topic, g.state) == (flow.name, log.topic, "held")]
     finally:
         await target.close()
 
@@ -205,6 +190,9 @@ def _judge(answer: Answer) -> None:
         answer.state, answer.text = "absent", "neither the source nor the target has it"
     elif ours is not None and theirs is not None and not answer.columns:
         answer.state, answer.text = "equal", "source and target have the same row"
+    elif answer.paused is not None:
+        answer.state = "paused"
+        answer.text = f"flow {answer.flow} was paused {answer.paused.text}: `tailrace resume {answer.flow}`"
     elif answer.held:
         answer.state = "held"
         answer.text = f"flow {answer.flow} holds a {answer.held[0].kind}: `tailrace approve {answer.flow}`"

@@ -21,16 +21,21 @@ Follow = Callable[[], AbstractAsyncContextManager[Follower]]
 POLL_S = 0.1  # how soon a request or a wish is seen
 SHOWN_US = 3600 * 1_000_000  # a run that is over is in `status` for an hour
 SHOWN_LIMIT = 50
+RESET = "a reset has copied everything again"
 
 
 class Ledger:
     """All runs of one source. `runs` is what the topic says, once `open` has been called."""
 
-    def __init__(self, records: Topic, *, now_us: Callable[[], int], wake: Callable[[], None]) -> None:
-        """`records`: of the topic of backfills. `wake`: something waits to be flushed."""
+    def __init__(
+        self, records: Topic, *, now_us: Callable[[], int], wake: Callable[[], None], since_us: int
+    ) -> None:
+        """`records`: of the topic of backfills. `wake`: something waits to be flushed. `since_us`: when the
+        last copy of everything was begun, which has made good what had failed before."""
         self._records = records
         self._now_us = now_us
         self._wake = wake
+        self._since_us = since_us
         self._progress: dict[str, Progress] = {}
         self.runs = Runs()
 
@@ -90,6 +95,8 @@ class Ledger:
         told = run.wanted if run.wish is not None and run.wish.us > ended_us else None
         if progress.state is State.FAILED and told is Wanted.RUN:
             self.write(run, replace(progress, state=State.WAITING, reason="", ended_us=None))
+        elif progress.state is State.FAILED and ended_us < self._since_us:
+            self.write(run, replace(progress, state=State.CANCELLED, reason=RESET))
         elif progress.state is State.FAILED and (told is Wanted.CANCEL or self._made_good(run)):
             self.write(run, replace(progress, state=State.CANCELLED))
         elif ended_us + KEEP_DONE_US < self._now_us():

@@ -8,19 +8,17 @@ once.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
 import typer
 
 from streamer import DEFAULT_PATH, logs
-from streamer.changes.position import EPOCH_LIMIT
-from streamer.commands.doctor import doctor
-from streamer.commands.init import init
 from streamer.errors import EXIT_OK, EXIT_RUNTIME, EXIT_USAGE, ConfigError, TailraceError
 from streamer.options import (
     ConfigOption,
@@ -89,37 +87,6 @@ def capture(
     work.capture(config, source, metrics_port=metrics_port, restarts=restarts)
 
 
-@app.command(short_help="Begin a source again: new epoch, slot and snapshot.")
-def reset(
-    source: SourceArgument,
-    config: ConfigOption = DEFAULT_PATH,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    above: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=EPOCH_LIMIT - 1,
-            help="Begin with an epoch above this one, which a target has already.",
-            metavar="EPOCH",
-        ),
-    ] = 0,
-    as_json: JsonOption = False,
-    log_format: LogFormatOption = "human",
-    log_level: LogLevelOption = "warning",
-) -> None:
-    """Begin a source again: new epoch, slot and snapshot; rows that only older epochs wrote go at its end."""
-    set_up_log(log_format, log_level)
-    from streamer.commands import capture as work  # noqa: PLC0415
-
-    epoch = work.reset(config, source, sure=yes, above=above)
-    if as_json:
-        print_json({"source": source, "epoch": epoch})
-    else:
-        typer.echo(f"{source} begins again with epoch {epoch}; the copy starts with its next capture")
-
-
-app.command(short_help="Write a commented config: PostgreSQL to PostgreSQL.")(init)
-app.command(short_help="Try every connection and privilege; say what mends it.")(doctor)
 app.add_typer(sandbox, name="sandbox", short_help="Real servers for a look or a test.")
 
 
@@ -127,7 +94,7 @@ def run_command(program: typer.Typer, arguments: Sequence[str] | None = None) ->
     """The whole of `main`: runs the command, prints what went wrong, returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = typer.main.get_command(program).main(given, prog_name="tailrace", standalone_mode=False)
+        code = _built(program).main(given, prog_name="tailrace", standalone_mode=False)
         return code if isinstance(code, int) else EXIT_OK
     except UsageError as error:
         if "--json" in given:
@@ -151,10 +118,16 @@ def run_command(program: typer.Typer, arguments: Sequence[str] | None = None) ->
         return EXIT_RUNTIME
 
 
+@functools.cache
+def _built(program: typer.Typer) -> Any:
+    """From the signatures of all its functions: 25 ms."""
+    return typer.main.get_command(program)
+
+
 def _command(program: typer.Typer, given: Sequence[str]) -> str:
     """'tailrace dead-letters list': the command of a command line."""
     names = ["tailrace"]
-    command: Any = typer.main.get_command(program)
+    command = _built(program)
     for word in given:
         command = getattr(command, "commands", {}).get(word)
         if command is None:

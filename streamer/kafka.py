@@ -28,6 +28,7 @@ CLOSE_DEADLINE_S = 2.0  # a dead Kafka must not keep a process from stopping
 POLL_MS = 50  # how long one fetch waits for records while reading a topic to its end
 READER_BACKOFF_MS = 10  # aiokafka sleeps it at least once a reader, while it learns who leads
 ADMIN_TIMEOUT_MS = 15_000
+UVLOOP_CLOSED = "the handler is closed"
 
 # aiokafka logs each attempt of its own retries. All that it gives up on is raised here, with a reason.
 logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
@@ -168,6 +169,10 @@ def kafka_errors(doing: str, *, brokers: str) -> Iterator[None]:
     except TailraceError:
         raise
     except (kafka.KafkaError, OSError, TimeoutError) as error:
+        raise translate(error, doing, brokers=brokers) from error
+    except RuntimeError as error:  # uvloop's word for a connection that was lost just before a request
+        if UVLOOP_CLOSED not in str(error):
+            raise
         raise translate(error, doing, brokers=brokers) from error
 
 

@@ -1,4 +1,4 @@
-"""Dead members of a group: a killed process's partitions need not wait for its session to time out.
+"""Which processes of this host have ended: a dead member's partitions need not wait for its session.
 
 A member's client id says which process it is: host and boot, pid namespace, pid and its start time.
 One of this host that is no longer there is asked out of the group before this process joins it. A
@@ -19,9 +19,16 @@ PREFIX = "tailrace-"
 _PARTS = 5  # role, host, namespace, pid, start
 
 
-def client_id(role: str) -> str:
-    """This process's as `role` (apply, capture). Where /proc is not there it is never taken for dead."""
-    return f"{PREFIX}{role}/{_host()}/{_namespace()}/{os.getpid()}/{_start(os.getpid()) or '-'}"
+def client_id(role: str, pid: int = 0) -> str:
+    """Of a process, or of this one, as `role` (apply, capture). Where /proc is not there it is never taken
+    for dead."""
+    pid = pid or os.getpid()
+    return f"{PREFIX}{role}/{_host()}/{_namespace()}/{pid}/{_start(pid) or '-'}"
+
+
+def can_be_told() -> bool:
+    """Whether another process of this host could see that this one has ended."""
+    return bool(_start(os.getpid()))
 
 
 def is_dead(client: str) -> bool:

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from streamer import __version__
 from streamer.changes.backfill import State as Backfill
+from streamer.derived_metrics import process_metrics
 from streamer.errors import ConfigError
 from streamer.job_metrics import serve_metrics
 from streamer.status import State, StatusRecord
@@ -85,6 +86,8 @@ class RecordCollector(Collector):
             yield from _capture(record.name, record.detail)
         elif record.kind == "apply":
             yield from _apply(record.name, record.detail)
+        elif record.kind == "process":
+            yield from process_metrics(record.name, record.detail)
         elif record.kind == "run":
             yield from _run(record.detail)
         elif record.kind == "serve":

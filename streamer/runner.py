@@ -32,6 +32,7 @@ from streamer.publisher import COMPACTED, SHADOW, Publisher
 from streamer.publisher.topics import BAD
 from streamer.redis.election import Election
 from streamer.redis.journal import Journal
+from streamer.resetting import reset_steps
 from streamer.status import StatusWriter
 from streamer.stopping import stopped_within
 
@@ -262,6 +263,7 @@ async def _reset_redis(config: Config, source: RedisSource, brokers: str, above:
             number=publisher.number,
             epoch=epoch,
             since_epoch=epoch,
+            since_us=now_us(),
             stage=Stage.INTENT,
             system_id=before.system_id if before is not None else "",
             timeline=0,
@@ -275,7 +277,7 @@ def _still_captured(name: str, where: str) -> FatalError:
     return FatalError(
         f"a capture of {name} is running and holds the source's lock",
         where=where,
-        fix=f"stop it (Ctrl-C of `tailrace run` or of `capture {name}`), reset again, and start it",
+        fix=reset_steps(name),
     )
 
 
@@ -304,6 +306,7 @@ async def _reset_postgres(config: Config, source: PostgresSource, brokers: str, 
             number=publisher.number,
             epoch=epoch,
             since_epoch=epoch,
+            since_us=now_us(),
             stage=Stage.INTENT,
             system_id=system.system_id,
             timeline=system.timeline,

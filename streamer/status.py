@@ -28,6 +28,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from streamer.changes.topics import status_topic
 from streamer.errors import FatalError, TailraceError
 from streamer.kafka import Security, admin, client_options, connect, kafka_errors, reader, shut
+from streamer.members import can_be_told, client_id, is_dead
 from streamer.publisher.topics import ensure_topic
 
 FORMAT = 1
@@ -36,6 +37,7 @@ INTERVAL_S = 1.0
 MIN_GAP_S = 0.1  # a change of state is sent at once, but a flapping one ten times a second at most
 SILENT_AFTER_S = 5.0  # five heartbeats missed
 PROOF_S = 2.5  # what looks silent may be a wrong clock here: two more heartbeats would show it
+CLOCKS_US = 1_000_000  # machines that keep time differ by less
 FORGET_AFTER_S = 3600.0  # what ended or fell silent longer ago is history, not status
 SEND_DEADLINE_S = 5.0  # longer than any broker that is up; then a fresh producer
 RATE_RECORDS = 6  # five seconds: steady enough to read, and soon back at zero
@@ -79,7 +81,7 @@ class StatusRecord:
     """One heartbeat. Times are microseconds since 1970 UTC; `detail`: docs/status.md."""
 
     part: str  # capture:shop
-    kind: str  # capture | apply | run | kafka
+    kind: str  # capture | process | apply | serve | run
     name: str  # shop
     instance: str  # <host>-<pid>
     pid: int
@@ -94,6 +96,7 @@ class StatusRecord:
     metrics_port: int | None = None
     detail: dict[str, Any] = field(default_factory=dict)
     seen_us: int = 0  # Kafka's time of the record; not in the value
+    process: str = ""  # by which another on its host can tell whether it lives; empty: it cannot
 
     def key(self) -> bytes:
         return orjson.dumps({"part": self.part, "instance": self.instance})
@@ -200,6 +203,7 @@ class StatusWriter:
             state=State.STARTING,
             since_us=started_us,
             restarts=restarts,
+            process=client_id(kind) if can_be_told() else "",
         )
 
     def update(
@@ -263,7 +267,7 @@ class StatusWriter:
             if self._closing:
                 return
             failures = 0 if self.sent > before else failures + 1
-            await self._pause(RETRY_S[min(failures, len(RETRY_S) - 1)])
+            await self._rest(RETRY_S[min(failures, len(RETRY_S) - 1)])
 
     async def _send_until_closed(self) -> None:
         async with admin(self._brokers, self._security) as client:
@@ -299,11 +303,28 @@ class StatusWriter:
                 await producer.send_and_wait(self._topic, value, key=key, partition=0)
 
     async def _bury_the_old(self, producer: AIOKafkaProducer) -> None:
-        """Tombstones for what ended or fell silent long ago, so that the topic does not keep every pid."""
+        """Tombstones for what ended or fell silent long ago, so that the topic does not keep every pid.
+
+        Of its part also the word that those ended which were killed here: who looks elsewhere cannot tell
+        them from frozen ones.
+        """
         async with StatusReader(self._brokers, self._security, self._topic) as topic:
             await topic.poll()
+            for record in topic.records():
+                if record.part == self._record.part and not record.ended and is_dead(record.process):
+                    await self._send(producer, record.key(), replace(record, ended=True).dump())
             for record in topic.forgotten(self._clock_us()):
                 await self._send(producer, record.key(), None)
+
+    async def _rest(self, seconds: float) -> None:
+        """Kafka is away: only the end cuts it short, however much there is to say meanwhile."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not self._closing:
+                    self._wake.clear()
+                    await self._wake.wait()
+        except TimeoutError:
+            return
 
     async def _pause(self, seconds: float) -> None:
         """Until the time is over, or something is worth sending at once."""
@@ -342,6 +363,7 @@ class StatusReader:
         self._latest: dict[bytes, StatusRecord] = {}
         self._counts: dict[bytes, deque[tuple[int, dict[str, int]]]] = {}
         self._assigned = False
+        self._polled_us: int | None = None  # this clock's time of the last poll
 
     async def __aenter__(self) -> Self:
         self._client = await self._stack.enter_async_context(
@@ -365,15 +387,25 @@ class StatusReader:
                     client.assign([self._partition])
                     await client.seek_to_beginning(self._partition)
                     self._assigned = True
+                client.resume(self._partition)
                 fresh: dict[bytes, deque[tuple[bytes | None, int]]] = {}
                 while await client.position(self._partition) < end:
                     for batch in (await client.getmany(timeout_ms=50)).values():
                         for message in batch:
                             last = fresh.setdefault(message.key or b"", deque(maxlen=RATE_RECORDS))
                             last.append((message.value, message.timestamp * 1000))
+                client.pause(self._partition)  # else each heartbeat is fetched alone, as it comes
                 for key, values in fresh.items():  # no more than these count, of a topic's many
                     for value, seen_us in values:
-                        self._take(key, value, seen_us)
+                        self._take(key, value, self._of_now(seen_us))
+                self._polled_us = now_us()
+
+    def _of_now(self, seen_us: int) -> int:
+        """What the last poll did not see was written since, whatever the clocks say of it."""
+        since_us, at_us = self._polled_us, now_us()
+        if since_us is None or since_us - CLOCKS_US <= seen_us <= at_us + CLOCKS_US:
+            return seen_us
+        return at_us
 
     def _take(self, key: bytes, value: bytes | None, seen_us: int) -> None:
         if value is None:

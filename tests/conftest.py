@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from hypothesis import settings
+
+# How long an example takes says something of the machine, and nothing of the property.
+settings.register_profile("tailrace", deadline=None)
+settings.load_profile("tailrace")
+
 # Images of containers often set it; every process of a test would compile again all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -12,6 +18,7 @@ sys.dont_write_bytecode = False
 pytest_plugins = [
     "tests.servers",
     "tests.harness.capture",
+    "tests.harness.control",
     "tests.harness.publisher",
     "tests.harness.redis_capture",
     "tests.harness.redis_cluster",

@@ -277,7 +277,7 @@ class Decoded:
             if value is None or offset < first:  # the tombstone after a delete; a record that is known
                 continue
             try:
-                change = decode_value(value, where="")
+                change = decode_value(value, where="", offset=offset)
             except DecodeError as error:
                 self.poisons.append((NO_KEY if record.key is None else record.key, offset, value, error.what))
                 continue

@@ -74,29 +74,28 @@ def checksum_of(key: bytes | None, value: bytes | None) -> int:
     return crc32(value or b"", crc32(key or b""))
 
 
-def topic_replaced(checkpoint: Checkpoint, source: str, why: str) -> FatalError:
+def topic_replaced(checkpoint: Checkpoint, steps: str, why: str) -> FatalError:
+    """`steps`: of the reset that publishes everything again; of the others, too."""
     place = checkpoint.place
     return FatalError(
         f"the topic was made again or Kafka lost records: {why}; the checkpoint of flow {place.flow!r} is at"
         f" offset {checkpoint.next_offset}",
         where=f"{place.topic}[{place.partition}]",
-        fix=f"publish the source again: `tailrace reset {source}` while its capture is stopped, then start"
-        " apply",
+        fix=f"to publish the source again {steps}",
     )
 
 
-def cluster_replaced(checkpoint: Checkpoint, cluster_id: str, source: str) -> FatalError:
+def cluster_replaced(checkpoint: Checkpoint, cluster_id: str, steps: str) -> FatalError:
     place = checkpoint.place
     return FatalError(
         f"this is another Kafka cluster ({cluster_id}) than the one that flow {place.flow!r} was applied from"
         f" ({checkpoint.cluster_id})",
         where=f"{place.topic}[{place.partition}]",
-        fix="correct kafka.brokers; when Kafka was replaced on purpose:"
-        f" `tailrace reset {source}` while its capture is stopped, then start apply",
+        fix=f"correct kafka.brokers; when Kafka was replaced on purpose: {steps}",
     )
 
 
-def retention_passed(checkpoint: Checkpoint, log_start: int, source: str) -> FatalError:
+def retention_passed(checkpoint: Checkpoint, log_start: int, steps: str) -> FatalError:
     place = checkpoint.place
     missed = log_start - checkpoint.next_offset
     stand = f"its checkpoint is {checkpoint.next_offset}" if checkpoint.last else "it has no checkpoint yet"
@@ -104,6 +103,5 @@ def retention_passed(checkpoint: Checkpoint, log_start: int, source: str) -> Fat
         f"Kafka's retention has removed {missed} offsets that flow {place.flow!r} has not applied: {stand},"
         f" the log starts at {log_start}",
         where=f"{place.topic}[{place.partition}]",
-        fix=f"publish the source again: `tailrace reset {source}` while its capture is stopped, then start"
-        " apply; a longer kafka.topics.retention prevents it",
+        fix=f"to publish the source again {steps}; a longer kafka.topics.retention prevents it",
     )

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from consumers.apply.feed import Feed
 from consumers.apply.report import STALLED, Report
@@ -121,11 +121,20 @@ class Condition:
             self._due_s[flow] = time.monotonic() + self._rest_s(flow, cause)
             report = self._report.flows[flow]
             report.state, report.reason = STALLED if waits else State.ERROR, _reason(cause)
+            # With what the process says goes whose trouble it is, or it would be every flow's.
+            self._status.update(detail=self._report.detail())
         self._feed.release({flow})
         self.say()
         some_wait = any(isinstance(known, RetryableError) for known in self.stopped.values())
         if len(self.stopped) == len(self._flows) and not some_wait:
             raise cause
+
+    def leave(self, flows: Iterable[str]) -> None:
+        """Paused ones: what has stopped them is judged anew when they go on."""
+        for flow in flows:
+            self.stopped.pop(flow, None)
+            self._tried.pop(flow, None)
+            self._failures.pop(flow, None)
 
     def due(self) -> list[str]:
         """Stopped flows that a person may have mended meanwhile: they are to be tried again."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from consumers.apply.assemble import Prepared
 from consumers.apply.fold import BOTTOM
 from consumers.targets.base import Outcome
+from streamer.resetting import reset_steps
 
 # Longer than a capture's heartbeat takes to be seen: events of an epoch that has just begun may be faster.
 PROOF_S = 8.0
@@ -78,13 +79,13 @@ class Epochs:
         elif now_s - self._below_s.setdefault(flow, now_s) >= PROOF_S:
             return (
                 f"flow {flow}: {source} is at epoch {now}, and events of epoch {applied} were applied before:"
-                " whatever is captured now counts as older than the target's rows and is refused. While the"
-                f" capture is stopped, `tailrace reset {source} --above {applied}` publishes it above them"
+                " whatever is captured now counts as older than the target's rows and is refused. To publish"
+                f" it above them {reset_steps(source, above=applied)}"
             )
         if flow in self._copied and self._refused.get(flow, 0) and flow not in self._below_s:
             return (
                 f"flow {flow}: the target has refused all {self._refused[flow]} rows of the copy of {source}"
-                " that it was sent, as older than its own. Look for the highest `_tailrace_epoch` there:"
-                f" `tailrace reset {source} --above EPOCH`, while the capture is stopped, publishes it above"
+                " that it was sent, as older than its own. Look for the highest `_tailrace_epoch` there; to"
+                f" publish it above that {reset_steps(source, above='EPOCH')}"
             )
         return ""

@@ -32,7 +32,7 @@ from consumers.apply.checkpoint import (
 )
 from consumers.apply.resets import Copy, Resets
 from streamer.binding import bound_to
-from streamer.changes.topics import message_topic
+from streamer.changes.topics import clean, message_topic
 from streamer.config import Flow
 from streamer.config.patterns import clean_pattern
 from streamer.errors import FatalError, KafkaUnavailable
@@ -63,7 +63,8 @@ def topic_pattern(flows: Iterable[Flow]) -> str:
         *heads, last = clean_pattern(flow.source_pattern).split(".", 2)
         parts = [_expression(head, "[^.]") for head in heads] + [_expression(last, ".")]
         messages = re.escape(message_topic(flow.source))  # events about a source are no table's
-        found.append(rf"(?!{messages}\Z)" + r"\.".join(parts))
+        inner = rf"(?!{re.escape(clean(flow.source))}\.__(?:state|floors|hop[0-9]+)\Z)"  # as topics.is_inner
+        found.append(rf"(?!{messages}\Z){inner}" + r"\.".join(parts))
     return f"(?:{'|'.join(found)})\\Z"
 
 
@@ -275,16 +276,16 @@ class Feed:
             await asyncio.sleep(END_POLL_S)
 
     def _unfit(self, checkpoint: Checkpoint, start: int, end: int) -> FatalError | None:
-        source = self._sources[checkpoint.place.flow]
+        steps = self._resets.steps(self._sources[checkpoint.place.flow])
         cluster = checkpoint.cluster_id
         if cluster is not None and checkpoint.last is not None and cluster != self.cluster_id:
-            return cluster_replaced(checkpoint, self.cluster_id, source)
+            return cluster_replaced(checkpoint, self.cluster_id, steps)
         if start > checkpoint.next_offset:
-            return retention_passed(checkpoint, start, source)
+            return retention_passed(checkpoint, start, steps)
         if end < checkpoint.next_offset:
-            return topic_replaced(checkpoint, source, f"its log ends at {end}")
+            return topic_replaced(checkpoint, steps, f"its log ends at {end}")
         if checkpoint in self._replaced:
-            return topic_replaced(checkpoint, source, self._replaced[checkpoint])
+            return topic_replaced(checkpoint, steps, self._replaced[checkpoint])
         return None
 
     async def _starts_again(self, unfit: dict[Checkpoint, FatalError]) -> dict[Checkpoint, int]:

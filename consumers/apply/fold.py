@@ -25,6 +25,7 @@ from orjson import OPT_SORT_KEYS, dumps
 from streamer.changes.envelope import Change
 from streamer.changes.kinds import UNAVAILABLE
 from streamer.errors import BadRecordError
+from streamer.resetting import reset_steps
 
 Version = tuple[int, int, int]  # epoch, commit LSN, ordinal
 BOTTOM: Version = (0, 0, 0)  # below every event: no floor
@@ -198,8 +199,7 @@ def _keyless(log: list[tuple[bool, Write]], change: Change, offset: int) -> None
         if change.before is None:
             raise BadRecordError(
                 "an update or delete of a table without a key does not hold the old row",
-                fix="set REPLICA IDENTITY FULL on the table in the source, then `tailrace reset` its source"
-                " while its capture is stopped",
+                fix=f"ALTER TABLE ... REPLICA IDENTITY FULL in the source, then {reset_steps('SOURCE')}",
             )
         log.append((False, Write(change.before, change, offset)))
     if change.after is not None:

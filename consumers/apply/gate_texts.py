@@ -37,10 +37,11 @@ def text_of(gate: Gate) -> str:
     """The numbers: 100,000 of 100,000 rows of public.customers would be deleted."""
     table = gate.topic.partition(".")[2] or gate.topic
     rows = f"{min(gate.rows, gate.table_rows):,} of {gate.table_rows:,} rows"
+    if gate.kind in (TRUNCATE, FLOOR) and FLOOR_ROWS_LIMIT <= gate.rows < gate.table_rows:
+        rows = f"at least {rows}"
     if gate.kind == TRUNCATE:
         return f"a truncate: {rows} of {table} would be deleted"
     if gate.kind == FLOOR:
-        rows = f"at least {rows}" if gate.rows == FLOOR_ROWS_LIMIT < gate.table_rows else rows
         return f"the new copy of the source lacks {rows} of {table}, which would be deleted"
     rows = f"at least {rows}" if gate.rows < gate.table_rows else rows
     return f"{rows} of {table} would be deleted"

@@ -19,9 +19,18 @@ from consumers.apply.assemble import Decoded, Prepared
 from consumers.apply.checkpoint import Place
 from consumers.apply.floors import FEWEST_ROWS, Ask, Floors, nothing
 from consumers.apply.fold import Event
-from consumers.apply.gate_texts import DELETES, FLOOR, TRUNCATE, advice_of, letters_of, text_of
+from consumers.apply.gate_texts import (
+    DELETES,
+    FLOOR,
+    FLOOR_ROWS_LIMIT,
+    TRUNCATE,
+    advice_of,
+    letters_of,
+    text_of,
+)
 from consumers.apply.modes import takes_floors
-from consumers.targets.base import Gate, Target
+from consumers.targets.base import FlowError, Gate, TableChanges, Target
+from streamer.changes.envelope import Change
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Config, Flow, RedisSource
 
@@ -107,6 +116,8 @@ class Verdict:
     dropped: dict[int, list[Event]] = field(default_factory=dict)
     known: dict[int, set[int]] = field(default_factory=dict)  # replayed truncates, by offset: see Part
     floors: dict[int, Event] = field(default_factory=dict)  # of resets, whose rows are to be counted
+    truncate: Change | None = None  # the one that is held
+    goes: bool = True  # whether something of it goes to the writer
     made: int = 0  # rows that the batch makes
     total: int = 0  # deletes within WINDOW_S, with those that are judged
     kind: str = ""  # of what is held
@@ -182,6 +193,7 @@ def _undecided(rule: Rule, decision: Gate | None, partition: int, part: Part, ve
             elif state == "":
                 verdict.ends[partition] = offset
                 verdict.kind = TRUNCATE
+                verdict.truncate = change
                 verdict.captured_us.append(change.capture_us)
                 break
         elif change.op == "m" and change.is_floor and rule.floors is not None:
@@ -263,6 +275,7 @@ class Gates:
         self._clock_us = clock_us
         self._known: dict[Subject, Gate] = {}  # as the target has them
         self._closed: dict[Subject, Gate] = {}  # held here, and not yet noted in the target
+        self._truncates: dict[Subject, TableChanges] = {}  # of those, what is to be counted
         self._staged: dict[Subject, Verdict] = {}  # of the batch that is assembled
         self._batches: deque[dict[Subject, Verdict]] = deque()  # handed over and not written yet, in order
         self._on_way: dict[Subject, tuple[int, int]] = {}  # rows that those delete, and make
@@ -298,6 +311,7 @@ class Gates:
         subject = flow.name, topic
         self._staged.pop(subject, None)
         self._closed.pop(subject, None)  # the same batch again, without another flow
+        self._truncates.pop(subject, None)
         rule = self._rules.get(flow.name)
         if rule is None:
             return {}
@@ -341,6 +355,11 @@ class Gates:
             since_us = min([now_us, *verdict.captured_us])
             up_to_us = max(verdict.captured_us)
             self._closed[subject] = Gate(*subject, verdict.kind, HELD, verdict.rows, rows, since_us, up_to_us)
+            verdict.goes = any(p.events and verdict.before(n, p.events[0].offset) for n, p in parts.items())
+            if (change := verdict.truncate) is not None:
+                floor = TableChanges(*subject, record, *table[1:], [], {record.id}, change.version)
+                floor.floor_us = change.commit_us
+                self._truncates[subject] = floor
         self._staged[subject] = verdict
         return verdict
 
@@ -402,11 +421,15 @@ class Gates:
         """
         before = {(gate.flow, gate.topic) for gate in self.held()}
         known = {(gate.flow, gate.topic): gate for gate in await self._target.gates()}
-        for subject, gate in list(self._closed.items()):
+        for subject, closed in list(self._closed.items()):
+            if subject in self._truncates and self._is_on_way(subject):
+                continue  # what is before it may take rows, too: a reset's floor, deletes
+            gate = await self._counted(closed)
             there = known.get(subject)
             if there is None or there.state == HELD or not _covers(there, gate):
                 known[subject] = await self._note(gate, there)
             del self._closed[subject]
+            self._truncates.pop(subject, None)
         held, go_on = await self._floors.look(known)
         for gate in held:
             subject = gate.flow, gate.topic
@@ -423,12 +446,30 @@ class Gates:
         after = {(gate.flow, gate.topic) for gate in self.held()}
         return (before ^ after) | go_on
 
+    def _is_on_way(self, subject: Subject) -> bool:
+        """Whether a batch of it is not in the target yet."""
+        staged = self._staged.get(subject)
+        return (staged is not None and staged.goes) or any(subject in batch for batch in self._batches)
+
+    async def _counted(self, gate: Gate) -> Gate:
+        """A truncate's rows once all that came before it is in the target."""
+        changes = self._truncates.get((gate.flow, gate.topic))
+        if changes is None:
+            return gate
+        try:
+            there = await self._target.count_rows(changes.flow, changes.schema, changes.table)
+            rows = await self._target.count_below(changes, FLOOR_ROWS_LIMIT)
+        except FlowError as error:  # the truncate's batch stops the flow, and says the same
+            log.debug("what a truncate of flow %s takes is not known: %s", gate.flow, error)
+            return gate
+        return replace(gate, rows=rows, table_rows=max(rows, there))
+
     async def _note(self, gate: Gate, there: Gate | None) -> Gate:
-        """Another process may hold a part of the same."""
+        """Another process may hold a part of the same; a truncate is in one partition."""
         if there is not None and (there.state, there.kind) == (HELD, gate.kind):
             gate = replace(
                 gate,
-                rows=max(gate.rows, there.rows),
+                rows=gate.rows if gate.kind == TRUNCATE else max(gate.rows, there.rows),
                 since_us=there.since_us,
                 up_to_us=max(gate.up_to_us, there.up_to_us),
             )

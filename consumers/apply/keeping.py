@@ -11,22 +11,27 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from aiokafka import TopicPartition
+
 from consumers.apply.backfilling import REREAD_KEYS, Backfilling
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed
 from consumers.apply.losses import Losses
 from consumers.apply.parking import Parking
+from consumers.apply.pauses import Pauses
 from consumers.apply.reading import KAFKA
 from consumers.apply.report import Report
 from consumers.apply.session import TARGET, Session
 from consumers.apply.writing import Writer
 from consumers.targets.base import Parked, Target, Unwhole
 from streamer.errors import KafkaUnavailable, TailraceError
-from streamer.status import StatusWriter
+from streamer.kafka import kafka_errors
+from streamer.status import State, StatusWriter
 
 REREAD_S = 10.0  # between two asks for rows that are not whole
 KEEP_S = 1.0  # between two reports
+REWOUND = "rewound"  # of a flow: it stands before a place that it had passed
 PROBE_S = 3.0  # Kafka not answering for so long is said in `status`
 SWEEP_S = 60.0
 LOOK_S = 2.0  # a target that was emptied or replaced is noticed within it, also where no change comes
@@ -45,10 +50,12 @@ class Keeper:
         report: Report,
         parking: Parking,
         losses: Losses,
+        pauses: Pauses,
         writer: Writer,
         status: StatusWriter,
         *,
         go_on: Callable[[str], None],
+        retention_s: float,
         keep_tombstones_s: float,
         poll_gates: Callable[[Target], Awaitable[None]] | None = None,
         backfilling: Backfilling,
@@ -61,15 +68,18 @@ class Keeper:
         self._report = report
         self._parking = parking
         self._losses = losses
+        self._pauses = pauses
         self._writer = writer
         self._go_on = go_on
         self._status = status
+        self._retention_s = retention_s
         self._keep_tombstones_s = keep_tombstones_s
         self._poll_gates = poll_gates
         self._backfilling = backfilling
         self.notes: list[str] = []  # findings that do not change while the process runs
         self._findings: list[str] = []
         self._blind = ""  # why gates are not looked at
+        self._starts: dict[TopicPartition, int] = {}  # of the logs that paused flows read, now and then
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -87,6 +97,7 @@ class Keeper:
                 condition.wait_for(KAFKA, "Kafka does not answer; it goes on by itself when it is back")
             await self.commit()
             await self._look_after_parked()
+            await self._look_at_pauses()
             if self._poll_gates is not None:
                 error = await self._session.shortly(self._poll_gates)
                 self._blind = (
@@ -104,6 +115,7 @@ class Keeper:
             if now_s - reread_s > REREAD_S and not self._session.is_busy:
                 reread_s = now_s
                 await self._reread()
+                await self._look_at_starts()
             rereads = self._report.rereads
             self._show()
 
@@ -147,6 +159,32 @@ class Keeper:
             self._condition.wait_for(TARGET, str(error))
         elif error is None and self._writer.idle.is_set() and TARGET in self._condition.waiting:
             self._condition.have(TARGET)
+
+    async def _look_at_pauses(self) -> None:
+        pauses = self._pauses
+
+        async def act(_: Target) -> None:
+            await pauses.poll()
+
+        error = await self._session.shortly(act)
+        if error is not None:
+            log.debug("whether flows are paused is not known: %s", error)
+        self._condition.leave(pauses.out)
+        self._report.paused(pauses.paused())
+
+    async def _look_at_starts(self) -> None:
+        """How much of what paused flows have not applied is left in the log."""
+        paused = self._pauses.paused()
+        wanted = {partition for flow, partition in self._report.partitions if flow in paused}
+        self._starts = {}
+        if not wanted or not self._feed.is_open:
+            return
+        try:
+            with kafka_errors("reading offsets", brokers=""):
+                async with asyncio.timeout(PROBE_S):
+                    self._starts = await self._feed.consumer.beginning_offsets(list(wanted))
+        except KafkaUnavailable as error:
+            log.debug("starts of logs not read: %s", error)
 
     async def _look(self) -> None:
         """Whether the target has what was written to it. A partition with a batch would notice; no other."""
@@ -232,8 +270,13 @@ class Keeper:
         counts = self._parking.lot.counts()
         self._report.parked(counts)
         detail = self._report.detail()
-        detail["findings"] = [*self.notes, *self._findings, *self._parking.findings()]
+        detail["findings"] = [*self.notes, *self._findings]
+        detail["set_aside"] = self._parking.findings()
         detail["findings"] += self._losses.findings(self._parking.lot.at)
+        for flow, reason in self._losses.rewound(self._parking.lot.at).items():
+            if detail["flows"][flow]["state"] == State.STREAMING:
+                detail["flows"][flow].update(state=REWOUND, reason=reason)
+        detail["findings"] += self._pauses.findings(*self._report.unapplied(self._starts), self._retention_s)
         detail["findings"] += self._report.epochs.findings() + self._backfilling.findings()
         if self._blind and not self._condition.waiting:  # else that is what it waits for
             detail["findings"].append(self._blind)

@@ -24,7 +24,9 @@ from consumers.apply.floors import Extent
 from consumers.apply.gates import Gates, rules_of
 from consumers.apply.keeping import Keeper
 from consumers.apply.losses import Losses
+from consumers.apply.outdated import Outdated
 from consumers.apply.parking import Parking
+from consumers.apply.pauses import Pauses
 from consumers.apply.reading import BLOCKED_S, Reader
 from consumers.apply.report import Histogram, Report
 from consumers.apply.resets import Resets
@@ -34,6 +36,7 @@ from consumers.apply.writing import Writer
 from consumers.targets.base import Target
 from consumers.targets.registry import make_target
 from streamer import config as settings
+from streamer.config.derived import processor_of, sources_of
 from streamer.errors import ConfigError
 from streamer.kafka import offset_ranges
 from streamer.status import State, StatusWriter
@@ -76,6 +79,13 @@ async def run_apply(
         gc.set_threshold(*thresholds)
 
 
+def capture_of(config: settings.Config, flow: settings.Flow) -> str:
+    """The source whose commit times its events carry; of a derived flow one of those that it comes from."""
+    processor = processor_of(config, flow)
+    found = sources_of(config.processors, processor) if processor is not None else []
+    return found[0] if found else flow.source
+
+
 class Apply:
     def __init__(
         self,
@@ -94,19 +104,24 @@ class Apply:
         self._status = status
         self._target = target
         self._stop = stop
-        resets = Resets(kafka.brokers, kafka.security, config.name)
+        outs = {processor.out: name for name, processor in config.processors.items()}
+        resets = Resets(kafka.brokers, kafka.security, config.name, outs)
         self._schemas = Schemas(kafka.brokers, kafka.security, config.name)
         self._backfilling = Backfilling(config, target_settings.name, flows, self._schemas)
         self._feed = Feed(kafka.brokers, kafka.security, group, flows, resets, self._backfilling.begin)
-        self._clocks = Clocks(kafka.brokers, kafka.security, config.name, sources, status.record)
+        captures = {flow.name: capture_of(config, flow) for flow in flows}
+        self._clocks = Clocks(kafka.brokers, kafka.security, config.name, captures, status.record)
         self._letters = DeadLetters(kafka, target_settings.name)
-        epochs = Epochs(sources, self._clocks.epoch_of)
+        own = {name: source for name, source in sources.items() if source not in outs}  # a capture's epochs
+        epochs = Epochs(own, self._clocks.epoch_of)
         self._report = report = Report(names, metrics, self._clocks.of, epochs)
         condition = Condition(names, stop, status, self._feed, report)
         self._session = Session(target, condition)
         parking = Parking(target, self._letters, flows, self._schemas, target_settings.dead_letters)
         losses = Losses()
-        common = self._feed, self._session, condition, report, parking, losses
+        pauses = Pauses(names, target)
+        parking.lot.still = pauses.out
+        common = self._feed, self._session, condition, report, parking, losses, pauses
         rules = rules_of(config, flows)
         self._gates = None
         if rules:
@@ -118,7 +133,8 @@ class Apply:
                 stays=losses.stays,
                 extent_of=self._extent_of,
             )
-        self._writer = Writer(*common, self._gates)
+        outdated = Outdated(flows, self._feed.copied_since)
+        self._writer = Writer(*common, outdated, self._gates)
         self._reader = Reader(*common, self._schemas, self._writer, target_settings.batch, self._gates)
         keep_tombstones_s = kafka.topics.retention_s * TOMBSTONE_MARGIN
         poll_gates = None if self._gates is None else self._poll_gates
@@ -127,6 +143,7 @@ class Apply:
             self._writer,
             status,
             go_on=self._reader.go_on,
+            retention_s=kafka.topics.retention_s,
             keep_tombstones_s=keep_tombstones_s,
             poll_gates=poll_gates,
             backfilling=self._backfilling,

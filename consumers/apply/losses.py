@@ -53,7 +53,8 @@ class Losses:
             if checkpoint.next_offset < until:
                 self._ends[place] = max(until, self._ends.get(place, 0))
                 if self._replays.get(place, (0, 0))[1] != until or checkpoint.next_offset < held:
-                    log.warning("%s", _replayed(place.flow, {place: (checkpoint.next_offset, until)}))
+                    span = {place: (checkpoint.next_offset, until)}
+                    log.warning("flow %s: %s", place.flow, _replayed(span))
                 self._replays[place] = checkpoint.next_offset, until
             if checkpoint.next_offset < held and held > until:
                 found.setdefault(place.flow, {})[place] = checkpoint.next_offset, held
@@ -72,7 +73,7 @@ class Losses:
         return place in self._replays
 
     def findings(self, at: Mapping[Place, int]) -> list[str]:
-        """`at`: checkpoints now. What is applied again, and for a time what was."""
+        """`at`: checkpoints now. What was lost and is applied again, and for a time what was."""
         for place in [p for p, end in self._ends.items() if at.get(p, -1) >= end]:
             del self._ends[place]
             self._replays.pop(place, None)
@@ -81,12 +82,18 @@ class Losses:
         for flow in [f for f, lost_s in self._lost_s.items() if lost_s < before_s and f not in coming]:
             del self._lost[flow], self._lost_s[flow]
             self._ends = {place: end for place, end in self._ends.items() if place.flow != flow}
+        return [self._text(flow, places) for flow, places in sorted(self._lost.items())]
+
+    def rewound(self, at: Mapping[Place, int]) -> dict[str, str]:
+        """Flows that stand before a place that they had passed, and why: as of the last `findings`."""
+        found: dict[str, str] = {}
         replays: dict[str, dict[Place, tuple[int, int]]] = {}
-        for place, span in self._replays.items():
-            if place in at:
-                replays.setdefault(place.flow, {})[place] = span
-        found = [self._text(flow, places) for flow, places in sorted(self._lost.items())]
-        return found + [_replayed(flow, places) for flow, places in sorted(replays.items())]
+        for place, end in self._ends.items():
+            if at.get(place, end) < end:
+                found[place.flow] = "what the target has lost is applied again from Kafka's log"
+                if place in self._replays:
+                    replays.setdefault(place.flow, {})[place] = self._replays[place]
+        return found | {flow: _replayed(places) for flow, places in replays.items()}
 
     @staticmethod
     def _text(flow: str, places: Mapping[Place, tuple[int, int]]) -> str:
@@ -96,10 +103,10 @@ class Losses:
         )
 
 
-def _replayed(flow: str, places: Mapping[Place, tuple[int, int]]) -> str:
+def _replayed(places: Mapping[Place, tuple[int, int]]) -> str:
     return (
-        f"flow {flow}: replayed as a person has asked ({_named(places)}); newer rows stay as they are, and it"
-        " goes on by itself"
+        f"replayed as a person has asked ({_named(places)}); newer rows stay as they are, and it goes on by"
+        " itself"
     )
 
 

@@ -11,11 +11,13 @@ from consumers.targets.base import Parked
 
 
 class Lot:
-    """`queues`: by place and key. `at`: the checkpoints, as they are in the target."""
+    """`queues`: by place and key. `at`: the checkpoints, as they are in the target. `still`: flows whose keys
+    are left alone now."""
 
     def __init__(self) -> None:
         self.queues: dict[Place, dict[bytes, Queue]] = {}
         self.at: dict[Place, int] = {}
+        self.still: set[str] = set()
         self.cluster_id = ""
 
     def load(self, checkpoints: Mapping[Place, Checkpoint], parked: list[Parked], cluster_id: str) -> None:
@@ -65,12 +67,14 @@ class Lot:
 
     @property
     def has_waiting(self) -> bool:
-        return any(q.head.waiting for queues in self.queues.values() for q in queues.values())
+        moving = (queues for place, queues in self.queues.items() if place.flow not in self.still)
+        return any(queue.head.waiting for queues in moving for queue in queues.values())
 
     def waiting(self) -> list[Key]:
         return [
             Key(place, key)
             for place, queues in self.queues.items()
+            if place.flow not in self.still
             for key, queue in queues.items()
             if queue.head.waiting
         ]

@@ -52,14 +52,15 @@ class Parking:
         self._kept_whole = {flow.name for flow in by_name.values() if flow.write != "upsert"}
         self._recent: deque[tuple[float, int, int]] = deque()  # monotonic s, rows applied, rows refused
 
-    def findings(self) -> list[str]:
+    def findings(self) -> dict[str, str]:
         """One sentence a flow that has parked keys."""
-        return [
-            f"flow {flow}: {count.parked} {'key is' if count.parked == 1 else 'keys are'} parked, refused by"
-            f" the target: tailrace dead-letters list {self._letters.target}"
+        see = f"tailrace dead-letters list {self._letters.target}"
+        return {
+            flow: f"flow {flow}: {count.parked} {'key is' if count.parked == 1 else 'keys are'} parked,"
+            f" refused by the target: {see}"
             for flow, count in sorted(self.lot.counts().items())
             if count.parked
-        ]
+        }
 
     # A batch
 

@@ -139,7 +139,8 @@ def payload_of(write: Write, record: SchemaRecord | None, *, created: bool) -> b
 def event_of(parked: Parked) -> Event:
     """Raises DecodeError, as of a record."""
     place = parked.place
-    change = decode_value(parked.payload, where=f"{place.topic}[{place.partition}]@{parked.offset}")
+    where = f"{place.topic}[{place.partition}]@{parked.offset}"
+    change = decode_value(parked.payload, where=where, offset=parked.offset)
     key = parked.key if parked.key != NO_KEY else None
     return Event(key, change, parked.offset, _UNAVAILABLE in parked.payload)
 
@@ -198,9 +199,10 @@ def stage(
     """Take out of the folds what must wait, and fill `batch.parks` and `batch.unparks`. May be called again,
     with other queues. `whole`: flows whose queues stay whole: a row does not replace the one before."""
     aside.restore()
-    batch.parks, batch.unparks = [], []
+    batch.parks, batch.unparks, batch.wishes = [], [], {}
     if not (any(queues.values()) or aside.poisons or aside.refused or aside.behind):
         return
+    queues = _unended(batch, aside, queues)
     items = defaultdict(list)
     for poison in aside.poisons:
         reason = UNDECODABLE, poison.reason, False
@@ -216,14 +218,28 @@ def stage(
                 items[Key(place, name)].append(_item(batch, place, write, None, created=part is fold.creates))
     for changes in batch.tables:
         _divert(changes, batch, aside, queues, items)
-    for changes in batch.tables:
-        if changes.floor > BOTTOM:
-            _sink(changes, batch, aside, queues, items)
     for key, found in items.items():
         ordered = sorted(found, key=lambda item: item.offset)
         if key.place.flow in whole:
             ordered = [item._replace(whole=False) for item in ordered]
         _join(key, ordered, batch, aside, queues, now_us)
+
+
+def _unended(
+    batch: Batch, aside: Aside, queues: Mapping[Place, Mapping[bytes, Queue]]
+) -> Mapping[Place, Mapping[bytes, Queue]]:
+    """A floor ends what waits at or below it (H5); what comes after it of the key goes its own way."""
+    floors = {(c.flow, c.topic): c.floor for c in batch.tables if c.floor > BOTTOM}
+    if not floors:
+        return queues
+    left: dict[Place, Mapping[bytes, Queue]] = {}
+    for place, known in queues.items():
+        floor = floors.get(place[:2], BOTTOM)
+        ended = [name for name, queue in known.items() if BOTTOM < queue.version <= floor]
+        batch.unparks += [Key(place, name) for name in ended]
+        aside.after.update((Key(place, name), None) for name in ended)
+        left[place] = {name: queue for name, queue in known.items() if name not in ended} if ended else known
+    return left
 
 
 def _parts(fold: PartitionFold) -> tuple[dict[bytes, Write], ...]:
@@ -261,23 +277,6 @@ def _divert(
                 items[Key(place, key)].append(_item(batch, place, write, None, created=part is fold.creates))
 
 
-def _sink(
-    changes: TableChanges,
-    batch: Batch,
-    aside: Aside,
-    queues: Mapping[Place, Mapping[bytes, Queue]],
-    items: Mapping[Key, list[Item]],
-) -> None:
-    """A floor ends what waits at or below it (H5)."""
-    for place, known in queues.items():
-        if (place.flow, place.topic) == (changes.flow, changes.topic):
-            for name, queue in known.items():
-                key = Key(place, name)
-                if BOTTOM < queue.version <= changes.floor and key not in items:
-                    batch.unparks.append(key)
-                    aside.after[key] = None
-
-
 def _join(
     key: Key,
     items: list[Item],
@@ -311,8 +310,11 @@ def _join(
                 head = replace(head, asked="retry")
         sequence += 1
         poisons += not item.decodes
+        joins = known is not None and not replaced  # an operator's mark is on those before it
         entry = replace(
             head,
+            asked="" if joins else head.asked,
+            asked_by="" if joins else head.asked_by,
             sequence=sequence,
             offset=item.offset,
             version=item.version,
@@ -325,6 +327,7 @@ def _join(
         return
     if replaced and known is not None:
         batch.unparks.append(key)
+        batch.wishes[key] = known.head.asked
     batch.parks += entries
     kept = None
     if head.waiting:
@@ -355,6 +358,11 @@ def shortened(entries: list[Parked]) -> list[Parked]:
 
 
 Reason = tuple[str, str]  # code, message
+
+
+def wish_of(entries: Iterable[Parked]) -> str:
+    """What operators ask for of a key; what has joined since has no mark."""
+    return next((entry.asked for entry in entries if entry.asked), "")
 
 
 def again(entries: list[Parked], reason: Reason, *, waiting: bool) -> list[Parked]:

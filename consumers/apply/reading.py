@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 
 from aiokafka import TopicPartition
 
@@ -17,6 +18,7 @@ from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed, Fetched
 from consumers.apply.losses import Losses
 from consumers.apply.parking import Parking
+from consumers.apply.pauses import Pauses
 from consumers.apply.report import Report
 from consumers.apply.schemas import Schemas
 from consumers.apply.session import Session
@@ -43,6 +45,7 @@ class Reader:
         report: Report,
         parking: Parking,
         losses: Losses,
+        pauses: Pauses,
         schemas: Schemas,
         writer: Writer,
         limits: settings.Batch,
@@ -57,6 +60,7 @@ class Reader:
         self._report = report
         self._parking = parking
         self._losses = losses
+        self._pauses = pauses
         self._writer = writer
         self._limits = limits
         self._row_bytes = FIRST_ROW_BYTES  # running mean of a record, for the batch's limit in bytes
@@ -96,6 +100,9 @@ class Reader:
         feed = self._feed
         if flows := self._condition.due():
             await self._try_again(flows)
+        if resumed := self._pauses.resumed():
+            await self._resume(resumed)
+        feed.release(self._pauses.out)
         if feed.unplaced:
             await self._place()
             return
@@ -129,6 +136,17 @@ class Reader:
             return
         for flow in flows:
             self._condition.try_again(flow)
+        self._place_again(flows)
+
+    async def _resume(self, flows: Collection[str]) -> None:
+        """As `_try_again`: flows that were paused."""
+        if not await self._settled():
+            return
+        for flow in flows:
+            self._pauses.go_on(flow)
+        self._place_again(flows)
+
+    def _place_again(self, flows: Collection[str]) -> None:
         for topic in {partition.topic for partition in self._feed.consumer.assignment()}:
             if any(flow.name in flows for flow in self._feed.flows_of(topic)):
                 self._feed.place_again(topic)
@@ -209,6 +227,7 @@ class Reader:
         async def read(target: Target) -> None:
             checkpoints.update(await target.checkpoints(places))
             parked[:] = await target.parked(places)
+            await self._pauses.load()
             if self._judge is not None:
                 await self._judge.load()
 
@@ -226,10 +245,13 @@ class Reader:
         for (flow_name, partition), report in self._report.partitions.items():  # placed before, and waits
             place = Place(flow_name, *partition)
             waits = flow_name in self._condition.stopped
+            waits = waits or flow_name in self._pauses.out
             waits = waits or (self._judge is not None and self._judge.waits(place))
             if partition in feed.consumer.assignment() and waits:
                 held.setdefault(place, report.applied_offset)
         self._report.placed(feed.standings, feed.placed_ends, held)
 
     def _holds(self, place: Place) -> bool:
+        if place.flow in self._pauses.out:
+            return True
         return self._judge is not None and self._judge.holds(place.flow, place.topic)

@@ -18,6 +18,7 @@ from consumers.apply.epochs import Epochs
 from consumers.apply.feed import Standing
 from consumers.apply.gate_texts import detail_of, reason_of
 from consumers.apply.latency import Latency
+from consumers.apply.pauses import PAUSED, Pause
 from consumers.apply.queues import Count
 from consumers.targets.base import Gate, Outcome
 from streamer.status import State
@@ -40,6 +41,7 @@ class FlowReport:
     waiting: int = 0
     parked_since_us: int | None = None
     held: list[dict[str, Any]] = field(default_factory=list)  # closed gates
+    paused: dict[str, Any] | None = None
     state: str = "streaming"
     reason: str = ""
     latency: Latency = field(default_factory=Latency)
@@ -175,9 +177,29 @@ class Report:
         for name, flow in self.flows.items():
             gates = by_flow.get(name, [])
             flow.held = [detail_of(gate) for gate in gates]
-            if flow.state not in (State.ERROR, STALLED):
+            if flow.state not in (State.ERROR, STALLED, PAUSED):
                 flow.state = State.HELD if gates else State.STREAMING
                 flow.reason = reason_of(gates) if gates else ""
+
+    def paused(self, pauses: Mapping[str, Pause]) -> None:
+        """What else is wrong with a paused flow is said when it goes on."""
+        for name, flow in self.flows.items():
+            pause = pauses.get(name)
+            flow.paused = None if pause is None else pause.detail
+            if pause is not None:
+                flow.state, flow.reason = PAUSED, pause.reason
+            elif flow.state == PAUSED:
+                flow.state, flow.reason = State.STREAMING, ""
+
+    def unapplied(self, starts: Mapping[TopicPartition, int]) -> tuple[dict[str, int], dict[str, int]]:
+        """By flow, records that wait, and those before the logs' starts that were not applied in time."""
+        waiting: dict[str, int] = {}
+        gone: dict[str, int] = {}
+        for (flow, partition), report in self.partitions.items():
+            at = report.applied_offset
+            waiting[flow] = waiting.get(flow, 0) + max(0, (report.end or 0) - at)
+            gone[flow] = gone.get(flow, 0) + max(0, starts.get(partition, 0) - at)
+        return waiting, gone
 
     def _source_now_us(self, flow: str, now_us: int) -> int:
         offset = self._offset_of(flow)
@@ -193,6 +215,7 @@ class Report:
         offset = self._offset_of(name)
         source_now_us = self._source_now_us(name, now_us)
         held_us = {gate["topic"]: gate["since_us"] for gate in flow.held}
+        paused_us = flow.paused["since_us"] if flow.paused is not None else None
         partitions = []
         for (owner, partition), report in sorted(self.partitions.items()):
             if owner != name:
@@ -202,6 +225,7 @@ class Report:
             lag_s: float | None = 0.0
             if lag:  # of what waits nothing is known: no figure, rather than a good one
                 since_us = report.ages.oldest_us(report.applied_offset) or held_us.get(partition.topic)
+                since_us = since_us or paused_us
                 lag_s = None if since_us is None else round(max(0, source_now_us - since_us) / 1e6, 3)
             partitions.append(
                 {
@@ -225,6 +249,7 @@ class Report:
             "waiting": flow.waiting,
             "parked_since_us": flow.parked_since_us,
             "held": flow.held,
+            "paused": flow.paused,
             "held_rows": sum(gate["rows"] for gate in flow.held),
             "tables": {table: {"applied": count} for table, count in flow.tables.items()},
             # Before it has its partitions nothing is known, which is not zero: its target may be away.

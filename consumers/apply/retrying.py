@@ -24,9 +24,19 @@ from consumers.apply.queues import (
     queue_of,
     shortened,
     take_out,
+    wish_of,
 )
 from consumers.apply.schemas import SchemaLookup
-from consumers.targets.base import Batch, FlowError, Outcome, Parked, RowsRefused, TableChanges, Target
+from consumers.targets.base import (
+    AskedAnew,
+    Batch,
+    FlowError,
+    Outcome,
+    Parked,
+    RowsRefused,
+    TableChanges,
+    Target,
+)
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow
 from streamer.errors import BadRecordError, FatalError, RetryableError
@@ -57,20 +67,23 @@ class Retrying:
 
     async def attend(self, owned: Collection[tuple[str, int]]) -> None:
         """Carry out what operators ask for, of partitions that are ours. Raises RetryableError."""
-        places = [place for place, queues in self._lot.queues.items() if queues and place[1:] in owned]
+        places = [
+            place
+            for place, queues in self._lot.queues.items()
+            if queues and place[1:] in owned and place.flow not in self._lot.still
+        ]
         if not places:
             return
         await self._shorten(places)
         wishes: dict[Key, list[Parked]] = {}
         for entry in await self._target.parked(places, asked=True):
             wishes.setdefault(Key(entry.place, entry.key), []).append(entry)
-        discards = {key: entries for key, entries in wishes.items() if entries[0].asked == "discard"}
-        await self._discard(discards)
-        retries = {key: entries for key, entries in wishes.items() if entries[0].asked == "retry"}
+        await self._discard({k: entries for k, entries in wishes.items() if wish_of(entries) == "discard"})
+        retries = {key: entries for key, entries in wishes.items() if wish_of(entries) == "retry"}
         if retries:
-            refused = await self._write(retries)
+            refused = await self._write(retries, "retry")
             tried = {key: again(retries[key], why, waiting=waits) for key, (why, waits) in refused.items()}
-            await self._rewrite(tried)
+            await self._rewrite(tried, dict.fromkeys(tried, "retry"))
 
     async def _shorten(self, places: Iterable[Place]) -> None:
         """Queues that have grown too long."""
@@ -85,9 +98,8 @@ class Retrying:
                 if entry.key in long:
                     queues.setdefault(Key(place, entry.key), []).append(entry)
             shorter = {key: shortened(entries) for key, entries in queues.items()}
-            await self._rewrite(
-                {k: entries for k, entries in shorter.items() if len(entries) < len(queues[k])}
-            )
+            shorter = {k: entries for k, entries in shorter.items() if len(entries) < len(queues[k])}
+            await self._rewrite(shorter, {key: wish_of(queues[key]) for key in shorter})
 
     async def _discard(self, queues: Mapping[Key, list[Parked]]) -> None:
         letters = [
@@ -103,6 +115,7 @@ class Retrying:
         if queues:
             batch = self._empty({key.place for key in queues})
             batch.unparks = list(queues)
+            batch.wishes = dict.fromkeys(queues, "discard")
             await self._apply(batch, {})
 
     async def try_waiting(self) -> None:
@@ -114,7 +127,7 @@ class Retrying:
         chosen = (waiting[first:] + waiting[:first])[:WAITING_TRIED]
         self._turn = first + len(chosen)
         queues = self._entries(chosen)
-        refused = await self._write(queues)
+        refused = await self._write(queues, "")  # what is asked for is `attend`'s
         await self._give_up({key: why for key, (why, waits) in refused.items() if not waits})
 
     def overdue(self, before_us: int) -> dict[Key, Parked]:
@@ -143,7 +156,7 @@ class Retrying:
             for e in entries
         ]  # fmt: skip
         await publish(self._letters, letters)
-        await self._rewrite(parked)
+        await self._rewrite(parked, dict.fromkeys(parked, ""))
 
     def _entries(self, keys: Iterable[Key]) -> dict[Key, list[Parked]]:
         """What waits of these keys, where they are ours still."""
@@ -156,9 +169,10 @@ class Retrying:
 
     # Queues into the target
 
-    async def _write(self, queues: Mapping[Key, list[Parked]]) -> dict[Key, tuple[Reason, bool]]:
+    async def _write(self, queues: Mapping[Key, list[Parked]], wish: str) -> dict[Key, tuple[Reason, bool]]:
         """Apply the changes of these keys, in order, and un-park them. Gives what is refused, and why; those
-        are as they were. The flag: whether it still waits for other partitions."""
+        are as they were. The flag: whether it still waits for other partitions. A key of which something
+        else than `wish` is asked for by now stays as it is."""
         refused: dict[Key, tuple[Reason, bool]] = {}
         events: dict[Key, list[Event]] = {}
         records: dict[str, SchemaRecord] = {}
@@ -176,6 +190,7 @@ class Retrying:
         batch.records = records
         batch.tables = self._tables(events, records)
         batch.unparks = list(events)
+        batch.wishes = dict.fromkeys(events, wish)
         await self._apply(batch, refused, {key: queues[key][0].waiting for key in events})
         return refused
 
@@ -213,6 +228,8 @@ class Retrying:
                         self._without(row.place.flow, row.message, batch, refused)
                         continue
                     refused[key] = (row.code, row.message), row.transient and bool((waiting or {}).get(key))
+            except AskedAnew as error:
+                self._drop(batch, {Key(*key) for key in error.keys})
             except FlowError as error:
                 if isinstance(error.cause, RetryableError):
                     self._leave(error.flow, batch)
@@ -222,6 +239,14 @@ class Retrying:
                 self._unparked(batch, outcome)
                 return
             batch.unparks = [key for key in batch.unparks if key not in refused]
+
+    def _drop(self, batch: Batch, keys: set[Key]) -> None:
+        """They stay as they are, and are looked at anew."""
+        for key in keys:
+            take_out(batch, key)
+            del batch.wishes[key]
+        batch.unparks = [key for key in batch.unparks if key not in keys]
+        batch.parks = [entry for entry in batch.parks if Key(entry.place, entry.key) not in keys]
 
     def _leave(self, flow: str, batch: Batch) -> None:
         """The store's fault and no key's: the flow's keys stay as they are, for another time."""
@@ -244,17 +269,19 @@ class Retrying:
         for place, key in batch.unparks:
             self._lot.queues.get(place, {}).pop(key, None)
 
-    async def _rewrite(self, queues: Mapping[Key, list[Parked]]) -> None:
-        """Park them as they are here, in place of what is in the target."""
+    async def _rewrite(self, queues: Mapping[Key, list[Parked]], wishes: Mapping[Key, str]) -> None:
+        """Park them as they are here, in place of what is in the target. `wishes`: what was asked for of
+        them; a key of which it is something else by now stays as it is."""
         queues = {key: entries for key, entries in queues.items() if key.place in self._lot.at}
         if not queues:
             return
         batch = self._empty({key.place for key in queues})
         batch.unparks = list(queues)
         batch.parks = [entry for entries in queues.values() for entry in entries]
+        batch.wishes = {key: wishes[key] for key in queues}
         await self._apply(batch, {})
         for key, entries in queues.items():
-            if key.place in self._lot.queues:
+            if key.place in self._lot.queues and key in batch.wishes:
                 self._lot.queues[key.place][key.key] = queue_of(entries)
 
     def _empty(self, places: Collection[Place]) -> Batch:

@@ -17,6 +17,7 @@ from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import schemas_topic
 from streamer.errors import FatalError, KafkaUnavailable
 from streamer.kafka import READ_DEADLINE_S, Security, kafka_errors, reader
+from streamer.resetting import reset_steps
 
 POLL_MS = 50
 
@@ -55,6 +56,10 @@ class Schemas:
     def known(self, schema_id: str) -> SchemaRecord | None:
         return self._known.get(schema_id)
 
+    def records(self) -> list[SchemaRecord]:
+        """All that were read, a table's latest last."""
+        return list(self._known.values())
+
     async def of_source(self, source: str) -> list[SchemaRecord]:
         """Every record of the source, a table's latest last. Raises KafkaUnavailable."""
         async with self._lock:
@@ -70,9 +75,8 @@ class Schemas:
             raise FatalError(
                 f"schema record {schema_id} is not in {self._partition.topic}, which is read to its end",
                 where=where,
-                fix="the topic was made again or cleaned: publish the source again with"
-                " `tailrace reset SOURCE` while its capture is stopped; the topic must keep"
-                " cleanup.policy=compact",
+                fix=f"the topic was made again or cleaned: to have the source published again"
+                f" {reset_steps('SOURCE')}; the topic must keep cleanup.policy=compact",
             )
         return self._known[schema_id]
 

@@ -25,8 +25,16 @@ class Session:
         return self._lock.locked()
 
     async def open(self) -> bool:
-        """At start; False when stop came first. Raises ConfigError, FatalError."""
-        return await self._condition.patiently(TARGET, self.target.open)
+        """At start; False when stop came first. Raises ConfigError, FatalError.
+
+        The keeper runs already: it, too, would open what takes long to open, and close it for this one.
+        """
+
+        async def once() -> None:
+            async with self._lock:
+                await self.target.open()
+
+        return await self._condition.patiently(TARGET, once)
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[Target]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 from aiokafka import TopicPartition
@@ -12,16 +11,16 @@ from consumers.apply.assemble import Judge, Prepared
 from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed
 from consumers.apply.losses import Losses
+from consumers.apply.outdated import Outdated
 from consumers.apply.parking import Parking
+from consumers.apply.pauses import Pauses
 from consumers.apply.report import Report
 from consumers.apply.session import TARGET, Session
-from consumers.targets.base import FlowError, Outcome, RowsRefused, TableLost
-from streamer.errors import RetryableError, TailraceError, TargetUnavailable
+from consumers.targets.base import AskedAnew, FlowError, Outcome, RowsRefused
+from streamer.errors import RetryableError, TargetUnavailable
 from streamer.stopping import stopped_within
 
 LIMIT_PROBE_S = 5.0  # a target that refuses too much is tried again as often: it may have been mended
-
-log = logging.getLogger(__name__)
 
 
 class Writer:
@@ -33,6 +32,8 @@ class Writer:
         report: Report,
         parking: Parking,
         losses: Losses,
+        pauses: Pauses,
+        outdated: Outdated,
         judge: Judge | None = None,
     ) -> None:
         self._feed = feed
@@ -41,6 +42,8 @@ class Writer:
         self._report = report
         self._parking = parking
         self._losses = losses
+        self._pauses = pauses
+        self._outdated = outdated
         self._judge = judge
         self._told = False
         self._queue: asyncio.Queue[Prepared] = asyncio.Queue(maxsize=1)
@@ -69,8 +72,9 @@ class Writer:
         failures = 0
         reopen = False
         while True:
-            if condition.stopped:
-                prepared = prepared.without(set(condition.stopped))
+            if condition.stopped or self._pauses.out:
+                prepared = prepared.without(condition.stopped.keys() | self._pauses.out)
+            self._outdated.take_out(prepared)
             if not prepared.batch.moves:
                 return
             try:
@@ -79,7 +83,7 @@ class Writer:
                     break
                 reopen = False
             except FlowError as error:
-                if not await self._may_remake(error.cause, prepared):
+                if not await self._outdated.is_in_the_way(error, prepared):
                     condition.stop_flow(error.flow, error.cause)
             except RetryableError as error:
                 condition.wait_for(TARGET, str(error))
@@ -96,7 +100,8 @@ class Writer:
         await self._try_waiting()
 
     async def _attempt(self, prepared: Prepared, *, reopen: bool) -> Outcome | None:
-        """None: again, without the rows that were refused; they are to be parked by it."""
+        """None: again, without the rows that were refused, which are to be parked by it, or with what
+        operators ask for by now."""
         async with self._session.held() as target:
             if reopen:
                 await target.open()
@@ -105,6 +110,8 @@ class Writer:
                 await self._parking.stage(prepared)
                 try:
                     outcome = await target.apply(prepared.batch)
+                except AskedAnew:
+                    return None
                 except RowsRefused as error:
                     too_many = self._parking.too_many(prepared, error.rows)
                     if not too_many:
@@ -117,20 +124,6 @@ class Writer:
         self._condition.pause(too_many)
         await stopped_within(self._condition.stop, LIMIT_PROBE_S)
         return None
-
-    async def _may_remake(self, error: Exception, prepared: Prepared) -> bool:
-        """A table that is gone is made again where the source was reset since: all of it comes."""
-        if not isinstance(error, TableLost):
-            return False
-        try:
-            copy = await self._feed.copied_since(error.flow, error.epoch)
-        except TailraceError as unknown:  # then it waits; the flow is tried again, and so is this
-            log.debug("whether %s was reset is not known: %s", error.flow, unknown)
-            return False
-        if copy is not None:
-            log.warning("flow %s makes its table again, as a copy of epoch %d comes", error.flow, copy.epoch)
-            prepared.batch.remakes.add((error.flow, error.topic))
-        return copy is not None
 
     def _tell_judge(self) -> None:
         """Once a batch."""

@@ -22,8 +22,8 @@ from rich.live import Live
 
 from consumers.commands import backfill_screen as screen
 from consumers.commands.backfill_tables import Place, choose
-from consumers.commands.key_file import read_keys
 from consumers.commands.parked import operator
+from consumers.key_file import read_keys
 from consumers.views.backfills import Pace, run_view
 from consumers.views.parts import Part, shown
 from streamer.backfills import ask, follow

@@ -7,20 +7,23 @@ and `--all` of a Postgres source, is asked of the source itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiokafka import TopicPartition
 
+from streamer.changes.names import parts, spelt
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import schemas_topic
 from streamer.config import Config, PostgresSource, RedisSource
 from streamer.config.base import nearest, no_such
 from streamer.config.built import unbuilt_table
+from streamer.config.derived import writer_of
 from streamer.errors import ConfigError
 from streamer.kafka import admin, offset_ranges, read_to_end
 from streamer.postgres.catalog import list_tables
 from streamer.postgres.connection import connect
 from streamer.publisher.topics import describe
+from streamer.resetting import reset_steps
 
 NAMED_LIMIT = 20  # tables in the advice for a name that is not there
 
@@ -36,7 +39,7 @@ class Place:
 
     @property
     def name(self) -> str:
-        return self.entity or f"{self.schema}.{self.table}"
+        return self.entity or spelt(self.schema, self.table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ async def choose(
             places.append(_known(config, source, records[_found(records, name)]))
             continue
         full = name if all_ else _present(there, name, records, source)
-        schema, table = full.split(".", 1)
+        schema, table = parts(full)
         try:
             _check(config, source, schema, table, has_key=there[full])
         except ConfigError as error:
@@ -76,18 +79,23 @@ async def choose(
 
 
 async def read_records(config: Config, brokers: str, source: str) -> dict[str, SchemaRecord]:
-    """The latest schema record of each table of a source by its name; an entity's by the entity's."""
+    """The latest schema record of each table of a source by its name; an entity's by the entity's.
+
+    `source`: also a processor's `out`; its records are named by it, as its topics are.
+    """
     topic, security = schemas_topic(config.name), config.kafka.security
     async with admin(brokers, security) as client:
         if topic not in await describe(client, [topic]):
             return {}
     ranges = await offset_ranges(brokers, security, [TopicPartition(topic, 0)])
+    processor = writer_of(config.processors, source)
     found = {}
     for each in await read_to_end(brokers, security, ranges, committed=True):
         if each.value is not None:
             record = SchemaRecord.load(each.value)
-            if record.source == source:
-                found[f"{record.schema}.{record.table}"] = record
+            if record.source == (processor or source):
+                record = replace(record, source=source)
+                found[spelt(record.schema, record.table)] = record
     return found
 
 
@@ -98,16 +106,17 @@ def _entities(
     for name in names:
         if name not in source.entities:
             raise no_such("entity", name, source.entities, config.path)
-        places[name] = Place("", "", name, records.get(f"{source.name}.{name}"))
+        places[name] = Place("", "", name, records.get(spelt(source.name, name)))
     return list(places.values())
 
 
 def _find(known: Iterable[str], name: str) -> list[str]:
-    """schema.table as it is; a table alone, in `public` or in whatever schema it is alone in."""
+    """schema.table as it is, or as it is spelt; a table alone, in `public` or where it is alone."""
     known = list(known)
-    if name in known:
-        return [name]
-    alone = [each for each in known if each.split(".", 1)[1] == name]
+    whole = [name] if name in known else [each for each in known if ".".join(parts(each)) == name]
+    if whole:
+        return whole
+    alone = [each for each in known if parts(each)[1] == name]
     return [f"public.{name}"] if f"public.{name}" in alone else alone
 
 
@@ -124,7 +133,7 @@ def _present(
     if _find(there, name):
         return _found(there, name)
     known = sorted({*there, *records})
-    fix = nearest(name, known if "." in name else [each.split(".", 1)[1] for each in known])
+    fix = nearest(name, known if "." in name else [parts(each)[1] for each in known])
     if len(known) > NAMED_LIMIT and not fix.startswith("did you mean"):
         fix = f"it captures {len(known)} tables: `tailrace backfill {source.name} --all` takes them all"
     raise ConfigError(f"{source.name} captures no table {name!r}", fix=fix)
@@ -142,7 +151,7 @@ def _known(config: Config, source: PostgresSource, record: SchemaRecord) -> Plac
 
 
 def _check(config: Config, source: PostgresSource, schema: str, table: str, *, has_key: bool) -> None:
-    name = f"{schema}.{table}"
+    name = spelt(schema, table)
     if source.rule_for(schema, table) is None:
         raise ConfigError(
             f"{name} is not captured any more",
@@ -156,6 +165,5 @@ def _check(config: Config, source: PostgresSource, schema: str, table: str, *, h
     if not has_key:
         raise ConfigError(
             f"{name} has no key by which its events are told apart, so its rows cannot be published again",
-            fix=f"give it a primary key, then `tailrace reset {source.name}` while its capture is stopped;"
-            " or truncate it and fill it again",
+            fix=f"give it a primary key, then {reset_steps(source.name)}; or truncate it and fill it again",
         )

@@ -14,13 +14,15 @@ from streamer.options import (
     JsonOption,
     LogFormatOption,
     LogLevelOption,
-    TargetArgument,
 )
 
-app = typer.Typer(help="Rows that a target refused: list, show, retry or discard them.")
+app = typer.Typer(help="Rows that a target or a processor refused: list, show, retry or discard them.")
 
-WAIT_S = 30.0  # for the apply process to carry it out, which looks once a second
+WAIT_S = 30.0  # for the process to carry it out, which looks once a second
 
+NameArgument = Annotated[
+    str, typer.Argument(help="A name below `targets:` or `processors:`.", metavar="TARGET|PROCESSOR")
+]
 TableOption = Annotated[
     str, typer.Option("--table", help="Of tables of the source that fit: shop.orders, orders or shop.*")
 ]
@@ -38,7 +40,7 @@ WaitOption = Annotated[
 
 @app.command("list")
 def list_(
-    target: TargetArgument,
+    target: NameArgument,
     flow: FlowOption = "",
     table: TableOption = "",
     key: KeyOption = "",
@@ -58,7 +60,7 @@ def list_(
 
 @app.command()
 def show(
-    target: TargetArgument,
+    target: NameArgument,
     flow: FlowOption = "",
     table: TableOption = "",
     key: KeyOption = "",
@@ -78,7 +80,7 @@ def show(
 
 @app.command()
 def retry(
-    target: TargetArgument,
+    target: NameArgument,
     flow: FlowOption = "",
     table: TableOption = "",
     key: KeyOption = "",
@@ -105,7 +107,7 @@ def retry(
 
 @app.command(short_help="Drop the parked changes for good.")
 def discard(
-    target: TargetArgument,
+    target: NameArgument,
     flow: FlowOption = "",
     table: TableOption = "",
     key: KeyOption = "",

@@ -1,4 +1,4 @@
-"""What an operator does about parked keys: look at them, or mark them for the apply process that owns them.
+"""What an operator does about parked keys: look at them, or mark them for the process that owns them.
 
 Nothing is applied here: only the owner of a partition writes its keys. It looks for marks once a second.
 """
@@ -11,25 +11,29 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import typer
 import uvloop
 
 from consumers.apply.queues import Key
+from consumers.commands.parked_processor import ParkedInProcessor
 from consumers.commands.parked_screen import Queues, count, deletes_of, named, plain, print_list, print_queue
 from consumers.keys import spellings
 from consumers.targets.base import Parked, Target
 from consumers.targets.registry import target_of
 from streamer.cli import print_json
+from streamer.commands.brokers import with_brokers
 from streamer.config import Config, load
 from streamer.config.base import nearest, no_such
 from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, ConfigError, TargetUnavailable
+
+Action = Literal["retry", "discard"]
 
 POLL_S = 0.5  # between two looks for the outcome
 
@@ -90,9 +94,47 @@ def _are(keys: Queues) -> str:
     return "is" if len(keys) == 1 else "are"
 
 
+class Parking(Protocol):
+    """Where keys are parked."""
+
+    async def parked(self) -> Queues: ...
+
+    async def ask(self, keys: Iterable[Key], action: Literal["retry", "discard"], who: str) -> None: ...
+
+
+class InTarget:
+    """See Parking."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    async def parked(self) -> Queues:
+        found: Queues = {}
+        for entry in await self._target.parked():
+            found.setdefault(Key(entry.place, entry.key), []).append(entry)
+        return found
+
+    async def ask(self, keys: Iterable[Key], action: Literal["retry", "discard"], who: str) -> None:
+        await self._target.ask(keys, action, who)
+
+
+@asynccontextmanager
+async def parking(config: Config, name: str, flow: str) -> AsyncIterator[Parking]:
+    """`name`: of a target or a processor. Raises ConfigError for a name that is not there."""
+    if name in config.processors:
+        if flow:
+            raise ConfigError(f"{name} is a processor, and has no flows", fix="leave --flow out")
+        yield ParkedInProcessor(with_brokers(config), name)
+        return
+    if name not in config.targets:
+        raise no_such("target or processor", name, [*config.targets, *config.processors], config.path)
+    async with opened(config, name, flow) as target:
+        yield InTarget(target)
+
+
 async def _read(config: Config, name: str, wanted: Filter) -> Queues:
-    async with opened(config, name, wanted.flow) as target:
-        return await _parked(target)
+    async with parking(config, name, wanted.flow) as store:
+        return await store.parked()
 
 
 @asynccontextmanager
@@ -116,20 +158,13 @@ async def opened(config: Config, name: str, flow: str = "") -> AsyncIterator[Tar
         await target.close()
 
 
-async def _parked(target: Target) -> Queues:
-    found: Queues = {}
-    for entry in await target.parked():
-        found.setdefault(Key(entry.place, entry.key), []).append(entry)
-    return found
-
-
 # Marks and their outcome
 
 
 def ask(
     path: Path,
     target: str,
-    action: str,
+    action: Action,
     wanted: Filter,
     *,
     dry_run: bool,
@@ -186,6 +221,7 @@ class Outcome:
     done: Queues = field(default_factory=dict)
     refused: Queues = field(default_factory=dict)
     unanswered: list[Key] = field(default_factory=list)
+    by: str = "apply"  # the kind of process that carries it out
 
     @property
     def is_empty(self) -> bool:
@@ -218,25 +254,26 @@ class Outcome:
             print_list(self.refused)
         if self.unanswered:
             typer.echo(
-                f"{count(len(self.unanswered), 'key')} not answered: no apply process of {target} has these"
-                f" partitions now. They stay marked, and the next one does it: tailrace apply {target}",
+                f"{count(len(self.unanswered), 'key')} not answered: no {self.by} process of {target} has"
+                " these partitions now. They stay marked, and the next one does it:"
+                f" tailrace {self.by} {target}",
                 err=True,
             )
 
 
-async def _ask(config: Config, name: str, action: str, wanted: Filter, wait_s: float) -> Outcome:
+async def _ask(config: Config, name: str, action: Action, wanted: Filter, wait_s: float) -> Outcome:
     who = operator()
-    async with opened(config, name, wanted.flow) as target:
-        outcome = Outcome(await _parked(target))
+    async with parking(config, name, wanted.flow) as store:
+        outcome = Outcome(await store.parked(), by="process" if name in config.processors else "apply")
         open_ = wanted.of(outcome.parked)
         if not open_:
             return outcome
         last = dict(open_)
-        await target.ask(open_, action, who)
+        await store.ask(open_, action, who)
         deadline_s = time.monotonic() + wait_s
         while open_ and time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
-            now = await _parked(target)
+            now = await store.parked()
             lapsed = []
             for key, before in list(open_.items()):
                 entries = now.get(key)
@@ -253,7 +290,7 @@ async def _ask(config: Config, name: str, action: str, wanted: Filter, wait_s: f
                     continue
                 del open_[key]
             if lapsed:  # what was to be discarded is gone: the newer change is applied as usual
-                await target.ask(lapsed, "retry", who)
+                await store.ask(lapsed, "retry", who)
         outcome.unanswered = list(open_)
         return outcome
 

@@ -11,6 +11,7 @@ import typer
 import uvloop
 
 from consumers.apply.checkpoint import cluster_replaced
+from consumers.apply.pauses import paused_in, written_at_once
 from consumers.commands.backfill_tables import read_records
 from consumers.commands.parked import opened, operator
 from consumers.rebuild_plan import check_flow, subject_of
@@ -18,7 +19,7 @@ from consumers.rebuild_run import Asked, Rebuilt, lines_of, rebuild
 from consumers.reconcile.cells import KEPT
 from consumers.reconcile.fence import STALL_S
 from consumers.replay import Asked as Places
-from consumers.replay import plan, refuse_taken, topics_of
+from consumers.replay import plan, refuse_taken, reset_of, topics_of
 from streamer.cli import print_json
 from streamer.commands.brokers import with_brokers
 from streamer.config import Config, Flow
@@ -74,22 +75,25 @@ async def _rebuild(config: Config, flow: Flow, places: Places, asked: Asked) -> 
     check_flow(config, flow)
     brokers, security = config.kafka.brokers, config.kafka.security
     async with admin(brokers, security) as client:
-        topics = topics_of(flow, await describe(client), places.topic)
+        topics = topics_of(flow, await describe(client), places.topics)
         with kafka_errors("asking for the cluster's id", brokers=brokers):
             cluster_id = str((await client.describe_cluster())["cluster_id"])
     records = await read_records(config, brokers, flow.source)
-    subject = subject_of(flow, topics, records, places.topic)
+    subject = subject_of(flow, topics, records)
     async with (
         opened(config, flow.target, flow.name) as target,
         reader(brokers, security, committed=True) as consumer,
     ):
         of_one = {subject.topic: topics[subject.topic]}
+        pause = paused_in(await target.gates(), flow.name)
+        if pause is not None and not asked.dry_run:
+            raise written_at_once(pause)
         spans = await plan(consumer, brokers, target, flow, of_one, places)
         for span in spans:
             stand = span.checkpoint
             if stand.last is not None and stand.cluster_id not in (None, cluster_id):
-                raise cluster_replaced(stand, cluster_id, flow.source)
-        refuse_taken(flow, spans)
+                raise cluster_replaced(stand, cluster_id, reset_of(config, flow))
+        refuse_taken(config, flow, spans)
         return await rebuild(
             config, flow, subject, spans, target, consumer, cluster_id, asked, _teller(asked.dry_run)
         )

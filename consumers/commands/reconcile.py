@@ -21,8 +21,9 @@ from consumers.reconcile.job import Job, check_alone, jobs_of
 from consumers.reconcile.proof import Limits
 from consumers.reconcile.proofs import Proofs, proofs_of
 from consumers.reconcile.repair import wanted
-from consumers.reconcile.report import SAMPLES, Report, history_table, log_lines, repair_lines, show
+from consumers.reconcile.report import SAMPLES, Report, log_lines
 from consumers.reconcile.run import Options, run_jobs
+from consumers.reconcile.screen import show, show_history
 from streamer.changes.backfill import manual_run
 from streamer.cli import print_json
 from streamer.config import Config, load
@@ -221,9 +222,7 @@ def _history(config: Config, *, as_json: bool) -> int:
     elif not found:
         typer.echo("nothing was reconciled yet: `tailrace reconcile`")
     else:
-        Console().print(history_table(found))
-        for line in repair_lines(found):
-            typer.echo(line)
+        show_history(found, Console())
     return EXIT_OK
 
 

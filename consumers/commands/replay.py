@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,30 @@ import uvloop
 from aiokafka import AIOKafkaConsumer
 
 from consumers.apply.checkpoint import Checkpoint, Place, cluster_replaced
+from consumers.apply.pauses import Pause, paused_in, written_at_once
 from consumers.apply.schemas import Schemas
 from consumers.bounds import Bound, Kind, parse_time
 from consumers.commands.backfill_tables import read_records
 from consumers.commands.parked import opened, operator
 from consumers.commands.rebuild import rebuild_into
+from consumers.key_file import Written, key_columns, key_of_some, written_in
 from consumers.keys import WantedKeys
-from consumers.replay import Asked, Span, check_flow, plan, refuse_taken, rewinds_of, topics_of
+from consumers.replay import (
+    Asked,
+    Span,
+    check_flow,
+    keyless,
+    plan,
+    records_of,
+    refuse_taken,
+    reset_of,
+    rewinds_of,
+    topics_of,
+)
 from consumers.replay_pass import Pass, Tally
 from consumers.targets.base import Target
 from streamer.changes.lsn import parse_lsn
+from streamer.changes.schema import SchemaRecord
 from streamer.cli import print_json
 from streamer.commands.brokers import with_brokers
 from streamer.config import Config, Flow, MemoryTarget, PostgresSource, load
@@ -52,7 +67,7 @@ class Wish:
     to_offset: int | None = None
     to_time: str = ""
     to_lsn: str = ""
-    topic: str = ""
+    topics: Sequence[str] = ()
     partition: int | None = None
     keys: Sequence[str] = ()
     key_file: str = ""
@@ -63,11 +78,14 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """`moved`: checkpoints as they were. `tally` None: nothing was read."""
+    """`moved`: checkpoints as they were. `tally` None: nothing was read. `keyless`: topics left out."""
 
     spans: Sequence[Span]
     moved: Mapping[Place, Checkpoint]
     tally: Tally | None
+    keyless: Sequence[str]
+    keys: WantedKeys | None
+    pause: Pause | None = None
 
 
 def replay(path: Path, wish: Wish, *, as_json: bool) -> int:
@@ -75,7 +93,7 @@ def replay(path: Path, wish: Wish, *, as_json: bool) -> int:
     config = load(path)
     flow = _flow(config, wish.flow)
     keys = _keys(wish)
-    asked = Asked(*_bounds(config, flow, wish), wish.topic, wish.partition)
+    asked = Asked(*_bounds(config, flow, wish), wish.topics, wish.partition)
     if wish.into:
         return rebuild_into(config, flow, wish, asked, as_json=as_json)
     if wish.drop_old:
@@ -84,14 +102,14 @@ def replay(path: Path, wish: Wish, *, as_json: bool) -> int:
     if as_json:
         print_json(_plain(flow, wish, done))
     else:
-        _tell(flow, wish, keys, done)
+        _tell(flow, wish, done)
     refused = done.tally is not None and done.tally.refused > 0
-    nothing = all(span.is_empty for span in done.spans) or _met_no_key(keys, done)
+    nothing = all(span.is_empty for span in done.spans) or _met_no_key(done)
     return EXIT_FINDING if refused or nothing else EXIT_OK
 
 
-def _met_no_key(keys: WantedKeys | None, done: Done) -> bool:
-    return keys is not None and done.tally is not None and not sum(done.tally.events.values())
+def _met_no_key(done: Done) -> bool:
+    return done.keys is not None and done.tally is not None and not sum(done.tally.events.values())
 
 
 def _flow(config: Config, name: str) -> Flow:
@@ -141,59 +159,76 @@ def _given(config: Config, flow: Flow, side: str, offset: int | None, at: str, l
     return found
 
 
-def _keys(wish: Wish) -> WantedKeys | None:
+def _keys(wish: Wish) -> list[Written]:
     if "" in wish.keys:
         raise ConfigError(
             "-k is empty, and without it the whole flow would go back",
             where="tailrace replay",
             fix='write the key: 7, or \'{"id":7}\'; of a text that is empty \'{"name":""}\'',
         )
-    texts = list(wish.keys)
+    given = [Written("-k", text) for text in wish.keys]
     if wish.key_file:
-        try:
-            with sys.stdin if wish.key_file == "-" else Path(wish.key_file).open(encoding="utf-8") as file:
-                texts += [line for raw in file if (line := raw.strip()) and not line.startswith("#")]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"the file of keys cannot be read: {error}",
-                where=wish.key_file,
-                fix="one key a line, in UTF-8",
-            ) from error
-        if not texts:
+        listed = list(islice(written_in(wish.key_file), KEYS_LIMIT + 1))
+        if not listed:
             raise ConfigError("the file of keys has none", where=wish.key_file, fix="write one key a line")
-    if len(texts) > KEYS_LIMIT:
+        given += listed
+    if len(given) > KEYS_LIMIT:
         raise ConfigError(
-            f"{len(texts):,} keys are too many to look for, the limit is {KEYS_LIMIT:,}",
+            f"more than {KEYS_LIMIT:,} keys are too many to look for",
             fix="replay without them: rows that are newer stay as they are",
         )
-    return WantedKeys(texts) if texts else None
+    return given
 
 
-async def _replay(config: Config, flow: Flow, asked: Asked, keys: WantedKeys | None, wish: Wish) -> Done:
+def _wanted(flow: Flow, given: Sequence[Written], records: Mapping[str, SchemaRecord]) -> WantedKeys | None:
+    """`records`: of the topics that are replayed. Raises ConfigError for a key that is one of none."""
+    if not given:
+        return None
+    if not records:
+        raise ConfigError(
+            f"no table of flow {flow.name!r} was published so far, so that no key is known",
+            fix=f"start `tailrace capture {flow.source}` first",
+        )
+    tables = {topic: key_columns(record) for topic, record in records.items()}
+    found = []
+    for written in given:
+        keys = key_of_some(written, tables)
+        found.append({t: dict(zip([c.name for c in tables[t]], key, strict=True)) for t, key in keys.items()})
+    return WantedKeys(found)
+
+
+async def _replay(config: Config, flow: Flow, asked: Asked, given: Sequence[Written], wish: Wish) -> Done:
     brokers, security = config.kafka.brokers, config.kafka.security
+    check_flow(flow)
     async with admin(brokers, security) as client:
-        topics = topics_of(flow, await describe(client), asked.topic)
+        topics = topics_of(flow, await describe(client), asked.topics)
         with kafka_errors("asking for the cluster's id", brokers=brokers):
             cluster_id = str((await client.describe_cluster())["cluster_id"])
-    records = await read_records(config, brokers, flow.source)
-    check_flow(flow, records.values(), topics)
+    records = records_of((await read_records(config, brokers, flow.source)).values(), topics)
+    left_out = keyless(flow, records, topics, asked.topics)
+    for topic in left_out:
+        del topics[topic], records[topic]
+    keys = _wanted(flow, given, records)
     async with (
         opened(config, flow.target, flow.name) as target,
         reader(brokers, security, committed=True) as consumer,
     ):
+        pause = paused_in(await target.gates(), flow.name)
+        if pause is not None and not wish.dry_run and (asked.to is not None or keys is not None):
+            raise written_at_once(pause)
         spans = await plan(consumer, brokers, target, flow, topics, asked)
         for span in spans:
             stand = span.checkpoint
             if stand.last is not None and stand.cluster_id not in (None, cluster_id):
-                raise cluster_replaced(stand, cluster_id, flow.source)
+                raise cluster_replaced(stand, cluster_id, reset_of(config, flow))
         if wish.dry_run or asked.to is not None or keys is not None:
             if not wish.dry_run:
-                refuse_taken(flow, spans)
+                refuse_taken(config, flow, spans)
             tally = await _pass(config, flow, target, consumer, cluster_id, keys, spans, wish)
-            return Done(spans, {}, tally)
-        refuse_taken(flow, spans)
+            return Done(spans, {}, tally, left_out, keys)
+        refuse_taken(config, flow, spans)
         moved = await target.rewind(await rewinds_of(consumer, brokers, spans), operator())
-        return Done(spans, moved, None)
+        return Done(spans, moved, None, left_out, keys, pause)
 
 
 async def _pass(
@@ -233,6 +268,7 @@ def _plain(flow: Flow, wish: Wish, done: Done) -> dict[str, Any]:
         "target": flow.target,
         "dry_run": wish.dry_run,
         "checkpoints_moved": len(done.moved),
+        "left_out": list(done.keyless),
         "partitions": [
             {
                 "topic": span.place.topic,
@@ -250,16 +286,23 @@ def _plain(flow: Flow, wish: Wish, done: Done) -> dict[str, Any]:
     }
 
 
-def _tell(flow: Flow, wish: Wish, keys: WantedKeys | None, done: Done) -> None:
+def _tell(flow: Flow, wish: Wish, done: Done) -> None:
     for span in done.spans:
         _tell_span(span, done)
+    for topic in done.keyless:
+        typer.echo(f"{topic}: left out, as the table has no key, and a replay would add its rows again")
     for span in done.spans:
         if span.taken:
             typer.echo(f"retention has removed a part of what was asked: the log of {span.taken}")
     if all(span.is_empty for span in done.spans):
         typer.echo(f"nothing to replay: flow {flow.name} has applied nothing between these places")
     elif done.tally is not None:
-        _tell_tally(flow, done.tally, keys, dry_run=wish.dry_run)
+        _tell_tally(flow, done.tally, done.keys, dry_run=wish.dry_run)
+    elif done.pause is not None:
+        typer.echo(
+            f"flow {flow.name} goes back in {len(done.moved)} partitions, and waits there: it was paused"
+            f" {done.pause.text}. `tailrace resume {flow.name}` has it go on"
+        )
     else:
         typer.echo(
             f"flow {flow.name} goes back in {len(done.moved)} partitions. Its apply processes go on from"

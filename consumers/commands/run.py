@@ -24,7 +24,15 @@ from streamer.changes.topics import status_topic
 from streamer.cli import print_json
 from streamer.commands.brokers import brokers_of, embedded_folder
 from streamer.commands.part import until_stopped
-from streamer.config import EMBEDDED, Config, built_flows, load, unbuilt_sections, unbuilt_source
+from streamer.config import (
+    EMBEDDED,
+    Config,
+    built_flows,
+    is_only_compared,
+    load,
+    unbuilt_sections,
+    unbuilt_source,
+)
 from streamer.errors import ConfigError, RetryableError, TailraceError
 from streamer.status import State, StatusReader, StatusRecord, StatusWriter, now_us
 
@@ -37,8 +45,11 @@ STOP_DEADLINE_S = 25.0  # children 9 s, then Kafka 8 s, then the heartbeat's las
 LOG_BYTES = 10 * 2**20  # of .tailrace/run.log, beside a screen; begun anew when it is larger
 
 
-def run(path: Path, *, as_json: bool, metrics_port: int, log_format: str, log_level: str) -> None:
-    """Until stopped. `log_format` and `log_level` go on to the children."""
+def run(
+    path: Path, *, as_json: bool, metrics_port: int, log_format: str, log_level: str, memory: bool = False
+) -> None:
+    """Until stopped. `log_format` and `log_level` go on to the children; `memory`: processors' state is there
+    where RocksDB is not installed."""
     settings = load(path)
     parts = views.expected_parts(settings)
     for refused in refusals(settings):
@@ -56,21 +67,25 @@ def run(path: Path, *, as_json: bool, metrics_port: int, log_format: str, log_le
         if screen:
             file = stack.enter_context(_log_file(folder / "run.log"))
             logs.setup("json" if log_format == "json" else "human", level=log_level, stream=file)
-        running = Run(settings, parts, as_json=as_json, log_format=log_format, log_level=log_level)
+        running = Run(
+            settings, parts, as_json=as_json, log_format=log_format, log_level=log_level, memory=memory
+        )
         uvloop.run(running.run(metrics_port, console if screen else None))
 
 
-def command_of(part: str) -> list[str]:
+def command_of(part: str, *, memory: bool = False) -> list[str]:
     """capture:shop -> capture shop; `serve` is of the whole file."""
     kind, _, name = part.partition(":")
-    return [kind] if kind == "serve" else [kind, name]
+    more = ["--yes"] if kind == "process" and memory else []
+    return [kind] if kind == "serve" else [kind, name, *more]
 
 
 def refusals(config: Config) -> list[str]:
     """What of the file does not run, in one sentence each."""
     found = [str(u) for u in unbuilt_sections(config)]
     for source in config.sources.values():
-        found += [str(u) for u in unbuilt_source(source)]
+        if not is_only_compared(config, source):
+            found += [str(u) for u in unbuilt_source(source)]
     for target in config.targets:
         found += [str(u[0]) for u in built_flows(config, target)[1].values()]
     return found
@@ -86,7 +101,14 @@ class Run:
     """The supervisor, its heartbeat, and what is shown of both."""
 
     def __init__(
-        self, config: Config, parts: list[str], *, as_json: bool, log_format: str, log_level: str
+        self,
+        config: Config,
+        parts: list[str],
+        *,
+        as_json: bool,
+        log_format: str,
+        log_level: str,
+        memory: bool = False,
     ) -> None:
         self._config = config
         self._as_json = as_json
@@ -104,8 +126,8 @@ class Run:
             "--metrics-port=0",
         ]
         children = [
-            Child(part, [*command_of(part), *common], changed=self._part_changed, line=self._line)
-            for part in parts
+            Child(part, [*command, *common], changed=self._part_changed, line=self._line)
+            for part, command in ((part, command_of(part, memory=memory)) for part in parts)
         ]
         kafka = None
         if config.kafka.brokers == EMBEDDED:

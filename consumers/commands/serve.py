@@ -12,13 +12,15 @@ from consumers.control.lease import Lease
 from consumers.control.sampler import Sampler
 from consumers.control.samples import Samples
 from consumers.dashboard.server import Dashboard
+from consumers.heartbeats import Heartbeats
 from consumers.schedule.runner import Runner
 from consumers.schedule.service import Schedule
 from consumers.schedule.watch import Watch
 from streamer.commands.brokers import with_brokers
 from streamer.commands.part import run_part
 from streamer.config import Config, load
-from streamer.errors import RetryableError
+from streamer.errors import RetryableError, TailraceError
+from streamer.runner import gravest
 from streamer.status import State, StatusWriter
 
 TELL_S = 1.0  # as often as heartbeats go out
@@ -32,38 +34,62 @@ def serve(path: Path, *, metrics_port: int, restarts: int) -> None:
     async def body(stop: asyncio.Event, status: StatusWriter) -> None:
         database = Database(config)
         lease, schedule = Lease(database, JOBS_LEASE, owner()), Schedule(config, database)
-        await asyncio.to_thread(lease.open)
-        await asyncio.to_thread(schedule.open)
-        runner = Runner(config, schedule.plans, schedule.jobs, lease)
+        heartbeats = Heartbeats(config, database)
+        watch = Watch(config, database, heartbeats=heartbeats)
+
+        def opening() -> None:
+            for part in (lease, schedule, watch):
+                part.open()
+
+        with suppress(RetryableError):  # else it is waited for, with the page open
+            await asyncio.to_thread(opening)
+        runner = Runner(config, schedule.plans, schedule.jobs, lease, opening=opening)
         page = Dashboard(
-            config, database, schedule, lambda: status.record, lambda url: status.update(detail={"page": url})
+            config,
+            database,
+            heartbeats,
+            schedule,
+            lambda: status.record,
+            lambda url: status.update(detail={"page": url}),
         )
         page.open()
-        watch = Watch(config, database)
-        await asyncio.to_thread(watch.open)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(watch.run(stop), name="watch")
-            tasks.create_task(page.run(stop), name="dashboard")
-            sampler = Sampler(Samples(database), lease, page.status)
-            until_stopped = [
-                tasks.create_task(_tell(config, schedule, runner, status), name="heartbeat"),
-                tasks.create_task(sampler.run(), name="samples"),
-            ]
-            await runner.run(stop)
-            for task in until_stopped:
-                task.cancel()
+        sampler = Sampler(Samples(database), lease, page.status)
+        error: TailraceError | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(watch.run(stop), name="watch")
+                tasks.create_task(page.run(stop), name="dashboard")
+                until_stopped = [
+                    tasks.create_task(_tell(config, schedule, runner, status), name="heartbeat"),
+                    tasks.create_task(sampler.run(), name="samples"),
+                    tasks.create_task(heartbeats.run(), name="heartbeats"),
+                ]
+                await runner.run(stop)
+                for task in until_stopped:
+                    task.cancel()
+        except* TailraceError as group:
+            error = gravest(group)  # raised below: Python before 3.11.4 wraps in a group what is raised here
+        if error is not None:
+            raise error
 
     run_part(config, "serve", config.name, body, metrics_port=metrics_port, restarts=restarts)
 
 
 async def _tell(config: Config, schedule: Schedule, runner: Runner, status: StatusWriter) -> None:
+    asking: asyncio.Task[list[dict[str, Any]]] | None = None
     while True:
         detail: dict[str, Any] = {"elected": runner.elected, "enabled": config.control.enabled}
-        with suppress(RetryableError):
-            views = await asyncio.to_thread(schedule.view, (), runner.decision)
-            detail["jobs"] = [_without_text(view) for view in views]
-        state = State.WAITING if runner.problem else State.RUNNING if runner.elected else State.STANDBY
-        status.update(state=state, reason=runner.problem, detail=detail)
+        if asking is None and runner.plans is not None and not runner.problem:
+            asked = asyncio.to_thread(schedule.told, runner.plans, runner.states, runner.decision)
+            asking = asyncio.create_task(asked, name="what is known of the jobs")
+            await asyncio.wait({asking}, timeout=TELL_S)  # a database that hangs stops no heartbeat
+        if asking is not None and asking.done():
+            with suppress(RetryableError):
+                detail["jobs"] = [_without_text(view) for view in asking.result()]
+            asking = None
+        problem = runner.problem
+        state = State.WAITING if problem else State.RUNNING if runner.elected else State.STANDBY
+        status.update(state=state, reason=problem, detail=detail)
         await asyncio.sleep(TELL_S)
 
 

@@ -8,6 +8,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ import orjson
 import uvloop
 
 from consumers.bounds import parse_bound
+from consumers.commands.backfill_tables import read_records
+from consumers.key_file import Written, key_columns, key_of
 from consumers.keys import WantedKey
+from consumers.replay import records_of
 from consumers.tail import Record, Wanted, tail
 from streamer.changes.envelope import POSTGRES
 from streamer.changes.lsn import format_lsn
+from streamer.changes.topics import clean
 from streamer.cli import print_json
 from streamer.commands.brokers import brokers_of
 from streamer.config import Config, load
@@ -47,7 +52,7 @@ def show(
     now_ms = time.time_ns() // 1_000_000
     wanted = Wanted(
         topic,
-        WantedKey(key) if key else None,
+        None,
         parse_bound(from_, "--from", now_ms) if from_ else None,
         parse_bound(to, "--to", now_ms) if to else None,
         number,
@@ -56,18 +61,33 @@ def show(
     )
     config = load(path)
     try:
-        uvloop.run(_show(config, brokers_of(config), wanted, format_))
+        uvloop.run(_show(config, brokers_of(config), wanted, key, format_))
     except KeyboardInterrupt:
         if not follow:
             raise
     return EXIT_OK
 
 
-async def _show(config: Config, brokers: str, wanted: Wanted, format_: str) -> None:
+async def _show(config: Config, brokers: str, wanted: Wanted, key: str, format_: str) -> None:
     write = _writer(format_)
+    if key:
+        wanted = replace(wanted, key=WantedKey(await _written(config, brokers, wanted.topic, key)))
     async with aclosing(tail(brokers, config.kafka.security, config.name, wanted)) as records:
         async for record in records:
             write(record)
+
+
+async def _written(config: Config, brokers: str, topic: str, key: str) -> str:
+    """The key as the topic's events have it; as it is where the topic is of no table. Raises ConfigError."""
+    for source in (*config.sources, *(processor.out for processor in config.processors.values())):
+        of_it = topic == source or topic.startswith(f"{clean(source)}.")
+        records = await read_records(config, brokers, source) if of_it else {}
+        for record in records_of(records.values(), [topic]).values():
+            columns = key_columns(record)
+            if columns:
+                values = key_of(Written("-k", key), columns)
+                return orjson.dumps(dict(zip([c.name for c in columns], values, strict=True))).decode()
+    return key
 
 
 def _writer(format_: str) -> Callable[[Record], None]:
@@ -135,7 +155,7 @@ def _what(record: Record) -> str:
     source = value.get("source") if isinstance(value, dict) else None
     if not isinstance(source, dict) or "op" not in value:
         return f"{key}  {_text(record.value)}"
-    return f"{value['op']}  {key}  {_version(source)}  {_change(value, source)}"
+    return f"{value['op']}  {key}  {_version(source, record.offset)}  {_change(value, source)}"
 
 
 def _text(content: bytes | None) -> str:
@@ -158,8 +178,10 @@ def _value(value: Any) -> str:
     return value if plain_text else orjson.dumps(value).decode()
 
 
-def _version(source: dict[str, Any]) -> str:
-    """epoch:LSN.ordinal; a source without LSNs has microseconds there."""
+def _version(source: dict[str, Any], offset: int) -> str:
+    """epoch:LSN.ordinal; a source without LSNs has microseconds there, a processor the record's offset."""
+    if source.get("commit_lsn") is None:
+        return f"{source.get('epoch')}:@{offset}"
     lsn, ordinal, epoch = source.get("commit_lsn"), source.get("ordinal"), source.get("epoch")
     if isinstance(lsn, int) and source.get("connector") == POSTGRES:
         return f"{epoch}:{format_lsn(lsn)}.{ordinal}"

@@ -59,6 +59,7 @@ def _plain(answer: Answer) -> dict[str, Any]:
             for each in answer.parked
         ],
         "held": [{"kind": gate.kind, "rows": gate.rows, "since_us": gate.since_us} for gate in answer.held],
+        "paused": None if answer.paused is None else answer.paused.detail,
         "proof": answer.proof,
         "notes": answer.notes,
     }

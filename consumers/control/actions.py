@@ -5,6 +5,7 @@ It is an audit trail and the text of a run; the processes are dashboard.actions'
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,7 @@ class Action:
         names = [name for name in self.__slots__ if name not in ("form", "words")]
         return {
             **{name: getattr(self, name) for name in names},
-            "command": " ".join(["tailrace", *self.words]),
+            "command": shlex.join(["tailrace", *self.words]),
         }
 
 

@@ -1,7 +1,8 @@
 """The control database of `control.url`: a connection, one format a part of it, its errors as ours.
 
 Each part (reconcile, ...) owns its tables and their format; here is only what they share. SQLite unless the
-config names a Postgres. Waits of a driver are kept out of the event loop by the caller.
+config names a Postgres. Waits of a driver are kept out of the event loop by the caller. A file that is taken
+away from a process that works on it is not made anew: pauses and changed schedules would be forgotten.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,16 @@ from sqlalchemy.pool import QueuePool
 
 from streamer.config import Config
 from streamer.errors import ConfigError, FatalError, RetryableError
+from streamer.logs import Log
 
 SQLITE_BUSY_MS = 10_000  # processes write beside each other, each for some milliseconds
 POOL_SIZE = 3  # kept open by a process that works on: to open one costs more than what it is used for
 CONNECT_S = 10  # of a Postgres that swallows packets: `status` reads here, too
+UNANSWERED_MS = 10_000  # what a Postgres has not acknowledged for so long, its machine has not
 PREPARE_TRIES = 4  # each of its steps may meet another process that makes the same
 SILENT_AFTER_S = 120.0  # of a process on another machine
+
+log = Log("control")
 
 _meta = MetaData()
 _formats = Table(
@@ -57,10 +62,18 @@ class Database:
     def __init__(self, config: Config) -> None:
         """Raises ConfigError for a URL that is none."""
         self._engine = _engine(config)
+        self._file = _File(self._engine)
+        self._parts: dict[str, tuple[int, MetaData]] = {}
         finalize(self, self._engine.dispose)  # a command that ends, or fails, closes nothing by itself
 
     def prepare(self, part: str, format_: int, meta: MetaData) -> None:
         """Makes the part's tables. Raises FatalError when they are of a newer format."""
+        self._look_for_file()
+        self._make(part, format_, meta)
+        self._parts[part] = format_, meta
+        self._file.know()
+
+    def _make(self, part: str, format_: int, meta: MetaData) -> None:
         for _ in range(PREPARE_TRIES - 1):
             try:
                 found = self._prepare(part, format_, meta)
@@ -89,11 +102,59 @@ class Database:
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """A transaction. Raises RetryableError."""
+        self._look_for_file()
         with errors(), self._engine.begin() as connection:
             yield connection
+        self._file.know()
+
+    def _look_for_file(self) -> None:
+        """What is open is not what another process would find, once the file is another."""
+        if not self._file.is_another():
+            return
+        self._engine.dispose()
+        for part, (format_, meta) in self._parts.items():
+            self._make(part, format_, meta)
+        self._file.know(again=True)
+        log.warning("another file is the control database now", control=self._file.path)
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+class _File:
+    """SQLite's, as it was when this process opened it. Of another database there is none."""
+
+    def __init__(self, engine: Engine) -> None:
+        named = engine.url.get_backend_name() == "sqlite" and engine.url.database not in (
+            None,
+            "",
+            ":memory:",
+        )
+        self.path = str(engine.url.database) if named else ""
+        self._place: tuple[int, int] | None = None
+
+    def know(self, *, again: bool = False) -> None:
+        if self.path and (again or self._place is None):
+            with suppress(FileNotFoundError):
+                self._place = self._now()
+
+    def is_another(self) -> bool:
+        """Raises RetryableError while there is none."""
+        if self._place is None:
+            return False
+        try:
+            return self._now() != self._place
+        except OSError as error:
+            raise RetryableError(
+                f"the control database does not answer: its file is gone: {self.path}: {error.strerror}",
+                where="control.url",
+                fix="put it back; or start `tailrace serve` again, which begins an empty one:"
+                " without history, pauses and changed schedules",
+            ) from error
+
+    def _now(self) -> tuple[int, int]:
+        found = os.stat(self.path)
+        return found.st_dev, found.st_ino
 
 
 def _engine(config: Config) -> Engine:
@@ -106,7 +167,8 @@ def _engine(config: Config) -> Engine:
             url = url.set(database=str(path))
         elif url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
-        limits = {"connect_timeout": CONNECT_S} if url.get_backend_name() == "postgresql" else {}
+        limits = {"connect_timeout": CONNECT_S, "tcp_user_timeout": UNANSWERED_MS}
+        limits = limits if url.get_backend_name() == "postgresql" else {}
         engine = create_engine(
             url, poolclass=QueuePool, pool_size=POOL_SIZE, pool_pre_ping=True, connect_args=limits
         )

@@ -86,14 +86,19 @@ class Jobs:
         """Jobs of the file that the database has not seen yet."""
         with self._database.begin() as connection:
             known = set(connection.execute(select(jobs.c.job)).scalars())
-            for name in names:
-                if name not in known:
-                    first = {"job": name, "known_us": now_us, "tries": 0, "paused": False}
-                    connection.execute(insert(jobs), first)
+            self._know(connection, [name for name in names if name not in known], now_us)
+
+    def _know(self, connection: Connection, names: Iterable[str], now_us: int) -> None:
+        for name in names:
+            first = {"job": name, "known_us": now_us, "tries": 0, "paused": False}
+            connection.execute(insert(jobs), first)
 
     def states(self) -> dict[str, JobState]:
         with self._database.begin() as connection:
-            return {row["job"]: _state(row) for row in connection.execute(select(jobs)).mappings()}
+            return {row["job"]: _state(row) for row in self._rows(connection)}
+
+    def _rows(self, connection: Connection) -> list[Any]:
+        return list(connection.execute(select(jobs)).mappings())
 
     def history(self, job: str, limit: int = RATE_RUNS) -> list[Past]:
         """The newest first."""
@@ -165,29 +170,43 @@ class Jobs:
             connection.execute(update(jobs).where(jobs.c.job == job).values(passed))
             self._forget(connection, job)
 
-    def seen(self, numbers: Iterable[int], now_us: int) -> None:
-        """These still run, here."""
-        wanted = list(numbers)
-        if wanted:
-            with self._database.begin() as connection:
-                connection.execute(update(runs).where(runs.c.run.in_(wanted)).values(seen_us=now_us))
+    def turn(
+        self, lease: Lease, names: Iterable[str], ours: Collection[int], now_us: int
+    ) -> tuple[dict[str, JobState], list[tuple[str, int]]]:
+        """What is known of all, once those of the file are known, and the runs that were lost: (job, run);
+        `ours` run here. It writes only where there is something to be written. Raises LeaseLost."""
+        with self._database.begin() as connection:
+            rows = self._rows(connection)
+            known = {row["job"] for row in rows}
+            unknown = [name for name in names if name not in known]
+            open_ = [row["run"] for row in rows if row["run"] is not None]
+            lost: list[tuple[str, int]] = []
+            if any(run not in ours for run in open_):
+                lost = self._cut_off_lost(connection, lease, ours, now_us)
+            if ours:
+                connection.execute(update(runs).where(runs.c.run.in_(ours)).values(seen_us=now_us))
+            self._know(connection, unknown, now_us)
+            if lost or unknown:
+                rows = self._rows(connection)
+        return {row["job"]: _state(row) for row in rows}, lost
 
     def end(self, run: int, outcome: Outcome, exit_code: int | None, text: str, now_us: int) -> None:
         """By its owner, whoever holds the lease meanwhile. A run that is over already stays as it is."""
         with self._database.begin() as connection:
             self._end(connection, run, outcome, exit_code, text, now_us)
 
-    def cut_off_lost(self, lease: Lease, ours: Collection[int], now_us: int) -> list[tuple[str, int]]:
-        """Open runs whose process lives no more are over: (job, run); `ours` live here. Raises LeaseLost."""
+    def _cut_off_lost(
+        self, connection: Connection, lease: Lease, ours: Collection[int], now_us: int
+    ) -> list[tuple[str, int]]:
+        """Open runs whose process lives no more are over."""
         lost = []
-        with self._database.begin() as connection:
-            lease.guard(connection)
-            open_ = select(runs).where(runs.c.ended_us.is_(None))
-            for row in connection.execute(open_).mappings().all():
-                if row["run"] not in ours and is_gone(row["owner"], row["seen_us"], now_us):
-                    what = f"its process, {row['owner']}, is gone"
-                    self._end(connection, row["run"], Outcome.CUT_OFF, None, what, now_us)
-                    lost.append((row["job"], row["run"]))
+        lease.guard(connection)
+        open_ = select(runs).where(runs.c.ended_us.is_(None))
+        for row in connection.execute(open_).mappings().all():
+            if row["run"] not in ours and is_gone(row["owner"], row["seen_us"], now_us):
+                what = f"its process, {row['owner']}, is gone"
+                self._end(connection, row["run"], Outcome.CUT_OFF, None, what, now_us)
+                lost.append((row["job"], row["run"]))
         return lost
 
     def _end(

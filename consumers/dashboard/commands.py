@@ -33,6 +33,10 @@ class Decision(Body):
     """Of what a flow holds."""
 
 
+class Pause(Body):
+    why: Annotated[str, Field(max_length=200)] = Field("", description="for those who look")
+
+
 class Reconcile(Body):
     """A comparison, which changes nothing; with `repair`, publishing again what differs."""
 
@@ -76,11 +80,11 @@ class Discard(Letters):
     after: int | None = Field(None, description=AFTER)
 
 
-Wish = Decision | Reconcile | Replay | Retry | Discard
+Wish = Decision | Pause | Reconcile | Replay | Retry | Discard
 
 
 def asked(kind: str, flow: Flow, wish: Wish, by: str) -> Asked:
-    """`kind`: reconcile, replay, retry, discard, approve or refuse."""
+    """`kind`: reconcile, replay, retry, discard, approve, refuse, pause or resume."""
     dry_run = bool(getattr(wish, "dry_run", False))
     options = wish.model_dump(exclude={"dry_run", "after"}, exclude_defaults=True)
     if isinstance(wish, Reconcile):
@@ -94,6 +98,7 @@ def asked(kind: str, flow: Flow, wish: Wish, by: str) -> Asked:
         words += _given({"table": wish.table, "key": wish.key, "reason": wish.reason})
     else:
         words = [kind, flow.name]
+        words += _given({"why": wish.why}) if isinstance(wish, Pause) else []
     words += ["--dry-run"] if dry_run else []
     form = orjson.dumps([kind, flow.name, options], option=orjson.OPT_SORT_KEYS).decode()
     return Asked(kind, flow.name, form, tuple(words), dry_run, by)

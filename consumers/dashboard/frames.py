@@ -21,6 +21,7 @@ EVENTS = 25
 JOBS = 40
 PARTS = 60
 TEXT_CHARS = 240
+WORST_CHARS = 1_200  # of the worst finding: what is to be done about it can be read to its end
 SENTENCE_CHARS = 400
 REASON_CHARS = 160
 SOON_S = 30 * 86_400  # what comes later than that nobody plans for
@@ -41,6 +42,7 @@ FLOW_COLUMNS = (
 )
 
 _STAGES = (("capture", "capture_p50"), ("kafka", "kafka_p50"), ("apply", "apply_p50"))
+_PARTS_OF = {"capture": "capture:", "process": "process:", "apply": "apply:"}  # nodes that are processes
 _BROKEN = {"error", "silent", "unknown", "stopped", "waiting", "held"}
 
 
@@ -64,8 +66,12 @@ def snapshot(
         "ok": status.exit_code == 0,
         "sentence": sentence(status)[:SENTENCE_CHARS],
         "findings": [
-            {"subject": f.subject, "text": f.text[:TEXT_CHARS], "finding": f.counts}
-            for f in status.findings[:FINDINGS]
+            {
+                "subject": f.subject,
+                "text": _cut(f.text, WORST_CHARS if number == 0 else TEXT_CHARS),
+                "finding": f.counts,
+            }
+            for number, f in enumerate(status.findings[:FINDINGS])
         ],
         "more_findings": max(0, len(status.findings) - FINDINGS),
         "strip": strip(status),
@@ -81,6 +87,11 @@ def snapshot(
         "events": None if events is None else [_event(event) for event in events[:EVENTS]],
         "admin": admin,
     }
+
+
+def _cut(text: str, limit: int) -> str:
+    """At a word, and shown to be cut."""
+    return text if len(text) <= limit else f"{text[:limit].rsplit(' ', 1)[0]} …"
 
 
 def sentence(status: Status) -> str:
@@ -120,20 +131,26 @@ def _ago(age_s: float) -> str:
 
 
 def strip(status: Status) -> dict[str, Any]:
-    """Source -> capture -> Kafka -> apply -> target: the worst of each stage, and where the time goes."""
+    """Source -> capture -> Kafka (-> process -> Kafka) -> apply -> target: the worst of each stage, and where
+    the time goes."""
     states = {
-        "capture": _worst(part for part in status.parts if part["part"].startswith("capture:")),
-        "apply": _worst(part for part in status.parts if part["part"].startswith("apply:")),
+        node: _worst(part for part in status.parts if part["part"].startswith(prefix))
+        for node, prefix in _PARTS_OF.items()
+        if node != "process" or status.processors
     }
     stages: list[dict[str, Any]] = []
     for name, key in _STAGES:
         known = [
             (flow["latency_ms"][key], flow["name"])
             for flow in status.flows
-            if (flow["latency_ms"] or {}).get(key)
+            if (flow["latency_ms"] or {}).get(key) and not (name == "capture" and _is_derived(flow))
         ]
         p50, flow = max(known, default=(None, None))
         stages.append({"stage": name, "p50_ms": None if p50 is None else round(p50, 1), "flow": flow})
+    if status.processors:
+        times = [(p["latency_ms"], p["name"]) for p in status.processors if p["latency_ms"] is not None]
+        worst_ms, processor = max(times, default=(None, None))
+        stages.insert(1, {"stage": "process", "p50_ms": worst_ms, "flow": processor})
     broken = next((name for name, state in states.items() if state in _BROKEN), None)
     timed = [(stage["p50_ms"], stage["stage"]) for stage in stages if stage["p50_ms"] is not None]
     slowest = max(timed)[1] if timed else None
@@ -144,6 +161,11 @@ def strip(status: Status) -> dict[str, Any]:
         "slowest": slowest if broken is None else broken,
         "broken": broken is not None,
     }
+
+
+def _is_derived(flow: Mapping[str, Any]) -> bool:
+    """Then the time up to its topic is also that of processors."""
+    return any(part.startswith("process:") for part in flow["way"])
 
 
 def _worst(parts: Iterable[Mapping[str, Any]]) -> str | None:

@@ -23,12 +23,18 @@ OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")  # they say nothi
 OPEN_PREFIX = "/page/"
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
 
-_CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
-    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
+
+def content_policy(style_sha256: str = "") -> str:
+    """`style_sha256`: base64, of a page's own <style>."""
+    style = f"'self' 'sha256-{style_sha256}'" if style_sha256 else "'self'"
+    return (
+        f"default-src 'none'; script-src 'self'; style-src {style}; img-src 'self' data:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
 HEADERS = [
-    (b"content-security-policy", _CSP.encode()),
+    (b"content-security-policy", content_policy().encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),

@@ -1,10 +1,12 @@
 """The page's files, read once and sent from memory, and /docs, which is written from the OpenAPI description.
 
-Nothing is fetched from another host: there is no CDN, no font, and no build.
+Nothing is fetched from another host: there is no CDN, no font, and no build. The first page has its style in
+it: it is painted as soon as it is there.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,6 +17,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request
 from starlette.responses import HTMLResponse, Response
 
+from consumers.dashboard.guard import content_policy
+
 TYPES = {
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -22,6 +26,7 @@ TYPES = {
     "svg": "image/svg+xml",
     "LICENSE": "text/plain; charset=utf-8",
 }
+_STYLE_LINK = b'<link rel="stylesheet" href="/page/app.css">'
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class File:
     body: bytes
     media_type: str
     etag: str
+    style_sha256: str = ""  # of the <style> in it, base64
 
 
 def read_files() -> dict[str, File]:
@@ -41,10 +47,22 @@ def read_files() -> dict[str, File]:
                 take(entry, f"{prefix}{entry.name}/")
             elif (kind := TYPES.get(entry.name.rpartition(".")[2])) is not None:
                 body = entry.read_bytes()
-                found[prefix + entry.name] = File(body, kind, f'"{sha256(body).hexdigest()[:20]}"')
+                found[prefix + entry.name] = File(body, kind, _etag(body))
 
     take(files("consumers.dashboard") / "page", "")
+    found["index.html"] = _styled(found["index.html"], found["app.css"].body)
     return found
+
+
+def _styled(page: File, style: bytes) -> File:
+    before, link, after = page.body.partition(_STYLE_LINK)
+    assert link, "the page names its style"
+    body = b"%b<style>%b</style>%b" % (before, style, after)
+    return File(body, page.media_type, _etag(body), b64encode(sha256(style).digest()).decode())
+
+
+def _etag(body: bytes) -> str:
+    return f'"{sha256(body).hexdigest()[:20]}"'
 
 
 def routes(app: FastAPI) -> APIRouter:
@@ -55,6 +73,8 @@ def routes(app: FastAPI) -> APIRouter:
         if file is None:
             return Response("not found", 404, media_type="text/plain")
         headers = {"etag": file.etag, "cache-control": "no-cache"}
+        if file.style_sha256:
+            headers["content-security-policy"] = content_policy(file.style_sha256)
         if request.headers.get("if-none-match") == file.etag:
             return Response(None, 304, headers)
         return Response(file.body, 200, headers, media_type=file.media_type)

@@ -18,6 +18,7 @@ from streamer.config.base import nearest
 from streamer.status import now_us
 
 _NOTHING: Any = Body(default_factory=wishes.Decision)
+_NO_REASON: Any = Body(default_factory=wishes.Pause)
 
 
 def by(request: Request) -> str:
@@ -60,6 +61,14 @@ def routes(config: Config, schedule: Schedule, commands: Commands) -> APIRouter:
     @api.post("/flows/{name}/refuse", summary="Drop what a flow holds, with a record")
     async def refuse(name: str, request: Request, wish: wishes.Decision = _NOTHING) -> Response:
         return await run("refuse", name, wish, request)
+
+    @api.post("/flows/{name}/pause", summary="Have a flow wait: nothing more of it is written")
+    async def pause_flow(name: str, request: Request, wish: wishes.Pause = _NO_REASON) -> Response:
+        return await run("pause", name, wish, request)
+
+    @api.post("/flows/{name}/resume", summary="Have a paused flow go on from where it is")
+    async def resume_flow(name: str, request: Request, wish: wishes.Decision = _NOTHING) -> Response:
+        return await run("resume", name, wish, request)
 
     @api.post("/actions/{number}/cancel", summary="End a command that runs")
     async def cancel(number: int, wish: wishes.Decision = _NOTHING) -> Response:

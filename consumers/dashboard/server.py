@@ -21,6 +21,7 @@ from consumers.dashboard.actions import Commands
 from consumers.dashboard.app import Parts, build
 from consumers.dashboard.auth import Keys, is_loopback
 from consumers.dashboard.watch import Watch
+from consumers.heartbeats import Heartbeats
 from consumers.schedule.service import Schedule
 from consumers.views import Status
 from streamer.config import Config
@@ -45,6 +46,7 @@ class Dashboard:
         self,
         config: Config,
         database: Database,
+        heartbeats: Heartbeats,
         schedule: Schedule,
         own: Callable[[], StatusRecord],
         told: Callable[[str], None],
@@ -53,7 +55,7 @@ class Dashboard:
         self._told = told
         self._host, self._port = _address(config)
         keys = Keys(config)
-        self._watch = Watch(config, database, own, admin=keys.has_admin)
+        self._watch = Watch(config, database, heartbeats, own, admin=keys.has_admin)
         self._commands = Commands(config, database)
         self._bound: socket.socket | None = None
         self._parts = Parts(config, self._watch, schedule, self._commands)

@@ -1,7 +1,7 @@
 """What one `serve` process sees, for all who look: the heartbeats and the events.
 
-Owns the only reader of the status topic here; a viewer costs a copy of a frame. It changes nothing, and what
-goes wrong with it is shown: neither a Kafka nor a control database that is away ends the process.
+A viewer costs a copy of a frame. It changes nothing, and what goes wrong with it is shown: neither a Kafka
+nor a control database that is away ends the process.
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ from consumers.control.feed import Event, Feed
 from consumers.control.samples import Samples
 from consumers.dashboard import frames
 from consumers.dashboard.stream import Stream
-from consumers.last_proofs import LastProofs
-from streamer.changes.topics import status_topic
+from consumers.heartbeats import Heartbeats
 from streamer.config import Config
-from streamer.errors import RetryableError, TailraceError
+from streamer.errors import RetryableError
 from streamer.logs import Log
-from streamer.status import StatusReader, StatusRecord, now_us
+from streamer.status import State, StatusRecord, now_us
 
-POLL_S = 1.0  # as often as heartbeats come
-FRESH_US = 900_000  # of what was built: frames a second apart are each built anew
-RETRY_S = 2.0
+FRAME_S = 1.0  # as often as heartbeats come
 EVENTS_S = 2.0
 QUIET_S = 6.0  # our own heartbeat comes each second: without any for so long, nothing gets through
 WAL_RATE_S = 60.0
@@ -43,30 +40,29 @@ class Watch:
     """`own`: this process's heartbeat; `admin`: whether there is an admin key."""
 
     def __init__(
-        self, config: Config, database: Database, own: Callable[[], StatusRecord], *, admin: bool
+        self,
+        config: Config,
+        database: Database,
+        heartbeats: Heartbeats,
+        own: Callable[[], StatusRecord],
+        *,
+        admin: bool,
     ) -> None:
         self._config = config
-        self._plan = views.Plan.of(config)
+        self.heartbeats = heartbeats
         self._feed = Feed(database)
         self.samples = Samples(database)
         self.own = own
         self._admin = admin
-        self._records: list[StatusRecord] = []
-        self._proofs: dict[str, dict[str, Any]] = {}
-        self._built: views.Status | None = None
         self._events: list[Event] | None = None
         self._wal: dict[str, deque[tuple[int, int]]] = {}
-        self._newest_us = 0
-        self._news_s: float | None = None  # when a heartbeat came last
         self._events_s: float | None = None  # when the control database answered last
-        self.trouble = "nothing has been read yet"  # why Kafka is not heard
         self.events_trouble = "it has not been asked yet"  # why the control database is not
         self.stream = Stream()
 
     async def run(self) -> None:
         """Until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._read(), name="dashboard: heartbeats")
             tasks.create_task(self._look(), name="dashboard: events")
             tasks.create_task(self._publish(), name="dashboard: frames")
 
@@ -74,15 +70,11 @@ class Watch:
 
     def status(self) -> views.Status:
         """As `tailrace status` would show it now; built once a second at most."""
-        at_us = now_us()
-        built = self._built
-        if built is None or not 0 <= at_us - built.at_us < FRESH_US:
-            built = views.build(self._config, self._records, at_us, self._proofs, self._plan)
-            if self.trouble:
-                finding = views.Finding(views.FINDINGS_FROM, "kafka", self.trouble)
-                built = replace(built, findings=[finding, *built.findings])
-            self._built = built
-        return built
+        built, trouble = self.heartbeats.status(), self.heartbeats.trouble
+        if not trouble:
+            return built
+        finding = views.Finding(views.FINDINGS_FROM, "kafka", trouble)
+        return replace(built, findings=[finding, *built.findings])
 
     def jobs(self) -> list[dict[str, Any]] | None:
         """As the scheduler tells them, which knows what each waits for; else as this process does."""
@@ -104,26 +96,30 @@ class Watch:
 
     @property
     def records(self) -> list[StatusRecord]:
-        return self._records
+        return self.heartbeats.records
 
     @property
     def has_read(self) -> bool:
         """Whether a heartbeat has ever come."""
-        return self._news_s is not None
+        return self.heartbeats.news_s is not None
 
     def not_ready(self) -> list[str]:
         """Why what is shown may be old; empty: heartbeats come and the control database answers."""
         now_s, found = time.monotonic(), []
-        if self._news_s is None or now_s - self._news_s > QUIET_S:
-            ago = "yet" if self._news_s is None else f"for {now_s - self._news_s:.0f} s"
-            found.append(f"no heartbeat has come {ago}{f': {self.trouble}' if self.trouble else ''}")
+        news_s, trouble = self.heartbeats.news_s, self.heartbeats.trouble
+        if news_s is None or now_s - news_s > QUIET_S:
+            ago = "yet" if news_s is None else f"for {now_s - news_s:.0f} s"
+            found.append(f"no heartbeat has come {ago}{f': {trouble}' if trouble else ''}")
         if self._events_s is None or now_s - self._events_s > QUIET_S:
             found.append(f"the control database does not answer: {self.events_trouble}")
+        own = self.own()
+        if own.state == State.WAITING:
+            found.append(f"no job begins: {own.reason}")
         return [line.split("\n", 1)[0] for line in found]
 
     def _elected(self) -> StatusRecord | None:
         at_us = now_us()
-        for record in [self.own(), *self._records]:
+        for record in [self.own(), *self.records]:
             lives = record.kind == "serve" and not record.ended and not record.silent(at_us)
             if lives and record.detail.get("elected"):
                 return record
@@ -131,31 +127,9 @@ class Watch:
 
     # Reading
 
-    async def _read(self) -> None:
-        kafka = self._config.kafka
-        proofs = LastProofs(self._config)
-        while True:
-            try:
-                async with StatusReader(
-                    kafka.brokers, kafka.security, status_topic(self._config.name)
-                ) as topic:
-                    while True:
-                        await topic.poll()
-                        self._take(topic.records())
-                        self._proofs = await proofs.now()
-                        await asyncio.sleep(POLL_S)
-            except TailraceError as error:
-                if str(error) != self.trouble:
-                    log.warning("the page waits for Kafka", reason=str(error))
-                self.trouble = str(error)
-                await asyncio.sleep(RETRY_S)
-
-    def _take(self, records: list[StatusRecord]) -> None:
-        self._records, self.trouble = records, ""
-        newest_us = max((record.at_us for record in records), default=0)
-        if newest_us != self._newest_us:
-            self._newest_us, self._news_s = newest_us, time.monotonic()
-        for record in records:
+    def _weigh(self) -> None:
+        """How much WAL the slots keep, over the last minute."""
+        for record in self.records:
             wal_bytes = (record.detail.get("slot") or {}).get("wal_bytes")
             if record.kind == "capture" and wal_bytes is not None:
                 seen = self._wal.setdefault(record.name, deque())
@@ -189,10 +163,11 @@ class Watch:
         stream = self.stream
         while True:
             stream.wanted.clear()
+            self._weigh()
             if stream.viewers:
                 stream.publish(self.frame())
             try:
-                async with asyncio.timeout(POLL_S):
+                async with asyncio.timeout(FRAME_S):
                     await stream.wanted.wait()
             except TimeoutError:
                 continue

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SHORTEST_S = 5.0  # below it there is no middle to kill in
 LONGEST_S = 3600.0  # beyond it the sandbox's disk fills
+CATCH_UP_S = 60.0  # a hundred times what it takes; a loaded machine may need ten
 
 
 def demo(
@@ -34,6 +35,14 @@ def demo(
     seconds: Annotated[
         float, typer.Option(min=SHORTEST_S, max=LONGEST_S, help="How long the shop is at work.")
     ] = 20.0,
+    catch_up: Annotated[
+        float,
+        typer.Option(
+            min=1.0,
+            max=LONGEST_S,
+            help="Seconds that the last change may take to arrive before it is missing.",
+        ),
+    ] = CATCH_UP_S,
     seed: Annotated[int, typer.Option(help="The same seed makes the same transactions.")] = 1,
     config: Annotated[
         Path | None,
@@ -68,7 +77,15 @@ def demo(
         sandbox = Sandbox(postgres=2, kafka=1, on_progress=screen.note)
         sandbox.start()
         try:
-            running = Demo(sandbox, screen, seconds=seconds, seed=seed, began_s=began_s, config=config)
+            running = Demo(
+                sandbox,
+                screen,
+                seconds=seconds,
+                seed=seed,
+                began_s=began_s,
+                config=config,
+                catch_up_s=catch_up,
+            )
             outcome = asyncio.run(running.run())
             outcome.advice = _advice(running.running() if keep else None)
             kept = running.running() if keep else None

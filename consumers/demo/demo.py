@@ -40,7 +40,6 @@ TARGET = "copy"
 TARGET_SCHEMA = "mirror"
 
 START_LIMIT_S = 60.0  # two imports of Python and the first rows; on a loaded machine ten times the usual
-CATCH_UP_LIMIT_S = 60.0
 POLL_S = 0.25
 KILL_AT = 0.42  # of the running time: shortly after the large transaction has begun its way
 STEADY_UNTIL = BIG_AT - 0.03  # the latency of the quiet part is read just before the large transaction
@@ -74,9 +73,11 @@ class Demo:
         seconds: float,
         seed: int,
         began_s: float,
+        catch_up_s: float,
         config: Path | None = None,
     ) -> None:
-        """`began_s`: when the command was started, by time.monotonic()."""
+        """`began_s`: when the command was started, by time.monotonic(). `catch_up_s`: how long the last
+        change may take to arrive."""
         self.outcome = Outcome(seed=seed, seconds=seconds)
         self._sandbox = sandbox
         self._config_path = config.absolute() if config else sandbox.folder / "tailrace.yaml"
@@ -84,6 +85,7 @@ class Demo:
         self._seconds = seconds
         self._seed = seed
         self._began_s = began_s
+        self._catch_up_s = catch_up_s
         self._tally = Tally({table: f"public.{table}" for table in shop.TABLES})
         self._killed: dict[str, int] = {}
         self._supervisor = 0
@@ -271,9 +273,9 @@ class Demo:
             row = await (await connection.execute("SELECT pg_current_wal_lsn()")).fetchone()
         end = parse_lsn(str(row[0] if row else ""))
         await self._until(
-            "capture has passed the last change", lambda: self._tally.lsn() >= end, CATCH_UP_LIMIT_S
+            "capture has passed the last change", lambda: self._tally.lsn() >= end, self._catch_up_s
         )
-        deadline = began + CATCH_UP_LIMIT_S
+        deadline = began + self._catch_up_s
         self._what = "comparing source and target, row by row"
         while True:
             self.outcome.verdict = await asyncio.to_thread(self.compare)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from heapq import nsmallest
+from math import floor, log10
 from typing import Any
 
 from rich.table import Table
@@ -24,7 +25,9 @@ KEPT = 100  # in the history, which keeps thousands of runs
 def share(drift: float) -> str:
     """With as many digits as it takes to see that it is not 0."""
     percent = drift * 100
-    return f"{percent:.4f}%" if 0 < percent < 0.01 else f"{percent:.2f}%"
+    if not 0 < percent < 0.01:
+        return f"{percent:.2f}%"
+    return f"{percent:.{max(4, 1 - floor(log10(percent)))}f}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ def cells_table(cells: Cells, title: str) -> Table:
     for heading in headings:
         table.add_column(Text(heading), overflow="fold")
     for heading in ("source", "target", "difference", "drift"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for cell in cells.listed[:SHOWN]:
         window = [cell.window or "all"] if cells.column else []
         table.add_row(*map(_text, cell.group), *window, *_figures(cell))

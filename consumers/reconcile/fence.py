@@ -3,6 +3,7 @@
     1. the source's rows, each with its stamp (xmin)
     2. F = pg_current_wal_insert_lsn()
     3. until the capture's position, committed in Kafka, is at F or beyond
+    (of a derived table each processor on the way is passed here: see origins.derived)
     4. the topic's high watermarks of that moment, transaction markers and open transactions included
     5. until the target's checkpoint of every partition is there (apply moves them where nothing comes, too)
     6. the target's rows, then the source's once more: a row with another stamp has moved, and goes again
@@ -26,6 +27,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from consumers.apply.checkpoint import Place
+from consumers.apply.pauses import paused_in
 from consumers.reconcile.sides.base import Key, Row
 from consumers.targets.base import Gate, Look, Parked, Unwhole
 from streamer.changes.lsn import format_lsn
@@ -41,6 +43,7 @@ STALL_S = 60.0  # nothing moves for so long: a process is down, or waits. A rest
 WAIT_LIMIT_S = 3600.0  # of one fence in all: a target that catches up moves, but an hour behind is no fence
 POLL_S = 0.1  # between two looks at checkpoints, which move once a second where nothing comes
 POSITION_POLL_MS = 200
+POSITIONS_AT_ONCE = 5_000  # a megabyte
 UNWHOLE_LIMIT = 100_000  # as many as there are suspects
 
 MISSING, EXTRA, DIFFERENT = "missing", "extra", "different"
@@ -62,6 +65,16 @@ class Source(Protocol):
 
 class Rows(Protocol):
     async def rows(self, keys: Sequence[Key]) -> Mapping[Key, Row]: ...
+
+
+class Hops(Protocol):
+    """What lies between a capture and the topic that is compared."""
+
+    async def pass_(self, stall_s: float) -> None:
+        """Until what is captured now has come out of all of it. Raises NotPassed, KafkaUnavailable."""
+
+    async def parked(self) -> int:
+        """Keys that wait in it, so that not every row can be whole."""
 
 
 class Progress(Protocol):
@@ -127,6 +140,7 @@ class Log:
         self._admin: AIOKafkaAdminClient | None = None
         self._counts: dict[str, int] = {}
         self._position: Position | None = None
+        self._unread: dict[TopicPartition, int] = {}  # the positions' ends when this began
 
     async def open(self) -> None:
         """Raises KafkaUnavailable, ConfigError; NotPassed where nothing was ever captured."""
@@ -142,6 +156,7 @@ class Log:
         with kafka_errors("reading positions", brokers=self._brokers):
             async with asyncio.timeout(READ_DEADLINE_S):
                 starts = await everything.beginning_offsets(partitions)
+                self._unread = await committed.end_offsets(partitions)
         committed.assign(partitions)
         for partition in partitions:
             committed.seek(partition, starts[partition])
@@ -154,12 +169,17 @@ class Log:
         assert self._committed is not None
         with kafka_errors("reading positions", brokers=self._brokers):
             async with asyncio.timeout(READ_DEADLINE_S):
-                batches = await self._committed.getmany(timeout_ms=POSITION_POLL_MS)
+                batches = await self._committed.getmany(
+                    timeout_ms=POSITION_POLL_MS, max_records=POSITIONS_AT_ONCE
+                )
+        self._unread = {p: end for p, end in self._unread.items() if await self._committed.position(p) < end}
         key = position_key(self._source)
         for records in batches.values():
             for record in records:
                 if record.key == key and record.value is not None:
                     self._position = Position.load(record.value)
+        if self._unread:  # positions of an older epoch, of another server even, may be the higher ones
+            return 0
         position = self._position
         # While a first copy is published, the position is already where its stream will begin.
         if position is None or position.stage is not Stage.STREAMING:
@@ -235,6 +255,7 @@ class Fence:
         moved: Moved | None = None,
         unusable: Callable[[], Collection[Key]] | None = None,
         shown: Callable[[int], str] = format_lsn,
+        hops: Hops | None = None,
         stall_s: float = STALL_S,
         clock_s: Callable[[], float] = time.monotonic,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -250,6 +271,7 @@ class Fence:
         self._moved = moved
         self._unusable = unusable
         self._shown = shown
+        self._hops = hops
         self._stall_s = stall_s
         self._clock_s = clock_s
         self._pause = pause
@@ -279,6 +301,7 @@ class Fence:
             parked |= set(self._unusable())
         moved = {*moved, *await self._unwhole()}
         waits = await self._source.holds_commits()
+        unsure = self._hops is not None and await self._hops.parked() > 0
         for key in keys:
             one, other, now = before.get(key), theirs.get(key), after.get(key)
             if _stamp(one) != _stamp(now) or waits or key in moved:
@@ -288,8 +311,9 @@ class Fence:
                 judged.settled += 1
                 del open_[key]
                 continue
-            if passed is None or key in parked:
-                judged.faults.append(Fault(PARKED if key in parked else HELD, key, now, other))
+            if passed is None or key in parked or unsure:
+                kind = HELD if passed is None and key not in parked else PARKED
+                judged.faults.append(Fault(kind, key, now, other))
                 del open_[key]
                 continue
             seen = _Seen(_stamp(now), other).after(open_[key])
@@ -325,6 +349,8 @@ class Fence:
         began_s = self._clock_s()
         lsn = await self._source.insert_lsn()
         position = await self._captured(lsn)
+        if self._hops is not None:
+            await self._hops.pass_(self._stall_s)
         ends = await self._log.ends(self._path.topic)
         await self._applied(ends)
         return Passed(lsn, position, ends, self._clock_s() - began_s)
@@ -342,15 +368,28 @@ class Fence:
                 )
         return position
 
+    async def _refuse_paused(self) -> None:
+        flow = self._path.flow
+        if (pause := paused_in(await self._standing.gates(), flow)) is not None:
+            raise NotPassed(
+                f"flow {flow} was paused {pause.text}, and what has come since waits"
+                f"\n  -> compare it when it has gone on: `tailrace resume {flow}`"
+            )
+
     async def _applied(self, ends: Mapping[int, int]) -> None:
         patience = Patience(self._clock_s, self._stall_s)
         wanted = {self._place(p): end for p, end in ends.items()}
+        looked = False
         while True:
             stands = (await self._standing.look(list(wanted))).stands
             behind = {place: end for place, end in wanted.items() if stands.get(place, 0) < end}
             if not behind:
                 return
-            if not patience.has_left(sum(stands.get(place, 0) for place in wanted)):
+            has_left = patience.has_left(sum(stands.get(place, 0) for place in wanted))
+            if not looked or not has_left:
+                await self._refuse_paused()
+                looked = True
+            if not has_left:
                 place, end = next(iter(behind.items()))
                 if await self._holds():
                     raise NotPassed(

@@ -24,7 +24,9 @@ from streamer.config import (
 )
 from streamer.config.base import no_such
 from streamer.config.built import unbuilt_job
+from streamer.config.derived import processor_of
 from streamer.config.operations import InlineFlow, Reconcile, Repair
+from streamer.config.patterns import is_pattern
 from streamer.errors import ConfigError
 
 
@@ -32,7 +34,7 @@ from streamer.errors import ConfigError
 class Job:
     """`refused`: why the flow cannot be compared; empty when it can. `why`: who wants a repair, if any.
     `counted`: what rows are counted by. `rate`: rows a second of each side, 0: no limit; `max_lag_s`: the lag
-    of the flow from which on the comparison waits.
+    of the flow from which on the comparison waits. `processor`: that derives the flow's rows, if one does.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Job:
     counted: Asked = field(default_factory=Asked)
     rate: float = 0.0
     max_lag_s: float | None = None
+    processor: str = ""
 
 
 def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
@@ -78,7 +81,7 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
 def _job(config: Config, name: str | None, flow: Flow) -> Job:
     why_not = refused(config, flow)
     if name is None:
-        return Job(flow.name, flow, 0.0, None, why_not)
+        return Job(flow.name, flow, 0.0, None, why_not, processor=processor_of(config, flow) or "")
     return _as_asked(config, name, flow, why_not)
 
 
@@ -103,6 +106,7 @@ def _as_asked(config: Config, name: str, flow: Flow, why_not: str) -> Job:
         _counted(settings),
         settings.limits.rate,
         settings.limits.max_lag_s,
+        processor_of(config, flow) or "",
     )
 
 
@@ -118,12 +122,28 @@ def refused(config: Config, flow: Flow) -> str:
     stopped = built_flows(config, flow.target)[1].get(flow.name)
     if stopped:
         return str(stopped[0])
-    source, target = config.sources[flow.source], config.targets[flow.target]
-    if not isinstance(source, PostgresSource | RedisSource):
+    processor, target = processor_of(config, flow), config.targets[flow.target]
+    source = config.sources.get(flow.source)
+    if processor is not None:
+        if query_job(config, flow) is None:
+            return (
+                f"{processor} derives its rows, and nothing says what they should be: write the query as"
+                f" `sql:` of a job, `reconcile: {{{flow.name}: {{flow: {flow.name}, sql: SELECT ...}}}}`"
+            )
+        if is_pattern(flow.source_pattern):
+            return "one query is not for several tables: give each a flow of its own"
+    elif not isinstance(source, PostgresSource | RedisSource):
+        assert source is not None  # as the file is checked
         return f"comparing a {source.kind} source is not built yet"
     if not isinstance(target, PostgresTarget | RedisTarget | SqlTarget | VectorTarget):
         return f"comparing a {target.kind} target is not built yet"
     return ""
+
+
+def query_job(config: Config, flow: Flow) -> str | None:
+    """The job that says what a derived flow's rows should be."""
+    jobs = config.reconcile.items()
+    return next((name for name, job in jobs if job.flow == flow.name and job.sql is not None), None)
 
 
 def check_alone(jobs: Sequence[Job], option: str) -> None:

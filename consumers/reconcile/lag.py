@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 
 from consumers import views
 from consumers.reconcile.fence import NotPassed
+from consumers.views.processors import way_of
 from streamer.changes.topics import status_topic
 from streamer.config import Config, Flow
 from streamer.logs import Log
@@ -81,9 +82,13 @@ async def opened_lag_limit(
         async def lags() -> Lags:
             await topic.poll()
             found = views.build(config, topic.records(), now_us())
+            for each in found.flows:
+                if each["name"] == flow.name and each["state"] == views.FlowState.PAUSED:
+                    raise NotPassed(f"flow {flow.name} was paused {each['reason']}")
             captures = {f"the capture of {s['name']}": s["lag_s"] for s in found.sources}
             flows = {f"the flow {f['name']}": f["lag_s"] for f in found.flows}
-            wanted = (f"the capture of {flow.source}", f"the flow {flow.name}")
+            ways = (part.partition(":") for part in way_of(config, flow).captures)
+            wanted = (*(f"the capture of {source}" for _, _, source in ways), f"the flow {flow.name}")
             return {who: (captures | flows).get(who) for who in wanted}
 
         yield LagLimit(limit_s, lags)

@@ -49,7 +49,7 @@ class Target:
     `signed_zero` false: the store has one zero only. `lacks`: why a column that apply maps is not there;
     `left_out`: why one that is there is not compared, by name.
     `needs`: the target's column without which a row has no place. `typed`: the store gives a value its own
-    form, as a jsonb has it.
+    form, as a jsonb has it. `nullable`: columns that may be null, so that no range of a key has all rows.
     """
 
     columns: Mapping[str, Held | None]
@@ -59,6 +59,7 @@ class Target:
     left_out: Mapping[str, str] = field(default_factory=dict)
     needs: str = ""
     typed: bool = True
+    nullable: Collection[str] = ()
 
 
 class Made(Protocol):

@@ -194,11 +194,13 @@ class Proof:
         counts = progress.counts
         counts.settled += judged.settled
         counts.in_flight += len(judged.in_flight)
-        shown = self._sides.captured.shown
-        fences = [
-            FenceReport.of(shown(p.lsn), shown(p.position), p.offsets, p.waited_s) for p in judged.passed
-        ]
-        progress.fences = (progress.fences + fences)[-FENCES:]
+        log = self._sides.captured.log
+        if log is not None:
+            passed = [
+                FenceReport.of(log.shown(p.lsn), log.shown(p.position), p.offsets, p.waited_s)
+                for p in judged.passed
+            ]
+            progress.fences = (progress.fences + passed)[-FENCES:]
         for fault in judged.faults:
             if fault.kind == "extra" and self._sides.compared.keeps_extra:
                 continue

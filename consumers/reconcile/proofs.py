@@ -77,8 +77,8 @@ def proofs_of(tables: Iterable[TableReport], run: str, began_us: int, ended_us: 
 class Proofs:
     """Made when it is not there. Raises ConfigError, FatalError, RetryableError."""
 
-    def __init__(self, config: Config) -> None:
-        self._database = Database(config)
+    def __init__(self, config: Config, database: Database | None = None) -> None:
+        self._database = database or Database(config)
 
     def open(self) -> None:
         self._database.prepare(PART, FORMAT, meta)

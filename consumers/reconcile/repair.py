@@ -27,6 +27,7 @@ from streamer.changes.backfill import REPAIR, Request, Run, State, Wanted
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Config
 from streamer.errors import TailraceError
+from streamer.resetting import processor_reset_steps
 
 FOLLOW_MS = 500  # of one look at the backfill; a record that comes ends it
 
@@ -216,6 +217,12 @@ def plan(job: Job, tables: Sequence[Faulty]) -> list[_Planned]:
 
 def _refused(job: Job, faulty: Faulty) -> str:
     report, above = faulty.report, job.repair.refuse_above
+    if faulty.request is None and job.processor:
+        return (
+            f"the rows of {report.source} are derived, and nothing publishes one of them: nothing was asked"
+            f"\n  -> see whether changes are parked: `tailrace dead-letters list {job.processor}`; to have"
+            f" all of them derived again {processor_reset_steps(job.processor)}"
+        )
     if faulty.request is None:
         return (
             f"{report.source} is a query, and nothing publishes its rows: nothing was asked\n  -> run what"

@@ -1,4 +1,4 @@
-"""What a run has found: the report's shape, its verdict and exit code, its texts for people and programs.
+"""What a run has found: the report's shape, its verdict and exit code, its JSON, and lines of the health log.
 
 The JSON is described by docs/reconcile.schema.json. Values of rows are in it only when they are asked for.
 """
@@ -10,10 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from consumers.reconcile.cells import LISTED, Cells, cells_table, share
+from consumers.reconcile.cells import LISTED, Cells, share
 from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, EXIT_REPAIRED, EXIT_RUNTIME
 
 VERSION = 1
@@ -244,143 +241,3 @@ def _cells_word(tables: Sequence[TableReport]) -> str:
     """Of groups and windows, where the job has some: the drift of the worst."""
     listed = [cell.drift for table in tables if table.groups is not None for cell in table.groups.listed]
     return f" worst_group={share(max(listed))}" if listed else ""
-
-
-# For people
-
-
-def show(report: Report, console: Console) -> None:
-    table = Table(title=f"reconcile {report.run}: {report.verdict}")
-    for heading in (
-        "flow",
-        "table",
-        "verdict",
-        "rows",
-        "missing",
-        "extra",
-        "different",
-        "in flight",
-        "drift",
-    ):
-        right = heading not in ("flow", "table", "verdict")
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for each in report.tables:
-        counts = each.counts
-        numbers = (each.source_rows, counts.missing, counts.extra, counts.different, counts.in_flight)
-        cells = [each.flow, each.source, _verdict(each), *map(str, numbers), share(each.drift)]
-        table.add_row(*cells)
-    console.print(table)
-    for each in report.tables:
-        if each.groups is not None:
-            console.print(cells_table(each.groups, f"{each.flow} {each.source}: groups and windows"))
-        for line in _lines(each):
-            console.print(line, markup=False, highlight=False)
-
-
-def _verdict(table: TableReport) -> str:
-    return "not compared" if table.meant and not table.complete else table.verdict
-
-
-def _lines(table: TableReport) -> list[str]:
-    lines = []
-    if table.reason:
-        lines.append(table.reason)
-    counts = table.counts
-    if counts.parked:
-        lines.append(
-            f"{_wait(counts.parked)} behind a refused change: `tailrace dead-letters list"
-            f" {table.target.split('.', 1)[0]}`"
-        )
-    if counts.held:
-        lines.append(f"{_wait(counts.held)} for `tailrace approve {table.flow}`, or `refuse`")
-    for kind in ("missing", "extra", "different"):
-        samples = [sample for sample in table.samples if sample.kind == kind]
-        if samples:
-            count = getattr(counts, kind)
-            more = f" and {count - len(samples)} more" if count > len(samples) else ""
-            lines.append(f"{kind}: {'; '.join(map(_text, samples))}{more}")
-    if table.repair is not None:
-        lines += _repair_lines(table.repair, counts)
-    if table.why_not_fast is not None and table.counts.drift == 0 and table.seconds > SLOW_S:
-        lines.append(f"by canonical text, as {table.why_not_fast}")
-    if table.paused_s:
-        lines.append(f"waited {table.paused_s:.0f} s for the flow, which was above the lag limit")
-    lines += table.notes
-    return [f"{table.flow} {table.source}: {line}" for line in lines]
-
-
-def _repair_lines(repair: RepairReport, counts: Counts) -> list[str]:
-    kinds = ("missing", "extra", "different")
-    words = ", ".join(f"{getattr(repair, kind)} {kind}" for kind in kinds if getattr(repair, kind))
-    lines = []
-    if repair.refused:
-        lines.append(f"not repaired: {repair.refused}")
-    elif repair.mode == "plan":
-        lines.append(f"a repair would publish: {words or 'nothing'}")
-    elif repair.backfill:
-        lines.append(
-            f"repair of {words}: published {repair.applied}, verified {repair.verified};"
-            f" backfill {repair.backfill}"
-        )
-    if repair.reason:
-        lines.append(f"the repair is not proved: {repair.reason}")
-    if repair.still:
-        keys = "; ".join(f"({', '.join(key)})" for key in repair.still)
-        lines.append(f"still not equal: {keys}")
-    if counts.extra > repair.extra and not repair.refused:
-        lines.append(f"only in the target: {counts.extra}; --delete-extra deletes such rows")
-    return lines
-
-
-SLOW_S = 10.0  # why the slower path was taken is of interest from then on
-
-
-def _wait(count: int) -> str:
-    return f"{count} row waits" if count == 1 else f"{count} rows wait"
-
-
-def _text(sample: Sample) -> str:
-    key = ", ".join(sample.key)
-    if sample.source is None and sample.target is None:
-        return f"({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
-    return f"({key}) {_values(sample.source)} -> {_values(sample.target)}"
-
-
-def _values(values: dict[str, str | None] | None) -> str:
-    if values is None:
-        return "no row"
-    return ", ".join(f"{name}={'NULL' if v is None else repr(v)}" for name, v in values.items())
-
-
-def repair_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """The audit trail of these runs, a line a repair."""
-    lines = []
-    for each in (repair for entry in entries for repair in entry["repairs"]):
-        report = each["report"]
-        figures = f"published {report['applied']}, verified {report['verified']}, left {report['left']}"
-        lines.append(
-            f"{each['asked']} {each['asked_by']} ({each['why']}) repaired {each['flow']}"
-            f" {each['source_table']}: planned {report['planned']},"
-            f" {figures if each['ended'] else 'not ended'}; run {each['run']}"
-        )
-    return lines
-
-
-def history_table(entries: Sequence[dict[str, Any]]) -> Table:
-    table = Table()
-    for heading in ("began", "run", "names", "verdict", "tables", "rows", "drift", "seconds"):
-        table.add_column(heading, overflow="fold")
-    for entry in entries:
-        report = entry["report"]
-        tables = report["tables"] if report else []
-        table.add_row(
-            entry["began"],
-            entry["run"],
-            " ".join(entry["names"]) or "all flows",
-            report["verdict"] if report else "not ended",
-            str(len(tables)),
-            str(sum(each["source_rows"] for each in tables)),
-            share(max((each["drift"] for each in tables), default=0.0)) if report else "",
-            f"{report['seconds']:.1f}" if report else "",
-        )
-    return table

@@ -17,16 +17,16 @@ from typing import Any
 
 from orjson import loads
 
+from consumers.reconcile import emptied
 from consumers.reconcile.canonical import canonical
 from consumers.reconcile.compare import SUSPECTS_LIMIT
 from consumers.reconcile.fence import STALL_S, Fence, Log, NotPassed, Path, opened_log
-from consumers.reconcile.fence import Source as SourceLog
 from consumers.reconcile.groups import GROUPS_LIMIT, Grouping, Places, grouping_of
 from consumers.reconcile.history import Runs, Saved
 from consumers.reconcile.job import Job
 from consumers.reconcile.lag import LagLimit, opened_lag_limit
 from consumers.reconcile.mapping import Incomparable
-from consumers.reconcile.origins.base import Captured, Moves, Refused
+from consumers.reconcile.origins.base import Captured, Logged, Moves, Refused
 from consumers.reconcile.origins.registry import make_origin
 from consumers.reconcile.proof import (
     Judge,
@@ -49,10 +49,11 @@ from consumers.reconcile.stores.registry import make_store
 from consumers.reconcile.tables import Sides, make_sides
 from consumers.targets.base import Target
 from consumers.targets.registry import target_of
-from streamer.changes.backfill import Request
+from streamer.changes.backfill import REPAIR, Request
 from streamer.commands.brokers import brokers_of
 from streamer.config import Config, Flow
 from streamer.errors import BadRecordError, ConfigError, TailraceError
+from streamer.resetting import processor_reset_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ class _Flow:
         self._began_us = began_us
         self._by = by
         self._faulty: list[Faulty] = []
+        self._equal: list[Callable[[str], Request]] = []
         self._limits = replace(options.limits, rate=options.limits.rate or job.rate)
         self._lag: LagLimit | None = None
         self._log: Log | None = None
@@ -131,6 +133,7 @@ class _Flow:
                 await self._tables(found)
                 if self._faulty and self._job.repair.mode != "never":
                     await self._repairs().run(self._faulty)
+                await self._tell_equal()
             except ConfigError:
                 raise
             except TailraceError as error:
@@ -163,6 +166,23 @@ class _Flow:
             stall_s=options.stall_s,
             samples=options.limits.samples,
         )
+
+    def _is_only(self, table: Captured) -> bool:
+        """Whether no other flow has a copy of the table."""
+        source = self._flow.source
+        flows = [flow for flow in self._config.flows.values() if flow.source == source]
+        return sum(flow.takes(table.schema, table.name) for flow in flows) == 1
+
+    async def _tell_equal(self) -> None:
+        """A repair that had nothing to do has proved as much as one that had."""
+        repair, run = self._job.repair, self._runs.run
+        if repair.mode != "auto" or not repair.delete_extra:
+            return
+        brokers = brokers_of(self._config)
+        for request in self._equal:
+            asked = request(REPAIR + run)
+            asked = replace(asked, run=f"{asked.run}:{self._flow.name}:{asked.place}")
+            await emptied.tell(self._config, brokers, asked, run=run, by=self._by, now_us=self._now_us())
 
     def _report(self, source: str, target: str) -> TableReport:
         return TableReport(self._job.name, self._flow.name, source, target, self._job.threshold)
@@ -199,7 +219,7 @@ class _Flow:
         rows = await table.count()
         if rows:
             if table.log is not None:
-                fence = await self._fence(table, table.log, {}, None)
+                fence = await self._fence(table.log, {}, None)
                 await fence.pass_()
                 if await store.has(schema, name):
                     return True
@@ -233,6 +253,8 @@ class _Flow:
         async def open_judge() -> Judge:
             return await self._judge(table, _kinds(sides), sides)
 
+        partly = report.resumed or self._options.where or sides.compared.keeps_extra
+        request = _request(table, whole=not partly)
         grouping = self._grouping(sides, progress)
         places = Places(grouping, [pair.name for pair in sides.compared.pairs]) if grouping else None
         wait = await self._lag_wait() if table.log is not None else None
@@ -247,10 +269,10 @@ class _Flow:
             fill(report, sides, progress)
             if report.counts.drift:
                 kinds = _kinds(sides)
-                self._faulty.append(
-                    Faulty(report, table.record, kinds, progress.faults, open_judge, _request(table))
-                )
+                self._faulty.append(Faulty(report, table.record, kinds, progress.faults, open_judge, request))
         report.complete = not progress.cut and not progress.counts.held
+        if report.complete and not report.counts.drift and request is not None and self._is_only(table):
+            self._equal.append(request)
         if progress.cut:
             what = f"more than {SUSPECTS_LIMIT:,} rows differ, and the rest was not looked at"
             report.reason = f"{what}\n  -> {_anew(table)}"
@@ -284,24 +306,22 @@ class _Flow:
     async def _judge(self, table: Captured, kinds: dict[str, str], sides: Sides | None) -> Judge:
         """`sides`: None for a target's table that is not there."""
         if table.log is not None:
-            return await self._fence(table, table.log, kinds, sides)
+            return await self._fence(table.log, kinds, sides)
         ours, theirs = (sides.source, sides.target) if sides else (_NoRows(), _NoRows())
         return Settling(ours, theirs, pause_s=self._options.settle_s)
 
-    async def _fence(
-        self, table: Captured, source: SourceLog, kinds: dict[str, str], sides: Sides | None
-    ) -> Fence:
+    async def _fence(self, log: Logged, kinds: dict[str, str], sides: Sides | None) -> Fence:
         """Opens what it takes, once a flow."""
         if self._log is None:
-            entered = opened_log(self._config, brokers_of(self._config), self._flow.source)
+            entered = opened_log(self._config, brokers_of(self._config), log.source)
             self._log = await self._stack.enter_async_context(entered)
         if self._standing is None:
             self._standing = await self._open_standing()
-        moves = table.moves(sides.source) if sides else Moves()
+        moves = log.moves(sides.source) if sides else Moves()
         return Fence(
-            Path(self._flow.source, table.topic, self._flow.name, self._flow.target),
+            Path(log.source, log.topic, self._flow.name, self._flow.target),
             self._log,
-            source,
+            log,
             sides.source if sides else _NoRows(),
             sides.target if sides else _NoRows(),
             self._standing,
@@ -309,7 +329,8 @@ class _Flow:
             certain=moves.rounds,
             moved=moves.moved,
             unusable=moves.unusable,
-            shown=table.shown,
+            shown=log.shown,
+            hops=log.hops,
             stall_s=self._options.stall_s,
         )
 
@@ -327,14 +348,22 @@ class _NoRows:
         return {}
 
 
-def _request(table: Captured) -> Callable[[str], Request] | None:
-    return table.request if table.log is not None else None
+def _request(table: Captured, *, whole: bool = True) -> Callable[[str], Request] | None:
+    """`whole`: all of the table was compared since it was described."""
+    if table.log is None:
+        return None
+    made = table.log.request
+    if whole or made is None:
+        return made
+    return lambda run: replace(made(run), compared_lsn=0)
 
 
 def _anew(table: Captured) -> str:
     """What to do where so much differs that it is not named row by row."""
     if table.log is None:
         return "build the target's table anew, or compare a part of it (--where)"
+    if table.log.request is None:
+        return f"have all of it derived again: {processor_reset_steps(table.record.source)}"
     return f"publish the table again: `tailrace backfill {table.record.source} {quote(table.qualified)}`"
 
 

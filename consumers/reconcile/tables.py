@@ -64,6 +64,8 @@ def _ordered(captured: Captured, kept: Kept, compared: Compared) -> bool:
     ours, theirs = captured.order, kept.order
     if ours is None or theirs is None or ours.collations is None:
         return False
+    if any(pair.target_name in kept.there.nullable for pair in compared.key_pairs):
+        return False
     return maps.ordered_alike(compared, ours.collations, theirs.collations)
 
 

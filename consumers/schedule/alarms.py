@@ -37,6 +37,7 @@ def of_status(config: Config, status: Status, *, young: bool) -> list[Wrong]:
     """`young`: the parts may only just be starting, and one that is not known yet is no alarm."""
     found = [wrong for flow in status.flows for wrong in _of_flow(flow, status.at_us)]
     found += _of_sources(config, status)
+    found += _of_processors(status)
     found += _of_findings(status, f"serve:{config.name}" if runs_jobs(config) else "")
     found += _of_silent(status)
     if young:
@@ -49,6 +50,7 @@ def unjudged(status: Status) -> set[str]:
     """Subjects of which it is not known whether anything but `stalled` is wrong: who would tell is silent."""
     living = _living(status)
     found = {f"flow {flow['name']}" for flow in status.flows if flow["parked"] is None}
+    found |= {f"processor {each['name']}" for each in status.processors if each["parked"] is None}
     for source in status.sources:
         if f"capture:{source['name']}" not in living:
             found |= {f"source {source['name']}", f"source {source['name']}, wal_stop"}
@@ -86,8 +88,18 @@ def _of_flow(flow: Mapping[str, Any], at_us: int) -> Iterator[Wrong]:
         yield Wrong("drift", f"flow {name}", drifted(name, proof, at_us))
 
 
-def _way(flow: Mapping[str, Any]) -> tuple[str, str]:
-    return f"capture:{str(flow['from']).partition('.')[0]}", f"apply:{flow['target']}"
+def _way(flow: Mapping[str, Any]) -> list[str]:
+    """The parts that its rows come by."""
+    return list(flow["way"])
+
+
+def _of_processors(status: Status) -> Iterator[Wrong]:
+    for view in status.processors:
+        name, parked = view["name"], view["parked"]
+        if parked:
+            keys = "1 key is" if parked == 1 else f"{parked:,} keys are"
+            text = f"processor {name}: {keys} parked: see `tailrace dead-letters list {name}`"
+            yield Wrong("dead_letter", f"processor {name}", text)
 
 
 def _of_sources(config: Config, status: Status) -> Iterator[Wrong]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,11 +22,13 @@ from consumers.control.lease import BEAT_S, Lease, LeaseLost
 from consumers.schedule import commands, steps
 from consumers.schedule.plan import Decision, JobState, Outcome, Planned, decide
 from consumers.schedule.process import JobProcess
+from consumers.schedule.times import to_us
 from streamer.config import Config
 from streamer.errors import RetryableError
 from streamer.logs import Log, redact
 
 TAIL_LINES = 20  # of a job's output, kept as its run's text
+PATIENCE_S = 5.0  # a turn takes milliseconds
 
 log = Log("schedule")
 
@@ -41,7 +44,8 @@ class _Running:
 
 
 class Runner:
-    """`now`: the wall clock. `states` and `decision` are what the last turn saw, for heartbeats and pages."""
+    """`now`: the wall clock. `plans`, `states` and `decision` are what the last turn saw, for heartbeats and
+    pages."""
 
     def __init__(
         self,
@@ -50,18 +54,32 @@ class Runner:
         jobs: Jobs,
         lease: Lease,
         *,
+        opening: Callable[[], None] = lambda: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`plans`: the jobs of the file with what people have changed, asked for at each turn."""
+        """`plans`: the jobs of the file with what people have changed, asked for at each turn. `opening`:
+        makes what is not there in the control database; done until it has gone well once."""
         self._config = config
-        self._plans = plans
+        self._plans_now = plans
         self._jobs = jobs
         self._lease = lease
         self._now = now
+        self._opening = opening
+        self._is_open = False
+        self._asked_s: float | None = None  # since when the control database is waited for
+        self._problem = ""
         self._running: dict[str, _Running] = {}
+        self.plans: dict[str, Planned] | None = None  # before the first
         self.states: dict[str, JobState] = {}
         self.decision = Decision()
-        self.problem = ""  # why the control database is not asked; empty: it is
+
+    @property
+    def problem(self) -> str:
+        """Why no job begins: the control database does not answer. Empty: it does."""
+        asked_s = self._asked_s
+        if asked_s is not None and (waited_s := time.monotonic() - asked_s) > PATIENCE_S:
+            return f"the control database has not answered for {waited_s:.0f} s"
+        return self._problem
 
     @property
     def elected(self) -> bool:
@@ -82,48 +100,55 @@ class Runner:
 
     async def _turn(self, tasks: asyncio.TaskGroup) -> None:
         try:
-            if not await asyncio.to_thread(self._lease.beat):
-                await asyncio.to_thread(self._look)
-                return
-            await self._decide(tasks)
-            self.problem = ""
+            self._asked_s = time.monotonic()
+            if await asyncio.to_thread(self._look):
+                await self._decide(tasks, self.plans or {})
+            if self._problem:
+                log.info("the control database answers again: jobs go on")
+            self._problem = ""
         except LeaseLost as lost:
             log.warning("another process runs the jobs now", lease=str(lost))
         except RetryableError as error:
-            if str(error) != self.problem:
+            if str(error) != self._problem:
                 log.error("jobs wait", reason=str(error))
-            self.problem = str(error)
+            self._problem = str(error)
+        finally:
+            self._asked_s = None
 
-    def _look(self) -> None:
-        """Of one that starts nothing: for its heartbeat."""
-        self.states = self._jobs.states()
-        self.problem = ""
+    def _look(self) -> bool:
+        """Whether it is the one that starts jobs; the others look, too, for their heartbeats."""
+        if not self._is_open:
+            self._opening()
+            self._is_open = True
+        held = self._lease.beat()
+        self.plans = plans = self._plans_now()
+        if held:
+            ours = [running.run for running in tuple(self._running.values())]
+            self.states, lost = self._jobs.turn(self._lease, plans, ours, to_us(self._now()))
+            for name, run in lost:
+                log.error("a job's process was lost", job=name, run=run)
+        else:
+            self.states, self.decision = self._jobs.states(), Decision()
+        return held
 
-    async def _decide(self, tasks: asyncio.TaskGroup) -> None:
-        plans, now = await asyncio.to_thread(self._plans), self._now()
-        self.states, self.decision = await asyncio.to_thread(self._read, plans, now)
+    async def _decide(self, tasks: asyncio.TaskGroup, plans: dict[str, Planned]) -> None:
+        now = self._now()
+        self.decision = decide(plans, {name: self.states[name] for name in plans}, now)
         if not self._config.control.enabled:
             return
         for name in self.decision.ask:
-            await asyncio.to_thread(self._jobs.ask, name, "what comes after it", _us(now))
+            await asyncio.to_thread(self._jobs.ask, name, "what comes after it", to_us(now))
         for name, why in self.decision.skip:
             log.warning("job skipped", job=name, why=why)
-            await asyncio.to_thread(self._jobs.skip, self._lease, name, why, owner(), _us(now))
+            await asyncio.to_thread(self._jobs.skip, self._lease, name, why, owner(), to_us(now))
         for name in self.decision.start:
-            number = await asyncio.to_thread(self._jobs.begin, self._lease, name, owner(), _us(now))
+            if name in self._running:  # whatever has become of the database that knew of it
+                continue
+            number = await asyncio.to_thread(self._jobs.begin, self._lease, name, owner(), to_us(now))
             if number is not None:
                 running = _Running(number, plans[name], asyncio.get_running_loop().time())
                 self._running[name] = running
                 tasks.create_task(self._work(running), name=f"job {name}")
-
-    def _read(self, plans: dict[str, Planned], now: datetime) -> tuple[dict[str, JobState], Decision]:
-        self._jobs.know(plans, _us(now))
-        ours = [running.run for running in self._running.values()]
-        self._jobs.seen(ours, _us(now))
-        for name, run in self._jobs.cut_off_lost(self._lease, ours, _us(now)):
-            log.error("a job's process was lost", job=name, run=run)
-        states = self._jobs.states()
-        return states, decide(plans, {name: states[name] for name in plans}, now)
 
     # One run
 
@@ -191,7 +216,7 @@ class Runner:
         """Tried until it is in the database: an open run would keep its job from running again."""
         while True:
             try:
-                await asyncio.to_thread(self._jobs.end, running.run, outcome, code, text, _us(self._now()))
+                await asyncio.to_thread(self._jobs.end, running.run, outcome, code, text, to_us(self._now()))
                 return
             except RetryableError as error:
                 log.error("the end of a job waits", job=running.plan.name, reason=str(error))
@@ -203,7 +228,3 @@ class Runner:
         log.warning("job is ended", job=running.plan.name, why=why)
         if running.process is not None:
             running.process.end()
-
-
-def _us(at: datetime) -> int:
-    return int(at.timestamp() * 1e6)

@@ -11,7 +11,7 @@ from consumers.control.jobs import Jobs
 from consumers.control.overrides import IN_FORCE_LIMIT, Override, Overrides
 from consumers.schedule.overriding import InForce, in_force
 from consumers.schedule.plan import Decision, JobState, Planned, planned
-from consumers.schedule.view import job_views
+from consumers.schedule.view import Past, job_views
 from streamer.config import Config
 from streamer.config.base import no_such
 from streamer.config.built import unbuilt_scheduled
@@ -27,6 +27,7 @@ class Schedule:
         self.jobs = Jobs(database)
         self.overrides = Overrides(database)
         self._known: tuple[list[Override], InForce] = [], in_force(config, [])
+        self._pasts: tuple[dict[str, JobState], dict[str, list[Past]]] = {}, {}
 
     def open(self) -> None:
         self.jobs.open()
@@ -76,23 +77,40 @@ class Schedule:
         self.overrides.undo([override.override for override in gone], by, now_us)
         return gone
 
-    def view(self, names: Sequence[str] = (), decision: Decision | None = None) -> list[dict[str, Any]]:
+    def view(self, names: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Of these jobs, or of all. Raises ConfigError for a name that is none."""
         known = self.in_force()
         plans, now = _plans(known), datetime.now(UTC)
         for name in names:
             if name not in plans:
                 raise no_such("job", name, plans, self._config.path)
-        states = self.jobs.states()
-        states = {name: states.get(name) or JobState(now) for name in plans}
         pasts = self.jobs.histories(names or plans)
+        found = self._views(known, plans, self.jobs.states(), pasts, now)
+        return [view for view in found if not names or view["name"] in names]
+
+    def told(
+        self, plans: dict[str, Planned], states: dict[str, JobState], decision: Decision
+    ) -> list[dict[str, Any]]:
+        """All of them as a scheduler's last turn saw them: it has just read them, and asks each second."""
+        at, pasts = self._pasts
+        if states != at or not plans.keys() <= pasts.keys():
+            pasts = self.jobs.histories(plans)
+            self._pasts = states, pasts
+        return self._views(self._known[1], plans, states, pasts, datetime.now(UTC), decision)
+
+    def _views(
+        self,
+        known: InForce,
+        plans: dict[str, Planned],
+        states: dict[str, JobState],
+        pasts: dict[str, list[Past]],
+        now: datetime,
+        decision: Decision | None = None,
+    ) -> list[dict[str, Any]]:
+        states = {name: states.get(name) or JobState(now) for name in plans}
         enabled = self._config.control.enabled
         found = job_views(plans, states, pasts, now, enabled=enabled, decision=decision)
-        return [
-            {**view, "overridden": known.keys(view["name"])}
-            for view in found
-            if not names or view["name"] in names
-        ]
+        return [{**view, "overridden": known.keys(view["name"])} for view in found]
 
 
 def _plans(known: InForce) -> dict[str, Planned]:

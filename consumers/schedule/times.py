@@ -79,3 +79,8 @@ class Cron:
 def on_clock(day: date, clock: time, zone: ZoneInfo) -> datetime:
     """When the zone's clocks show it, in UTC."""
     return datetime.combine(day, clock, zone).astimezone(UTC)
+
+
+def to_us(at: datetime) -> int:
+    """Microseconds since 1970 UTC."""
+    return int(at.timestamp() * 1e6)

@@ -18,6 +18,7 @@ from consumers.schedule.plan import (
     stale,
     success_rate,
 )
+from consumers.schedule.times import to_us
 
 DISABLED = "DISABLED"  # all of them, by control.enabled
 
@@ -115,4 +116,4 @@ def _state(state: JobState, *, enabled: bool, job_enabled: bool, missed: bool) -
 
 
 def _us(at: datetime | None) -> int | None:
-    return None if at is None else int(at.timestamp() * 1e6)
+    return None if at is None else to_us(at)

@@ -17,16 +17,15 @@ from consumers.alerts.sender import Sender
 from consumers.control.database import Database, owner
 from consumers.control.feed import Event, Feed, Wrong
 from consumers.control.lease import Lease, LeaseLost
-from consumers.last_proofs import LastProofs
+from consumers.heartbeats import Heartbeats
 from consumers.schedule import alarms
 from consumers.schedule.service import Schedule
 from consumers.schedule.watchdog import KAFKA_S, START_S, Watchdog
-from streamer.changes.topics import status_topic
 from streamer.commands.brokers import brokers_of
 from streamer.config import Config
 from streamer.errors import RetryableError, TailraceError
 from streamer.logs import Log
-from streamer.status import StatusReader, StatusRecord, now_us
+from streamer.status import now_us
 from streamer.stopping import stopped_within
 
 LOOK_S = 2.0
@@ -37,13 +36,14 @@ log = Log("watch")
 
 
 class Watch:
-    """`brokers`: asked for at each connection, as an embedded Kafka has an address only once it runs."""
+    """`heartbeats`: the process's, which somebody else keeps reading; else its own, by way of `brokers`."""
 
     def __init__(
         self,
         config: Config,
         database: Database | None = None,
         *,
+        heartbeats: Heartbeats | None = None,
         holder: str = "",
         brokers: Callable[[Config], str] = brokers_of,
         clock_s: Callable[[], float] = time.monotonic,
@@ -52,8 +52,10 @@ class Watch:
         Raises ConfigError."""
         database = database or Database(config)
         self._config = config
-        self._plan = views.Plan.of(config)
-        self._brokers = brokers
+        self._is_reader = heartbeats is None
+        self._heartbeats = heartbeats or Heartbeats(
+            config, database, brokers=brokers, poll_s=LOOK_S, clock_s=clock_s
+        )
         self._clock_s = clock_s
         self._holder = holder or owner()
         self._lease = Lease(database, WATCH_LEASE, self._holder)
@@ -61,11 +63,7 @@ class Watch:
         self._feed = Feed(database)
         self._dog = Watchdog(config)
         self._began_s = clock_s()
-        self._proofs = LastProofs(config)
-        self._records: list[StatusRecord] = []
         self._scheduler: list[Wrong] = []  # of the last heartbeats that were read
-        self._read_s: float | None = None
-        self._kafka = "it has not been reached yet"
         self._wrote_s: float | None = None  # when the feed was last right
         self._is_open = False
         self._held = False
@@ -88,11 +86,14 @@ class Watch:
                 if await stopped_within(stop, LOOK_S):
                     return
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(self._read(), name="heartbeats")
+            reading = (
+                tasks.create_task(self._heartbeats.run(), name="heartbeats") if self._is_reader else None
+            )
             tasks.create_task(sender.run(stop), name="alerts")
             while not await stopped_within(stop, LOOK_S):
                 await self._turn()
-            reading.cancel()
+            if reading is not None:
+                reading.cancel()
         try:
             await asyncio.to_thread(self._lease.give_up)
         except RetryableError as error:
@@ -105,28 +106,10 @@ class Watch:
         self._feed.open()
         self._is_open = True
 
-    async def _read(self) -> None:
-        """Until cancelled. A clock that is wrong here alone makes nobody silent."""
-        topic = status_topic(self._config.name)
-        while True:
-            try:
-                brokers, security = self._brokers(self._config), self._config.kafka.security
-                async with StatusReader(brokers, security, topic) as reader:
-                    while True:
-                        await reader.poll()
-                        await reader.prove_silence()
-                        self._records, self._read_s = reader.records(), self._clock_s()
-                        await asyncio.sleep(LOOK_S)
-            except TailraceError as error:  # a topic of a newer version, too: it is told
-                self._kafka = str(error)
-                await asyncio.sleep(LOOK_S)
-
     async def _turn(self) -> None:
-        proofs = await self._proofs.now()
-        status = None
-        read_s = self._read_s
-        if read_s is not None and self._clock_s() - read_s < KAFKA_S:
-            status = views.build(self._config, self._records, now_us(), proofs, self._plan)
+        read_s = self._heartbeats.read_s
+        known = read_s is not None and self._clock_s() - read_s < KAFKA_S
+        status = self._heartbeats.status() if known else None
         try:
             begun, over = await asyncio.to_thread(self._look, status)
         except LeaseLost:
@@ -152,10 +135,11 @@ class Watch:
         self._held = held
         if status is not None:
             self._scheduler = self._of_scheduler(status)
-        last_s = self._began_s + START_S if self._read_s is None else self._read_s
+        read_s = self._heartbeats.read_s
+        last_s = self._began_s + START_S if read_s is None else read_s
         blind = status is None and now_s - last_s >= KAFKA_S
         schedule = [*self._of_jobs(), *self._scheduler]
-        wrong = self._dog.look(status, schedule, now_s, kafka=self._kafka if blind else "")
+        wrong = self._dog.look(status, schedule, now_s, kafka=self._heartbeats.trouble if blind else "")
         if not held:
             return (), ()
         found = self._feed.note(wrong, self._holder, now_us(), self._lease)
@@ -170,7 +154,7 @@ class Watch:
     def _of_scheduler(self, status: views.Status) -> list[Wrong]:
         if not alarms.runs_jobs(self._config):
             return []
-        return alarms.of_scheduler(self._records, self._config.name, status.at_us)
+        return alarms.of_scheduler(self._heartbeats.records, self._config.name, status.at_us)
 
     def _complain(self, error: TailraceError) -> None:
         if str(error) != self._trouble:

@@ -31,6 +31,7 @@ RETURN_S = 3600.0  # so soon, it has come back, and is not another
 TEXT_S = 30.0  # a text that counts the seconds is not written anew at each look
 START_S = 20.0  # in which parts that are started with the watcher say their first word
 STILL_S = 30.0  # nothing applied for so long, while the topic grows
+PROCESS_STILL_S = 15.0  # a processor's committed offsets, whatever became of its process meanwhile
 KAFKA_S = 15.0  # heartbeats not read for so long; a broker that moves is back before
 
 
@@ -134,6 +135,35 @@ class Progress:
         return found
 
 
+class Processors:
+    """Processors that stand still while they have input: also those that are started again and again, each of
+    which says for a while that it works."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, tuple[int, float]] = {}  # committed offsets, since when
+
+    def look(self, status: Status, now_s: float) -> list[Wrong]:
+        found = []
+        for view in status.processors:
+            name, offset, waiting = view["name"], view["offset"], view["lag_records"]
+            place = self._places.get(name)
+            if offset is not None and (not waiting or place is None or offset != place[0]):
+                self._places[name] = place = offset, now_s
+                if not waiting:
+                    del self._places[name]
+            if place is None or name not in self._places:
+                continue
+            still_s = now_s - place[1]
+            if still_s >= PROCESS_STILL_S:
+                records = "input waits" if waiting is None else f"{waiting:,} records wait"
+                text = (
+                    f"processor {name} stands still for {still_s:.0f} s, and {records}: see"
+                    f" `tailrace status`, and the log of process:{name}"
+                )
+                found.append(Wrong("stalled", f"processor {name}", text))
+        return found
+
+
 class Watchdog:
     """One watcher's memory. `now_s`: of a clock that never goes back; each look's is later."""
 
@@ -142,6 +172,7 @@ class Watchdog:
         self._first_s: float | None = None  # when heartbeats were read first
         self._holds = Holds()
         self._progress = Progress()
+        self._processors = Processors()
         self._last: list[Wrong] = []  # of the last heartbeats that were read
         self._unjudged: set[str] = set()
 
@@ -169,6 +200,7 @@ class Watchdog:
             self._last = alarms.of_status(self._config, status, young=young)
             self._unjudged = alarms.unjudged(status)
             self._last += self._progress.look(status, now_s)
+            self._last += self._processors.look(status, now_s)
         elif kafka:
             found.append(Wrong("stalled", "kafka", f"no heartbeat can be read: {kafka}"))
         return self._holds.look([*self._last, *found], now_s, self._unjudged, clears=not young)

@@ -15,6 +15,7 @@ from consumers.apply.fold import BOTTOM, PartitionFold, Version, Write
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow
 from streamer.errors import BadRecordError, TargetUnavailable
+from streamer.resetting import reset_steps
 
 
 @dataclass(slots=True)
@@ -44,6 +45,8 @@ class Batch:
     # longer parked, with all that waits for them, then what is parked anew (H24).
     unparks: list[tuple[Place, bytes]] = field(default_factory=list)
     parks: list[Parked] = field(default_factory=list)
+    # What operators had asked for of keys that it un-parks, as it was read: another wish by now is AskedAnew.
+    wishes: dict[tuple[Place, bytes], str] = field(default_factory=dict)
     deleted: dict[Place, int] = field(default_factory=dict)  # rows deleted, for gates; only where one is set
     # (flow, topic) whose table may be made again though rows of it were written: all of them come again.
     remakes: set[tuple[str, str]] = field(default_factory=set)
@@ -137,6 +140,25 @@ class RowsRefused(BadRecordError):
         self.rows = rows
 
 
+class AskedAnew(Exception):
+    """Operators have asked for something else of these keys meanwhile: nothing was written."""
+
+    def __init__(self, keys: Collection[tuple[Place, bytes]]) -> None:
+        super().__init__(f"what is asked for of {len(keys)} parked keys has changed")
+        self.keys = keys
+
+
+def check_wishes(batch: Batch, lost: Collection[Place], asked: Mapping[tuple[Place, bytes], str]) -> None:
+    """`asked`: of the batch's keys, as the target has it now. Raises AskedAnew."""
+    changed = [
+        (place, key)
+        for (place, key), wish in batch.wishes.items()
+        if place not in lost and asked.get((place, key), "") != wish
+    ]
+    if changed:
+        raise AskedAnew(changed)
+
+
 class RefusedRow(BadRecordError):
     """The target refuses one row's data; its flow stops."""
 
@@ -175,8 +197,7 @@ class TableLost(TargetUnavailable):
             " again now, it would hold the later ones only",
             where=where,
             fix="restore it (or give it back its name), and the flow goes on by itself; or"
-            f" `tailrace reset {flow.source}` while its capture is stopped, which makes it again and copies"
-            " everything",
+            f" {reset_steps(flow.source)}, which makes it again and copies everything",
         )
         self.flow = flow.name
         self.topic = topic
@@ -228,7 +249,8 @@ class Target(Protocol):
         """What can be done for a batch ahead, without the session, while another one is in the target."""
 
     async def apply(self, batch: Batch) -> Outcome:
-        """Rows, checkpoints, parks and counts of deletes, in one transaction. Raises RowsRefused too."""
+        """Rows, checkpoints, parks and counts of deletes, in one transaction. Raises RowsRefused and
+        AskedAnew, too."""
 
     async def versions(self, batch: Batch) -> Versions | None:
         """What the target has of the batch's keys: the highest version of the row, of its delete and of the

@@ -17,6 +17,8 @@ from consumers.apply.checkpoint import ANYWHERE, Checkpoint, Place, Rewind
 from consumers.apply.fold import BOTTOM, PartitionFold, Reread, Version, Write
 from consumers.apply.mapping import Mapping as Columns
 from consumers.apply.mapping import map_columns, soft_column
+from consumers.apply.queues import wish_of
+from consumers.targets.ahead import rows_ahead
 from consumers.targets.base import (
     Batch,
     FlowError,
@@ -29,9 +31,10 @@ from consumers.targets.base import (
     TableChanges,
     Unwhole,
     Versions,
+    check_wishes,
     reread_cure,
 )
-from consumers.targets.memory_table import MemoryTable, key_of, placed
+from consumers.targets.memory_table import MemoryTable, key_of, key_of_row, placed
 from streamer.changes.kinds import UNAVAILABLE, decoder_for
 from streamer.config import Flow
 from streamer.config import MemoryTarget as Settings
@@ -218,7 +221,10 @@ class MemoryTarget:
     async def count_below(self, changes: TableChanges, limit: int) -> int:
         found = self._here().tables.get((changes.schema, changes.table))
         soft = soft_column(self._flows[changes.flow])
-        return 0 if found is None else found.count_below(changes.floor, soft)
+        if found is None:
+            return 0
+        kept = self._kept(self._here(), changes, found, None, ())
+        return found.count_below(changes.floor, soft, kept)
 
     async def findings(self) -> list[str]:
         counted: dict[tuple[str, str, str], int] = {}
@@ -259,6 +265,7 @@ class MemoryTarget:
             if at is None or move.expected not in (at.next_offset, ANYWHERE):
                 outcome.lost.append(move.place)
         lost = set(outcome.lost)
+        check_wishes(batch, lost, {key: wish_of(store.parked.get(key, ())) for key in batch.wishes})
         work = [
             (changes, [f for f in changes.folds if _place(changes, f) not in lost])
             for changes in batch.tables
@@ -268,7 +275,7 @@ class MemoryTarget:
             self._drop_gone(store, changes, folds, outcome)
         self._refuse(store, work, mappings)
         for changes, folds in work:
-            self._write(store, changes, folds, mappings, lost, outcome)
+            self._write(store, batch, changes, folds, mappings, lost, outcome)
         _keep_state(store, batch, lost)
         return outcome
 
@@ -323,9 +330,28 @@ class MemoryTarget:
         if refused:
             raise RowsRefused(refused, where=self.place)
 
+    def _kept(
+        self,
+        store: MemoryStore,
+        changes: TableChanges,
+        table: MemoryTable,
+        batch: Batch | None,
+        lost: Collection[Place],
+    ) -> set[bytes]:
+        """Keys of the table whose rows the floor of `changes` passes over."""
+        subject = changes.flow, changes.topic
+        stored = [
+            (place, key)
+            for (place, key), entries in store.parked.items()
+            if place[:2] == subject and any(e.decodes and e.version > changes.floor for e in entries)
+        ]
+        mapping = map_columns(self._flows[changes.flow], changes.record, table.columns or None)
+        return {key_of_row(mapping, row) for row in rows_ahead(changes, stored, batch, lost)}
+
     def _write(
         self,
         store: MemoryStore,
+        batch: Batch,
         changes: TableChanges,
         folds: list[PartitionFold],
         mappings: dict[tuple[str, str], Columns],
@@ -337,7 +363,8 @@ class MemoryTarget:
         for schema_id in sorted(changes.schema_ids, key=lambda known: known == changes.record.id):
             table.add_columns(mappings[flow.name, schema_id])
         if Place(flow.name, changes.topic, changes.floor_partition) not in lost:
-            _raise_floor(store, changes, table, flow)
+            kept = self._kept(store, changes, table, batch, lost)
+            _raise_floor(store, changes, table, flow, kept)
         guarded = 0
         for fold in folds:
             place = _place(changes, fold)
@@ -404,13 +431,15 @@ def _unfit(mapping: Columns, write: Write, rule: Rule | None) -> tuple[str, str]
     return None if why is None else ("23514", why)
 
 
-def _raise_floor(store: MemoryStore, changes: TableChanges, table: MemoryTable, flow: Flow) -> None:
+def _raise_floor(
+    store: MemoryStore, changes: TableChanges, table: MemoryTable, flow: Flow, kept: set[bytes]
+) -> None:
     name = changes.schema, changes.table
     if changes.floor <= store.floors.get(name, BOTTOM):
         return
     store.floors[name] = changes.floor
     below = None if flow.version == "none" else changes.floor
-    table.drop_to(below, soft_column(flow), changes.floor_us)
+    table.drop_to(below, soft_column(flow), changes.floor_us, kept)
     for key, (schema, table_name, reread) in list(store.rereads.items()):
         if (schema, table_name) == name and reread.change.version <= changes.floor:
             del store.rereads[key]

@@ -6,7 +6,7 @@ writing and deleting, patches (H7), multisets (H27). Checks nothing and knows no
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -112,29 +112,35 @@ class MemoryTable:
                 del self.twins[at]
                 return
 
-    def count_below(self, floor: Version, soft: str | None) -> int:
+    def count_below(self, floor: Version, soft: str | None, kept: Collection[bytes]) -> int:
         """How many rows `drop_to` would take."""
-        stored = [*self.rows.values(), *self.twins]
+        stored = [*(row for key, row in self.rows.items() if key not in kept), *self.twins]
         return sum(row.version <= floor and (soft is None or row.values.get(soft) is None) for row in stored)
 
-    def drop_to(self, floor: Version | None, soft: str | None, gone_us: int) -> None:
-        """Rows at or below the floor go, None: all of them; under `soft` they are marked with the time."""
+    def drop_to(self, floor: Version | None, soft: str | None, gone_us: int, kept: Collection[bytes]) -> None:
+        """Rows at or below the floor go, None: all of them; under `soft` they are marked with the time.
+        Those of `kept` keys stay."""
 
         def stays(row: StoredRow) -> bool:
             return floor is not None and row.version > floor
 
         if soft is None:
-            self.rows = {key: row for key, row in self.rows.items() if stays(row)}
+            self.rows = {key: row for key, row in self.rows.items() if key in kept or stays(row)}
             self.twins = [row for row in self.twins if stays(row)]
             return
-        for row in [*self.rows.values(), *self.twins]:
+        for row in [*(row for key, row in self.rows.items() if key not in kept), *self.twins]:
             if not stays(row) and row.values.get(soft) is None:
                 row.values[soft] = time_text(gone_us)
 
 
 def key_of(mapping: Mapping, write: Write) -> bytes:
+    return key_of_row(mapping, write.row)
+
+
+def key_of_row(mapping: Mapping, row: dict[str, Any]) -> bytes:
+    """`row`: by the source's names."""
     columns = [column.column for column in mapping.columns if column.column is not None and column.key]
-    return dumps([write.row.get(column.name) for column in columns])
+    return dumps([row.get(column.name) for column in columns])
 
 
 def placed(mapping: Mapping, row: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from consumers.targets import postgres_parked as parked
 from consumers.targets import postgres_replays as replays
 from consumers.targets import postgres_state as state
 from consumers.targets.base import (
+    AskedAnew,
     Batch,
     FlowError,
     Gate,
@@ -313,7 +314,7 @@ class PostgresTarget:
                 outcome = await write_batch(connection, batch, plans, memory, flows, singly=singly)
                 await self._catch_up(batch)
                 return outcome
-            except FlowError:
+            except (FlowError, AskedAnew):
                 await self._recover()
                 raise
             except BadRecordError as error:

@@ -38,6 +38,10 @@ class UniqueIndex:
     depends: frozenset[str]  # that its entries hang on, or its predicate
     nulls_equal: bool
     versioned: bool  # a history's: partial, over rows of ours
+    primary: bool
+    predicate: str = ""  # of a partial one
+    definition: str = ""  # the statement that makes it
+    constraint: str = ""  # u(nique), x(clusion), p(rimary): one that it belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,10 @@ AND (a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) OR EXISTS (SELECT FROM pg_de
 WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid = 'pg_class'::regclass
 AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum))),
 coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
-coalesce(pg_get_expr(i.indpred, i.indrelid), '') LIKE '%_tailrace_epoch > 0%'
+coalesce(pg_get_expr(i.indpred, i.indrelid), '') LIKE '%_tailrace_epoch > 0%', i.indisprimary,
+coalesce(pg_get_expr(i.indpred, i.indrelid), ''), pg_get_indexdef(i.indexrelid),
+coalesce((SELECT k.contype::text FROM pg_constraint k WHERE k.conindid = i.indexrelid
+AND k.conrelid = i.indrelid AND k.contype IN ('u', 'x', 'p')), '')
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = $1::oid AND (i.indisunique OR i.indisexclusion) ORDER BY c.relname"""
 _FOREIGN = """SELECT k.conname::text, cn.nspname::text, cc.relname::text, pn.nspname::text, pc.relname::text,
@@ -145,8 +152,18 @@ async def read_table(connection: Connection, schema: str, name: str) -> TargetTa
 
     columns = [TargetColumn(*row) for row in await rows(_COLUMNS, schema, name)]  # type: ignore[arg-type]
     unique = [
-        UniqueIndex(str(index), bool(whole), bool(late), _names(on), _names(depends), bool(equal), bool(ours))
-        for index, whole, late, on, depends, equal, ours in await rows(_UNIQUE)
+        UniqueIndex(
+            str(name),
+            bool(whole),
+            bool(late),
+            _names(on),
+            _names(depends),
+            bool(nulls_equal),
+            bool(versioned),
+            bool(primary),
+            *map(str, texts),
+        )
+        for name, whole, late, on, depends, nulls_equal, versioned, primary, *texts in await rows(_UNIQUE)
     ]
     parents, children = [], []
     for constraint, child_schema, child, parent_schema, parent, *rest in await rows(_FOREIGN):

@@ -102,7 +102,7 @@ async def give_way(
     for parked in parks:
         if not parked.waiting or parked.code not in UNIQUE or not parked.decodes:
             continue
-        change = decode_value(parked.payload, where="")
+        change = decode_value(parked.payload, where="", offset=parked.offset)
         flow = flows[parked.place.flow]
         plan = plans.get((*flow.place(parked.schema, parked.table), change.schema_id))
         if plan is None or change.after is None:

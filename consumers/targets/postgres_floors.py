@@ -7,18 +7,24 @@ at or below it are dropped, now and later. Tombstones do the same for single key
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+
+from psycopg import errors
 
 from consumers.apply.checkpoint import Place
 from consumers.apply.fold import BOTTOM, PartitionFold, Version
+from consumers.targets import postgres_parked as parked
 from consumers.targets import postgres_state as state
-from consumers.targets.base import FlowError, Outcome, TableChanges
+from consumers.targets.ahead import rows_ahead
+from consumers.targets.base import Batch, FlowError, Outcome, TableChanges
 from consumers.targets.postgres_memory import Memory
 from consumers.targets.postgres_plans import Plan
-from streamer.errors import ConfigError
+from streamer.errors import BadRecordError, ConfigError
 
 Plans = Mapping[tuple[str, str, str], Plan]
 Work = list[tuple[TableChanges, list[PartitionFold]]]
 Floors = Mapping[tuple[str, str], Version]
+Kept = Mapping[tuple[str, str], list[str]]  # by flow and topic: the keys that a floor passes over, as arrays
 
 
 async def drop_gone(
@@ -73,20 +79,49 @@ async def raise_floor(
     floors: Floors,
     plans: Plans,
     lost: set[Place],
+    kept: Kept,
 ) -> None:
     if not is_raised(changes, floors, lost):
         return
     plan = plans[changes.schema, changes.table, changes.record.id]
     await connection.execute(state.RAISE_FLOOR, (changes.schema, changes.table, *changes.floor), prepare=True)
+    parameters = *changes.floor, changes.floor_us, *kept[changes.flow, changes.topic]
     for statement in plan.below_sql:
-        await connection.execute(statement, (*changes.floor, changes.floor_us), prepare=True)
+        await connection.execute(statement, parameters, prepare=True)
     place = changes.schema, changes.table, *changes.floor
     await connection.execute(state.FORGET_REREADS, place, prepare=True)
 
 
+async def keys_kept(
+    connection: state.Connection, changes: TableChanges, plan: Plan, batch: Batch | None, lost: set[Place]
+) -> list[str]:
+    """Arrays of the keys that the floor of `changes` passes over. `batch`: what it parks counts, too."""
+    stored = await parked.keys_above(connection, changes.flow, changes.topic, changes.floor)
+    rows = rows_ahead(changes, stored, batch, lost)
+    rows = [row for row in rows if all(row.get(column.source) is not None for column in plan.key)]
+    found = await _fitting(connection, plan, rows)
+    if found is None:  # a key that the target's types do not hold is that of no row
+        rows = [row for row in rows if await _fitting(connection, plan, [row]) is not None]
+        found = plan.key_literals(rows)
+    return found
+
+
+async def _fitting(connection: state.Connection, plan: Plan, rows: list[dict[str, Any]]) -> list[str] | None:
+    """The arrays, when all these keys are of the target's types."""
+    try:
+        literals = plan.key_literals(rows)
+        if rows and plan.key:
+            async with connection.transaction():  # inside another one it is a savepoint
+                await connection.execute(plan.given_keys_sql, literals)
+    except (BadRecordError, errors.DataError):
+        return None
+    return literals
+
+
 async def count_below(connection: state.Connection, changes: TableChanges, plan: Plan, limit: int) -> int:
     """Rows that the changes' floor would take. Reads the table, as the floor itself does."""
-    found = await connection.execute(plan.count_below_sql, (*changes.floor, limit))
+    kept = await keys_kept(connection, changes, plan, None, set())
+    found = await connection.execute(plan.count_below_sql, (*changes.floor, limit, *kept))
     row = await found.fetchone()
     return int(str(row[0])) if row else 0
 

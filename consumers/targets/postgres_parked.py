@@ -14,8 +14,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from consumers.apply.checkpoint import Place
+from consumers.apply.fold import Version
 from consumers.targets import postgres_state as state
-from consumers.targets.base import Batch, Gate, Parked
+from consumers.targets.base import Batch, Gate, Parked, check_wishes
 from consumers.targets.postgres_arrays import plain, quoted
 from consumers.targets.postgres_catalog import quote
 
@@ -66,6 +67,18 @@ _ALL_ASKED = f"SELECT {_COLUMNS}WHERE {_MARKED}{_ORDER}"
 _OWN = f"SELECT {_COLUMNS}WHERE {_OF_PLACES}{_ORDER}"
 _OWN_ASKED = f"SELECT {_COLUMNS}WHERE {_MARKED} AND {_OF_PLACES}{_ORDER}"
 
+_ABOVE = """SELECT DISTINCT p.flow, p.topic, p.partition, p.key FROM _tailrace.parked p
+WHERE (p.flow, p.topic) = ($1, $2) AND p.decodes
+AND (p.epoch, p.lsn, p.ordinal) > ($3::int, $4::bigint, $5::bigint)"""
+
+_WISHES = """SELECT p.flow, p.topic, p.partition, p.key, p.asked FROM _tailrace.parked p
+JOIN unnest($1::text[], $2::text[], $3::int[], $4::uuid[]) s (flow, topic, partition, key_hash)
+ON (p.flow, p.topic, p.partition, p.key_hash) = (s.flow, s.topic, s.partition, s.key_hash)
+ORDER BY p.flow, p.topic, p.partition, p.key_hash, p.sequence FOR UPDATE OF p"""
+# An operator waits for a batch that writes some of the keys anew, which no UPDATE of the old rows would find;
+# a batch that has looked at their marks has this lock from there on, and so never waits for an operator then.
+_WRITING = "LOCK TABLE _tailrace.parked IN ROW EXCLUSIVE MODE"
+_ALONE = "LOCK TABLE _tailrace.parked IN SHARE ROW EXCLUSIVE MODE"
 _ASK = """WITH u AS (UPDATE _tailrace.parked p SET asked = $5, asked_by = $6
 FROM unnest($1::text[], $2::text[], $3::int[], $4::uuid[]) s (flow, topic, partition, key_hash)
 WHERE (p.flow, p.topic, p.partition, p.key_hash) = (s.flow, s.topic, s.partition, s.key_hash)
@@ -154,6 +167,18 @@ def _park_columns(parks: list[Parked]) -> tuple[Any, ...]:
     )
 
 
+async def check(connection: state.Connection, batch: Batch, lost: set[Place]) -> None:
+    """Whether operators ask for what was read, from here on until the end. Raises AskedAnew."""
+    keys = [key for key in batch.wishes if key[0] not in lost]
+    if not keys:
+        return
+    await connection.execute(_WRITING)
+    cursor = await connection.execute(_WISHES, _key_columns(keys), prepare=True)
+    rows: list[tuple[Any, ...]] = await cursor.fetchall()
+    asked = {(Place(*place), bytes(key)): wish for *place, key, wish in rows if wish}
+    check_wishes(batch, lost, asked)
+
+
 # Statements of their own
 
 
@@ -172,11 +197,22 @@ def _parked(row: tuple[Any, ...]) -> Parked:
     return Parked(place, bytes(key), sequence, offset, version, bytes(payload), *rest)
 
 
+async def keys_above(
+    connection: state.Connection, flow: str, topic: str, version: Version
+) -> list[tuple[Place, bytes]]:
+    """Keys with a change above the version."""
+    cursor = await connection.execute(_ABOVE, (flow, topic, *version), prepare=True)
+    rows: list[tuple[Any, ...]] = await cursor.fetchall()
+    return [(Place(flow, topic, partition), bytes(key)) for flow, topic, partition, key in rows]
+
+
 async def ask(
     connection: state.Connection, keys: Iterable[tuple[Place, bytes]], action: str, who: str
 ) -> int:
-    cursor = await connection.execute(_ASK, (*_key_columns(list(keys)), action, who))
-    return await _number(cursor)
+    async with connection.transaction():
+        await connection.execute(_ALONE)
+        cursor = await connection.execute(_ASK, (*_key_columns(list(keys)), action, who))
+        return await _number(cursor)
 
 
 async def gates(connection: state.Connection) -> list[Gate]:

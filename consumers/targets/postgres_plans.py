@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from consumers.apply.fold import Version, Write
+from consumers.apply.fold import Write
 from consumers.targets import postgres_statements as statements
 from consumers.targets.postgres_arrays import encoder_for, plain
 from consumers.targets.postgres_catalog import ForeignKey, TargetColumn, TargetTable, UniqueIndex, quote
@@ -66,6 +66,7 @@ class Plan:
         self.versions_sql = shape.versions() if tells else ""
         self.below_sql = shape.below() if flow.write != "append" else ()
         self.count_below_sql = shape.count_below()
+        self.given_keys_sql = shape.given_keys(1)
         self.remove_sql = shape.remove()
         moves = shape.write == "upsert" and bool(shape.moving) and bool(self.key)
         self.vacate_sql = shape.vacate() if moves and shape.vacated else None
@@ -123,8 +124,9 @@ class Plan:
             found.append(plain([write.change.commit_us for write in writes]))
         return found
 
-    def below_parameters(self, floor: Version, floor_us: int) -> tuple[int, int, int, int]:
-        return (*floor, floor_us)
+    def key_literals(self, rows: Sequence[dict[str, Any]]) -> Literals:
+        """Arrays of the key's columns, of rows by the source's names. Raises BadRecordError."""
+        return [column.encode([row.get(column.source) for row in rows]) for column in self.key]
 
     def patched(self, present: frozenset[str]) -> list[Sent]:
         """`present`: the source's columns that the event has."""

@@ -22,6 +22,7 @@ from psycopg import AsyncConnection, errors
 
 from consumers.apply.checkpoint import Checkpoint, LastRecord, Place
 from consumers.targets.postgres_arrays import plain, quoted
+from streamer.config.stores import if_shared
 from streamer.errors import ConfigError, FatalError
 from streamer.postgres import rights
 
@@ -230,7 +231,8 @@ def _check(row: tuple[object, ...], place: tuple[int | None, int], group: str) -
     if bound != group:
         raise FatalError(
             f"this target belongs to the consumer group {bound!r}, not to {group!r}",
-            fix="give the target the name it had in the config (and `name:` too), or, to hand it over: "
+            fix=f"{if_shared(str(bound), group, 'postgres')}give the target the name it had in the config"
+            " (and `name:` too), or, to hand it over: "
             f"UPDATE _tailrace.identity SET consumer_group = '{group}';",
         )
 

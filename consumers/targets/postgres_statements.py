@@ -307,10 +307,10 @@ class Shape:
         )
 
     def below(self) -> tuple[str, ...]:
-        """Rows at or below the floor $1, $2, $3, which was raised at the microsecond $4. Each statement
-        has all four."""
-        unused = "$4::bigint IS NOT NULL"
-        where = [unused, *self._not_above()]
+        """Rows at or below the floor $1, $2, $3, which was raised at the microsecond $4; the arrays behind
+        them are keys of rows that stay. Each statement has all of them."""
+        unused = f"$4::bigint IS NOT NULL AND {self._arrays_are_there(5)}"
+        where = [unused, *self._not_above(), self._stays_not(5)]
         after = []
         if self.number is not None:
             after.append(f"{side.forget_to(self.number, FLOOR)} AND {unused}")
@@ -335,9 +335,28 @@ class Shape:
             where = f"{FLOOR} IS NOT NULL"
         return [where, *self._fixed()]
 
+    def _stays_not(self, first: int) -> str:
+        """Rows `t` whose keys are not in the arrays from `first` on. A hashed subplan needs no join."""
+        if not self.key:
+            return "true"
+        return f"({', '.join(f't.{quote(c.name)}' for c in self.key)}) NOT IN ({self.given_keys(first)})"
+
+    def given_keys(self, first: int) -> str:
+        """A query of the keys in the arrays from `first` on."""
+        arrays = ", ".join(f"${n}::{c.transport}[]" for n, c in enumerate(self.key, first))
+        names = ", ".join(f"c{n}" for n in range(len(self.key)))
+        values = ", ".join(f"s.c{n}{c.cast}" for n, c in enumerate(self.key))
+        return f"SELECT {values} FROM unnest({arrays}) AS s ({names})"
+
+    def _arrays_are_there(self, first: int) -> str:
+        """True; a statement has to name each of its parameters."""
+        named = [f"${n}::{c.transport}[] IS NOT NULL" for n, c in enumerate(self.key, first)]
+        return " AND ".join(named) or "true"
+
     def count_below(self, *conditions: str) -> str:
-        """How many rows the floor $1, $2, $3 would take, counted up to $4."""
-        where = [*self._not_above(), *conditions]
+        """How many rows the floor $1, $2, $3 would take, counted up to $4, without those whose keys are in
+        the arrays behind it."""
+        where = [*self._not_above(), *conditions, self._stays_not(5)]
         if self.soft is not None:
             where.append(f"t.{quote(self.soft)} IS NULL")
         some = f"SELECT FROM {self.relation} AS t WHERE {' AND '.join(where)} LIMIT $4::bigint"

@@ -18,12 +18,23 @@ from consumers.apply.mapping import MappedColumn, map_columns
 from consumers.apply.mapping import Mapping as Columns
 from consumers.targets import postgres_versions as versions
 from consumers.targets.base import TableLost
-from consumers.targets.postgres_catalog import TargetColumn, TargetTable, listed, quote, read_table
+from consumers.targets.marked import refusal
+from consumers.targets.postgres_catalog import (
+    TargetColumn,
+    TargetTable,
+    listed,
+    quote,
+    read_table,
+)
 from consumers.targets.postgres_state import ENSURE_FLOOR, LOCK, Connection, written_epoch
 from streamer.changes.fitting import fits_type
+from streamer.changes.marked import holds_marked
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow
 from streamer.errors import ConfigError
+from streamer.postgres.identity import checked_at_once
+from streamer.postgres.live_rows import of_live_rows
+from streamer.resetting import reset_steps
 
 VERSION_COLUMNS = {"_tailrace_epoch": "int", "_tailrace_lsn": "bigint", "_tailrace_ordinal": "bigint"}
 OP_COLUMN = "_tailrace_op"  # of a history: c, u, d or r
@@ -249,10 +260,50 @@ def check_table(
         _check_column(table, mapped, known, where)
     if mapping.soft_delete:
         _check_soft(table, mapping.soft_delete, where)
+    _check_same_key(table, mapping, flow, where)
     _check_required(table, mapping, flow, where)
     if flow.write == "append":
         return history_key(mapping) if flow.version == "columns" else ()
-    return _find_key(table, mapping, where)
+    found_by = _find_key(table, mapping, where)
+    if mapping.soft_delete:
+        _check_marked(table, mapping, found_by, mapping.soft_delete, where)
+    return found_by
+
+
+def _check_marked(
+    table: TargetTable, mapping: Columns, found_by: tuple[str, ...], soft: str, where: str
+) -> None:
+    """Raises ConfigError for a unique index in which a row that is deleted stands in another one's way."""
+    sent = [column.name for column in mapping.columns]
+    for index in table.unique:
+        if index.columns >= set(found_by):
+            continue
+        if holds_marked(index.depends, sent, found_by, index.predicate, soft):
+            place, how = (table.schema, table.name), (index.definition, index.predicate, index.constraint)
+            cure = " ".join(of_live_rows(place, index.name, *how, soft))
+            raise refusal(index.name, index.columns or index.depends, soft, cure, where)
+
+
+def _check_same_key(table: TargetTable, mapping: Columns, flow: Flow, where: str) -> None:
+    """Raises ConfigError for a table of another key, which no further index would make fit."""
+    key, sent = frozenset(mapping.key_columns), frozenset(_wanted(mapping, flow))
+    if flow.write == "append" or not key or any(key <= index.columns <= sent for index in table.unique):
+        return
+    for index in table.unique:
+        columns = [c for c in table.columns.values() if c.name in index.columns]
+        if not columns or not index.whole:
+            continue
+        given = {c.name for c in columns if not c.not_null or c.default or c.generated or c.identity}
+        lacking = [c.name for c in columns if c.name not in sent | given]
+        if lacking or index.columns < key:
+            other = f"`{lacking[0]}: {{value: ...}}` under flows.{flow.name}.columns, or " if lacking else ""
+            raise ConfigError(
+                f"its key is ({', '.join(c.name for c in columns)}), and the flow's is"
+                f" ({', '.join(mapping.key_columns)})",
+                where=where,
+                fix=f"when the source's key has changed: DROP TABLE {table.relation}; and"
+                f" {reset_steps(mapping.record.source)}; else {other}a table of another name for the flow",
+            )
 
 
 def _find_key(table: TargetTable, mapping: Columns, where: str) -> tuple[str, ...]:
@@ -271,6 +322,15 @@ def _find_key(table: TargetTable, mapping: Columns, where: str) -> tuple[str, ..
         (index for index in table.unique if index.whole and key <= index.columns <= key | constants),
         key=lambda index: len(index.columns),
     )
+    found_by = fitting[0].columns if fitting else key
+    late = [index for index in table.unique if index.deferrable and index.columns == found_by]
+    if late:  # even beside another: ON CONFLICT takes every index on these columns
+        place, columns = (table.schema, table.name), sorted(late[0].columns)
+        raise ConfigError(
+            f"its key {late[0].name} ({', '.join(columns)}) is deferrable, which an upsert cannot use",
+            where=where,
+            fix=f"as its owner run {checked_at_once(place, late[0].name, columns, primary=late[0].primary)}",
+        )
     if fitting:
         return (*mapping.key_columns, *sorted(fitting[0].columns - key))
     outside = [name for name in table.partitioned_by if name not in key | constants]
@@ -284,16 +344,12 @@ def _find_key(table: TargetTable, mapping: Columns, where: str) -> tuple[str, ..
             " partition the target by the key, or write `write: append`",
         )
     others = [index.name for index in table.unique]
-    late = [index.name for index in table.unique if index.deferrable and index.columns == key]
     hint = f" (it has {', '.join(others)})" if others else ""
-    if late:
-        hint = f" ({late[0]} is deferrable, which an upsert cannot use)"
     raise ConfigError(
         f"it has no unique index on the key ({', '.join(mapping.key_columns)}){hint}",
         where=where,
         fix=f"CREATE UNIQUE INDEX ON {table.relation} ({listed(mapping.key_columns)});"
-        f" when the source's key has changed: drop the table, and `tailrace reset {mapping.record.source}`"
-        " while its capture is stopped",
+        f" when the source's key has changed: drop the table, and {reset_steps(mapping.record.source)}",
     )
 
 

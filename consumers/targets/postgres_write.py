@@ -60,12 +60,14 @@ async def make_ready(changes: TableChanges, plan: Plan) -> None:
 
 @dataclass(slots=True)
 class Begun:
-    """A transaction that has its locks: what may move, floors by table, lost places, the work in order."""
+    """A transaction that has its locks: what may move, floors by table, lost places, the work in order.
+    `kept`: what the floors that it raises pass over."""
 
     moves: list[Any]
     floors: dict[tuple[str, str], Version]
     lost: set[Place]
     work: Work
+    kept: floor.Kept
 
 
 async def begin(
@@ -82,12 +84,18 @@ async def begin(
         _complete(changes, folds, plans)
     work = constraints.parents_first(placed, plans)
     await constraints.check_at_once(connection, _plans_of(batch, plans))
+    kept: dict[tuple[str, str], list[str]] = {}
     if any(changes.floor > BOTTOM for changes, _ in work):
         await floor.check_floors(connection, work, floors, plans)
+        for changes, _ in work:
+            if floor.is_raised(changes, floors, lost):
+                plan = plans[changes.schema, changes.table, changes.record.id]
+                keys = await floor.keys_kept(connection, changes, plan, batch, lost)
+                kept[changes.flow, changes.topic] = keys
     if batch.parks:
         waiting = [entry for entry in batch.parks if entry.place not in lost]
         await constraints.give_way(connection, waiting, plans, flows)
-    return Begun(moves, floors, lost, work)
+    return Begun(moves, floors, lost, work, kept)
 
 
 def _complete(changes: TableChanges, folds: list[PartitionFold], plans: Plans) -> None:
@@ -105,7 +113,7 @@ def _complete(changes: TableChanges, folds: list[PartitionFold], plans: Plans) -
 
 async def write_floors(connection: state.Connection, begun: Begun, plans: Plans) -> None:
     for changes, _ in reversed(begun.work):
-        await floor.raise_floor(connection, changes, begun.floors, plans, begun.lost)
+        await floor.raise_floor(connection, changes, begun.floors, plans, begun.lost, begun.kept)
 
 
 async def write_some(connection: state.Connection, work: Work, plans: Plans) -> None:
@@ -132,6 +140,7 @@ async def write_batch(
     outcome = Outcome()
     begun = await begin(connection, batch, plans, flows, outcome)
     moves, floors, lost, work = begun.moves, begun.floors, begun.lost, begun.work
+    await parked.check(connection, batch, lost)
     for move in batch.moves:
         if move.expected == ANYWHERE:  # another process buries there, and this session does not know what
             memory.buried[move.place] = TOP
@@ -144,12 +153,12 @@ async def write_batch(
     patched = any(fold.patches for _, folds in work for fold in folds)
     if patched:  # what they do not find is noted in the same transaction
         async with connection.pipeline():
-            await _goes(connection, work, floors, plans, lost, counted, buried)
+            await _goes(connection, begun, plans, counted, buried)
         for changes, folds in work:
             rereads += await _patch(connection, changes, folds, plans, outcome)
     async with connection.pipeline():
         if not patched:
-            await _goes(connection, work, floors, plans, lost, counted, buried)
+            await _goes(connection, begun, plans, counted, buried)
         for changes, folds in work:
             await _rows(connection, changes, folds, plans, counted, singly=singly)
             await _keyless(connection, changes, folds, plans)
@@ -206,18 +215,17 @@ async def _lock(
 
 async def _goes(
     connection: state.Connection,
-    work: list[tuple[TableChanges, list[PartitionFold]]],
-    floors: Mapping[tuple[str, str], Version],
+    begun: Begun,
     plans: Plans,
-    lost: set[Place],
     counted: list[_Counted],
     buried: dict[tuple[str, str, int], Version],
 ) -> None:
-    for changes, folds in reversed(work):  # rows that refer to others go before them
+    floors, lost = begun.floors, begun.lost
+    for changes, folds in reversed(begun.work):  # rows that refer to others go before them
         plan = plans[changes.schema, changes.table, changes.record.id]
         if plan.first_stays and changes.floor[1:] == (0, 0) and floor.is_raised(changes, floors, lost):
             await _rows(connection, changes, folds, plans, [], singly=False)  # a reset's: they are there yet
-        await floor.raise_floor(connection, changes, floors, plans, lost)
+        await floor.raise_floor(connection, changes, floors, plans, lost, begun.kept)
         await _delete(connection, changes, folds, plans, counted, buried)
 
 

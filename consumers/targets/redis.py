@@ -22,10 +22,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
+from msgspec.msgpack import encode
 from orjson import loads
 
 from consumers.apply.checkpoint import ANYWHERE, Checkpoint, Move, Place, Rewind
@@ -34,6 +36,7 @@ from consumers.apply.mapping import map_columns
 from consumers.targets import redis_parked as parked
 from consumers.targets import redis_scripts as scripts
 from consumers.targets import redis_state_scripts as state_scripts
+from consumers.targets.ahead import rows_ahead
 from consumers.targets.base import (
     Batch,
     FlowError,
@@ -58,6 +61,7 @@ from consumers.targets.redis_layout import (
     Names,
     Plan,
     Space,
+    Unfit,
     key_prefix,
     layout_of,
     packed,
@@ -72,6 +76,7 @@ from consumers.targets.redis_slots import tags
 from consumers.targets.redis_write import checkpoint_of, last_text, place_field
 from streamer.config import Flow
 from streamer.config import RedisTarget as Settings
+from streamer.config.stores import if_shared
 from streamer.errors import ConfigError, FatalError
 from streamer.redis.address import place as describe
 from streamer.redis.rights import apply_rights
@@ -191,8 +196,9 @@ class RedisTarget:
             raise FatalError(
                 f"this target belongs to the consumer group {group!r}, not to {self._group!r}",
                 where=self.place,
-                fix="give the target the name it had in the config (and `name:` too), or another database of"
-                f" the server; to hand it over: HSET {self._space.key('identity')} group {self._group}",
+                fix=f"{if_shared(group, self._group, 'redis')}give the target the name it had in the config"
+                " (and `name:` too), or another database of the server; to hand it over:"
+                f" HSET {self._space.key('identity')} group {self._group}",
             )
         self._id = id_
 
@@ -365,9 +371,25 @@ class RedisTarget:
 
     async def count_below(self, changes: TableChanges, limit: int) -> int:
         names = Names(changes.flow, changes.schema, changes.table)
-        flow = self._flows[changes.flow]
-        floor, mark = packed(changes.floor), soft_mark(flow, changes.floor_us)
-        return await self._rows.count_below(names, self._layout(flow, names), floor, mark, limit)
+        flow, layout = self._flows[changes.flow], self._layout(self._flows[changes.flow], names)
+        self._plan(changes, Batch([changes], [], {changes.record.id: changes.record}, ""))
+        behind: list[Arg] = [await self._kept(changes, None, ()), *soft_mark(flow, changes.floor_us)]
+        return await self._rows.count_below(names, layout, packed(changes.floor), behind, limit)
+
+    async def _kept(self, changes: TableChanges, batch: Batch | None, lost: Collection[Place]) -> bytes:
+        """Names of the records that a floor passes over, as the scripts read them."""
+        subject = changes.flow, changes.topic
+        stored = [
+            (entry.place, entry.key)
+            for entry in await self.parked()
+            if entry.place[:2] == subject and entry.decodes and entry.version > changes.floor
+        ]
+        plan = self._plans[changes.flow, changes.schema, changes.table, changes.record.id]
+        names = []
+        for row in rows_ahead(changes, stored, batch, lost):
+            with suppress(Unfit):  # such a row has no place
+                names.append(plan.named(row, b"").field)
+        return encode(names) if names else b""
 
     # Batches
 
@@ -444,7 +466,9 @@ class RedisTarget:
         if int(await self._ask(self._scripts.floor, raised)) != 1:
             return
         flow = self._flows[changes.flow]
-        await self._rows.clear(names, self._layout(flow, names), floor, soft_mark(flow, changes.floor_us))
+        kept = await self._kept(changes, batch, await self._lost(batch))
+        behind: list[Arg] = [kept, *soft_mark(flow, changes.floor_us)]
+        await self._rows.clear(names, self._layout(flow, names), floor, behind)
 
 
 def _gates(found: Sequence[bytes] | Mapping[bytes, bytes]) -> list[Gate]:

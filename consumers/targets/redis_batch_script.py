@@ -50,7 +50,7 @@ for i = 1, moves_count do
 end
 
 """
-_GROUPS = """
+_OPS = """
 local groups, keys_before = {}, 0
 for g = 1, tonumber(take()) do
   local group = {
@@ -74,7 +74,8 @@ for g = 1, tonumber(take()) do
   at = at + 1 + 3 * group.notes_count
 end
 local state = at
-
+"""
+_ROWS = """
 local function key_of(group, i) return KEYS[group.before + (group.numbers[i] or i)] end
 local function version_of(group, i) return sub(group.versions, 20 * i - 19, 20 * i) end
 
@@ -305,10 +306,25 @@ for _, group in ipairs(groups) do
 end
 
 """
+# What operators ask for of the keys that are un-parked must be what was read, or nothing is written.
+_WISHES = """
+local ASKED = '_tailrace:asked'
+local unparks = at + 1
+local changed = {}
+for i = 1, tonumber(ARGV[unparks]) do
+  local place = unparks + 3 * i
+  local move, queue, wish = tonumber(ARGV[place - 2]), ARGV[place - 1], ARGV[place]
+  if wish ~= '*' and not lost[move] then
+    local asked = call('HGET', ASKED, queue)
+    if (asked and cjson.decode(asked)[1] or '') ~= wish then changed[#changed + 1] = i - 1 end
+  end
+end
+if #changed > 0 then return {lost_list, {}, {}, changed} end
+"""
 _STATE = """
-local PARKED, ASKED = '_tailrace:parked', '_tailrace:asked'
+local PARKED = '_tailrace:parked'
 for _ = 1, tonumber(take()) do
-  local move, queue = tonumber(take()), take()
+  local move, queue, _ = tonumber(take()), take(), take()
   if not lost[move] then
     call('UNLINK', PARKED .. ':' .. queue)
     call('SREM', PARKED, queue)
@@ -353,15 +369,21 @@ local function known() end
 # Of the state's half: where marks are, names of tables, names of tables with tags whose slots hold notes.
 _KNOWN = """
 local counts, marked = {}, take()
+local tables = {}
+for _ = 1, tonumber(take()) do tables[#tables + 1] = take() end
+local noted = {}
+for _ = 1, tonumber(take()) do noted[#noted + 1] = take() end
+"""
+_KEEP_KNOWN = """
 for i = 0, moves_count - 1 do
   if not lost[i + 1] and ARGV[moves + 5 * i + 1] ~= ARGV[moves + 5 * i + 2] then
     call('HSET', '_tailrace:marked', ARGV[moves + 5 * i], marked)
   end
 end
-for _ = 1, tonumber(take()) do call('SADD', '_tailrace:tables', take()) end
-for _ = 1, tonumber(take()) do call('SADD', '_tailrace:noted', take()) end
+for _, name in ipairs(tables) do call('SADD', '_tailrace:tables', name) end
+for _, name in ipairs(noted) do call('SADD', '_tailrace:noted', name) end
 """
 
-APPLY = COMMON + JSON + _HERE + _ARGUMENTS + _MOVES + _GROUPS + "at = state\n" + _STATE
-ROWS = COMMON + JSON + _IN_SLOT + _ARGUMENTS + _MOVES + _GROUPS + "return {lost_list, counts, {}}\n"
-STATE = COMMON + _ARGUMENTS + _MOVES + _KNOWN + _STATE
+APPLY = COMMON + JSON + _HERE + _ARGUMENTS + _MOVES + _OPS + "at = state\n" + _WISHES + _ROWS + _STATE
+ROWS = COMMON + JSON + _IN_SLOT + _ARGUMENTS + _MOVES + _OPS + _ROWS + "return {lost_list, counts, {}}\n"
+STATE = COMMON + _ARGUMENTS + _MOVES + _KNOWN + _WISHES + _KEEP_KNOWN + _STATE

@@ -28,7 +28,7 @@ from consumers.targets.redis_parked import state_args
 from consumers.targets.redis_scripts import Script
 from consumers.targets.redis_slots import SLOTS, SlotBatch, names_in, slot_batch_of, slot_ops_of, table_keys
 from consumers.targets.redis_state_scripts import SLOT_FLOOR
-from consumers.targets.redis_write import Request, count, moves_args, refused_of
+from consumers.targets.redis_write import Request, count, moves_args, raise_asked, refused_of
 
 SWEEP_SLOTS = 2048  # of a table that a sweep looks at: some 0.1 s; all of them in eight sweeps
 TABLES_AT_ONCE = 64  # slots whose rows a truncate takes away at the same time
@@ -53,7 +53,8 @@ class ClusterRows:
         return await slot_batch_of(batch, plans)
 
     async def write(self, batch: Batch, request: SlotBatch, plans: Plans, lost: Collection[Place]) -> Outcome:
-        """Raises RowsRefused: of the slots without a refused row the rows are written, and come again."""
+        """Raises RowsRefused: of the slots without a refused row the rows are written, and come again; and
+        AskedAnew, behind the rows."""
         slots = request.requests(plans, lost)
         replies = await self._write_rows(list(slots.values()))
         where = self.marks.now()
@@ -64,6 +65,7 @@ class ClusterRows:
         reply = await send_state(
             self._session, _state_args(held, request, lost, _noted(slots, replies), where)
         )
+        raise_asked(batch, reply)
         outcome = Outcome(lost=[batch.moves[number].place for number in reply[0]])
         gone = set(outcome.lost)
         self.marks.moved([move for move in batch.moves if move.place not in gone], where)
@@ -80,7 +82,7 @@ class ClusterRows:
             raise RowsRefused(rows[:REFUSED_LIMIT], where=self._session.place)
         return replies
 
-    async def clear(self, names: Names, layout: tuple[str, str], floor: bytes, mark: Sequence[Arg]) -> None:
+    async def clear(self, names: Names, layout: tuple[str, str], floor: bytes, behind: Sequence[Arg]) -> None:
         """The floor goes to every slot, and what is at or below it goes from there. A process that does not
         know of it yet finds it where it writes: it has written before, and that is taken away, or is late."""
         tables = [names_in(names, slot) for slot in range(SLOTS)]
@@ -90,12 +92,12 @@ class ClusterRows:
         for start in range(0, len(full), TABLES_AT_ONCE):
             some = full[start : start + TABLES_AT_ONCE]
             await self._steps(
-                {t: (TRUNCATE, (*layout, t.rows, t.gone, t.rereads, floor), mark) for t in some},
+                {t: (TRUNCATE, (*layout, t.rows, t.gone, t.rereads, floor), behind) for t in some},
             )
             await self._steps({t: (FORGET, (t.rereads, floor), ()) for t in some})
 
     async def count_below(
-        self, names: Names, layout: tuple[str, str], floor: bytes, mark: Sequence[Arg], limit: int
+        self, names: Names, layout: tuple[str, str], floor: bytes, behind: Sequence[Arg], limit: int
     ) -> int:
         """Rows that `clear` would take; slots that have none are passed over by their counts."""
         tables = [names_in(names, slot) for slot in range(SLOTS)]
@@ -108,7 +110,7 @@ class ClusterRows:
             while cursors and found < limit:
                 steps = await self._session.scripts(
                     [
-                        Call(BELOW, table_keys(t), (*layout, t.rows, t.gone, floor, at, STEP_ROWS, *mark))
+                        Call(BELOW, table_keys(t), (*layout, t.rows, t.gone, floor, at, STEP_ROWS, *behind))
                         for t, at in cursors.items()
                     ]
                 )

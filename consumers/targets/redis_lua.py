@@ -23,6 +23,14 @@ local function now_us()
   local time = call('TIME')
   return time[1] * 1000000 + time[2]
 end
+-- A set of names from how they are packed; empty: none.
+local function names_in(packed)
+  local names = {}
+  if packed ~= '' then
+    for _, name in ipairs(cmsgpack.unpack(packed)) do names[name] = true end
+  end
+  return names
+end
 local TYPES = {hash = 'hash', json = 'string', zset = 'zset', set = 'set'}
 -- The key and the member of a row, from the name of its record.
 local function place_of(as, prefix, field)

@@ -36,12 +36,13 @@ class OneServer:
         reply = await send(self._session, request)
         return outcome_of(batch, request, reply, self._session.place)
 
-    async def clear(self, names: Names, layout: tuple[str, str], floor: bytes, mark: Sequence[Arg]) -> None:
-        """Take away what is at or below the floor, in steps. `mark`: instead of removing a row."""
+    async def clear(self, names: Names, layout: tuple[str, str], floor: bytes, behind: Sequence[Arg]) -> None:
+        """Take away what is at or below the floor, in steps. `behind`: names of records that stay, and what
+        marks a row instead of removing it."""
         session = self._session
         cursor: bytes | int = 0
         while True:
-            args = *layout, names.rows, names.gone, names.rereads, floor, cursor, STEP_ROWS, *mark
+            args = *layout, names.rows, names.gone, names.rereads, floor, cursor, STEP_ROWS, *behind
             cursor = await session.script(TRUNCATE, args)
             if int(cursor) == 0:
                 break
@@ -51,13 +52,13 @@ class OneServer:
                 break
 
     async def count_below(
-        self, names: Names, layout: tuple[str, str], floor: bytes, mark: Sequence[Arg], limit: int
+        self, names: Names, layout: tuple[str, str], floor: bytes, behind: Sequence[Arg], limit: int
     ) -> int:
         """Rows that `clear` would take, in steps, up to some `limit`."""
         found = 0
         cursor: bytes | int = 0
         while True:
-            args = *layout, names.rows, names.gone, floor, cursor, STEP_ROWS, *mark
+            args = *layout, names.rows, names.gone, floor, cursor, STEP_ROWS, *behind
             cursor, step = await self._session.script(BELOW, args)
             found += int(step)
             if int(cursor) == 0 or found >= limit:

@@ -58,7 +58,8 @@ def state_args(batch: Batch, moves: Mapping[Place, int], space: Space) -> list[A
     """What the batch parks, un-parks and counts, as the script reads it."""
     args: list[Arg] = [len(batch.unparks)]
     for place, key in batch.unparks:
-        args += (moves.get(place, 0), queue_of(place, key))
+        wish = batch.wishes.get((place, key))
+        args += (moves.get(place, 0), queue_of(place, key), "*" if wish is None else wish)
     args.append(len(batch.parks))
     for entry in batch.parks:
         asked = asked_text(entry.asked, entry.asked_by)

@@ -21,20 +21,21 @@ return 1
 """
 )
 
-# ARGV: layout, prefix, rows, gone, rereads, floor, cursor, count, and under `delete: soft` the column and its
-# time (as JSON where rows are). One step of a truncate; the next cursor.
+# ARGV: layout, prefix, rows, gone, rereads, floor, cursor, count, packed names of records that stay,
+# and under `delete: soft` the column and its time (as JSON where rows are). One step of a truncate; the next
+# cursor.
 TRUNCATE = (
     COMMON
     + JSON
     + """
-local soft = #ARGV == 10
+local soft, kept = #ARGV == 11, names_in(ARGV[9])
 local function mark(key)
   if call('TYPE', key).ok ~= TYPES[ARGV[1]] then return end
   if ARGV[1] == 'hash' then
-    call('HSETNX', key, ARGV[9], ARGV[10])
+    call('HSETNX', key, ARGV[10], ARGV[11])
     return
   end
-  local text = merged(call('GET', key), {ARGV[9], ARGV[10]}, true)
+  local text = merged(call('GET', key), {ARGV[10], ARGV[11]}, true)
   if text then
     local left_ms = call('PTTL', key)
     call('SET', key, text)
@@ -46,7 +47,7 @@ local found = call('HSCAN', rows, ARGV[7], 'COUNT', ARGV[8])
 local records = found[2]
 for i = 1, #records, 2 do
   local field, record = records[i], records[i + 1]
-  if not older(floor, record) then
+  if not older(floor, record) and not kept[field] then
     local key, member = place_of(as, prefix, field)
     if soft and #record == 20 then
       mark(key)
@@ -63,24 +64,24 @@ return found[1]
 """
 )
 
-# ARGV: layout, prefix, rows, gone, floor, cursor, count, and the column and its time as above. One step: the
-# next cursor, and how many rows a truncate would take, without those that have expired or are marked.
+# ARGV: layout, prefix, rows, gone, floor, cursor, count, names, the column and its time as above. One step:
+# the next cursor, and how many rows a truncate would take, without those that have expired or are marked.
 COUNT_BELOW = (
     COMMON
     + JSON
     + """
 local as, prefix, rows, gone, floor = unpack(ARGV, 1, 5)
 local function marked(key)
-  if #ARGV < 9 then return false end
-  if as == 'hash' then return call('HGET', key, ARGV[8]) ~= false end
+  if #ARGV < 10 then return false end
+  if as == 'hash' then return call('HGET', key, ARGV[9]) ~= false end
   local text = call('GET', key)
-  return text and merged(text, {ARGV[8], ARGV[9]}, true) == text
+  return text and merged(text, {ARGV[9], ARGV[10]}, true) == text
 end
 local found = call('HSCAN', rows, ARGV[6], 'COUNT', ARGV[7])
-local records, count, now = found[2], 0, now_us()
+local records, count, now, kept = found[2], 0, now_us(), names_in(ARGV[8])
 for i = 1, #records, 2 do
   local field, record = records[i], records[i + 1]
-  if #record == 20 and not older(floor, record) then
+  if #record == 20 and not older(floor, record) and not kept[field] then
     local at = call('ZSCORE', gone, field)
     if not (at and tonumber(at) <= now) and not marked(place_of(as, prefix, field)) then count = count + 1 end
   end

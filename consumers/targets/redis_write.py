@@ -22,7 +22,7 @@ from orjson import dumps
 
 from consumers.apply.checkpoint import Checkpoint, LastRecord, Place
 from consumers.apply.fold import PartitionFold, Reread
-from consumers.targets.base import Batch, Outcome, Refused, RowsRefused, TableChanges
+from consumers.targets.base import AskedAnew, Batch, Outcome, Refused, RowsRefused, TableChanges
 from consumers.targets.redis_layout import Arg, Names, Space, Unfit, packed
 from consumers.targets.redis_ops import REFUSED_LIMIT, Ops, Plans, note_text, ops_of
 from consumers.targets.redis_parked import state_args
@@ -141,8 +141,9 @@ def _row_of(fold: PartitionFold, key: bytes, reread: Reread) -> Mapping[str, Any
 
 
 def outcome_of(batch: Batch, request: Request, reply: list[Any], where: str) -> Outcome:
-    """Raises RowsRefused; nothing was written then."""
-    lost_moves, counts, refused = reply
+    """Raises RowsRefused, AskedAnew; nothing was written then."""
+    lost_moves, counts, refused = reply[:3]
+    raise_asked(batch, reply)
     outcome = Outcome(lost=[batch.moves[number].place for number in lost_moves])
     lost = set(outcome.lost)
     if rows := refused_of(request, refused):
@@ -156,6 +157,12 @@ def outcome_of(batch: Batch, request: Request, reply: list[Any], where: str) -> 
         count(outcome.guarded, flow, guarded)
         count(outcome.rereads, flow, missed)
     return outcome
+
+
+def raise_asked(batch: Batch, reply: Sequence[Any]) -> None:
+    """Raises AskedAnew for keys whose wish has changed, which are numbered behind all else."""
+    if len(reply) > 3:
+        raise AskedAnew([batch.unparks[number] for number in reply[3]])
 
 
 def refused_of(request: Request, refused: Sequence[Any]) -> list[Refused]:

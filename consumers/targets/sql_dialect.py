@@ -58,6 +58,8 @@ class UniqueIndex:
     name: str
     columns: frozenset[str]
     whole: bool
+    predicate: str = ""  # of a partial one
+    definition: str = ""  # the statement that makes it; none: it is the table's own
 
 
 @dataclass(frozen=True, slots=True)

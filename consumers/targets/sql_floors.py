@@ -6,15 +6,18 @@ at or below it are dropped, now and later. Tombstones do the same for single key
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, select, tuple_
 
 from consumers.apply.checkpoint import Place
 from consumers.apply.fold import BOTTOM, PartitionFold, Version
+from consumers.targets import sql_parked as parked
 from consumers.targets import sql_state as state
 from consumers.targets import sql_versions as side
-from consumers.targets.base import FlowError, TableChanges
+from consumers.targets.ahead import rows_ahead
+from consumers.targets.base import Batch, FlowError, TableChanges
 from consumers.targets.sql_dialect import Dialect
 from consumers.targets.sql_plans import Plan
 from consumers.targets.sql_types import time_text
@@ -80,28 +83,50 @@ def check(connection: Connection, changes: TableChanges, plan: Plan, floors: Map
 
 def count_below(connection: Connection, changes: TableChanges, plan: Plan) -> int:
     """Rows that the changes' floor would take."""
+    kept = _kept(connection, changes, None, ())
     if plan.flow.version == "side":
-        return side.count_below(connection, plan, changes.floor)
-    statement, fixed = plan.count_below_sql()
+        return side.count_below(connection, plan, changes.floor, kept)
     guard = changes.floor if plan.guards_in_row else ()
-    return int(connection.exec_driver_sql(statement, (*fixed, *guard)).scalar_one())
+    statement, fixed = plan.count_below_sql(side.spare(connection, plan, kept) if kept else "")
+    found = int(connection.exec_driver_sql(statement, (*fixed, *guard)).scalar_one())
+    if kept:
+        side.forget_spared(connection)
+    return found
+
+
+def _kept(
+    connection: Connection, changes: TableChanges, batch: Batch | None, lost: Collection[Place]
+) -> list[dict[str, Any]]:
+    """Keys whose rows stay."""
+    stored = parked.keys_above(connection, changes.flow, changes.topic, changes.floor)
+    return rows_ahead(changes, stored, batch, lost)
 
 
 def raise_floor(
-    connection: Connection, dialect: Dialect, changes: TableChanges, plan: Plan, floors: Mapping[str, Version]
+    connection: Connection,
+    dialect: Dialect,
+    changes: TableChanges,
+    plan: Plan,
+    floors: Mapping[str, Version],
+    batch: Batch,
+    lost: Collection[Place],
 ) -> None:
+    """`batch`: what it parks is passed over, too."""
     name = plan.name.lower()
     if changes.floor <= floors.get(name, BOTTOM):
         return
     dialect.put(connection, state.FLOOR, [(name, *changes.floor)])
+    kept = _kept(connection, changes, batch, lost)
     if plan.flow.version == "side":
-        side.drop_to(connection, plan, changes.floor, changes.floor_us)
+        side.drop_to(connection, plan, changes.floor, changes.floor_us, kept)
     else:
-        statement, fixed = plan.below_sql()
+        statement, fixed = plan.below_sql(side.spare(connection, plan, kept) if kept else "")
         soft = plan.fitted.mapping.soft_delete
         at = () if soft is None else (time_text(changes.floor_us),)
         guard = changes.floor if plan.guards_in_row else ()
         connection.exec_driver_sql(statement, (*at, *fixed, *guard))
+        if kept:
+            side.forget_spared(connection)
     noted = state.needs_reread
     version = tuple_(noted.c.epoch, noted.c.lsn, noted.c.ordinal)
     connection.execute(

@@ -32,7 +32,8 @@ from sqlalchemy import (
 )
 
 from consumers.apply.checkpoint import Place
-from consumers.targets.base import Batch, Gate, Parked
+from consumers.apply.fold import Version
+from consumers.targets.base import Batch, Gate, Parked, check_wishes
 from consumers.targets.sql_state import key_hash, meta
 
 DELETED_KEEP_S = 3600.0  # counts of deletes: longer than any gate looks back
@@ -118,6 +119,15 @@ def write(connection: Connection, batch: Batch, lost: set[Place], now_us: int) -
         connection.execute(insert(deleted), counts)
 
 
+def check(connection: Connection, batch: Batch, lost: set[Place]) -> None:
+    """Whether operators ask for what was read; the transaction has the write lock. Raises AskedAnew."""
+    asked = {}
+    statement = select(parked.c.asked).where(*_AT_KEY, parked.c.asked != "").limit(1)
+    for place, key in batch.wishes:
+        asked[place, key] = connection.execute(statement, _bound(place, key)).scalar() or ""
+    check_wishes(batch, lost, asked)
+
+
 def _row(entry: Parked) -> dict[str, Any]:
     epoch, lsn, ordinal = entry.version
     return {
@@ -166,6 +176,14 @@ def read(connection: Connection, places: Iterable[Place] | None, *, asked: bool)
                 )
             )  # fmt: skip
     return found
+
+
+def keys_above(connection: Connection, flow: str, topic: str, version: Version) -> list[tuple[Place, bytes]]:
+    """Keys with a change above the version."""
+    above = tuple_(parked.c.epoch, parked.c.lsn, parked.c.ordinal) > tuple_(*version)
+    of_topic = (parked.c.flow == flow) & (parked.c.topic == topic)
+    query = select(parked.c.partition, parked.c.key).where(of_topic, parked.c.decodes, above).distinct()
+    return [(Place(flow, topic, partition), key) for partition, key in connection.execute(query)]
 
 
 def ask(connection: Connection, keys: Iterable[tuple[Place, bytes]], action: str, who: str) -> int:

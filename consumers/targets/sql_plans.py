@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import bindparam, column, delete, func, literal_column, select, table, tuple_, update
+from sqlalchemy import Boolean, bindparam, column, delete, func, literal_column, select, table, tuple_, update
 from sqlalchemy.sql.expression import ColumnElement
 
 from consumers.apply.fold import Write
@@ -171,28 +171,31 @@ class Plan:
             "remove", lambda: delete(table(self.name)).where(rowid == one.scalar_subquery()), names
         )
 
-    def below_sql(self) -> tuple[str, tuple[Any, ...]]:
+    def below_sql(self, but: str = "") -> tuple[str, tuple[Any, ...]]:
         """What a floor takes: all rows of the flow's own part, those at or below it where they have
-        versions. And the values of that part. A soft delete has its time in front; the floor comes last."""
+        versions. And the values of that part. A soft delete has its time in front; the floor comes last.
+        `but`: a condition without values on rows that may go."""
         where, names, values = self._own_part()
+        where += [literal_column(but, Boolean)] if but else []
         guard, version = self._not_newer()
         soft = self.fitted.mapping.soft_delete
         if soft is None:
             query = delete(table(self.name)).where(*where, *guard)
-            return self._text("below", lambda: query, [*names, *version]), values
+            return self._text(("below", but), lambda: query, [*names, *version]), values
         into = table(self.name, column(soft))
         marked = update(into).ordered_values((into.c[soft], bindparam("s0")))
         marks = marked.where(into.c[soft].is_(None), *where, *guard)
-        return self._text("below", lambda: marks, ["s0", *names, *version]), values
+        return self._text(("below", but), lambda: marks, ["s0", *names, *version]), values
 
-    def count_below_sql(self) -> tuple[str, tuple[Any, ...]]:
+    def count_below_sql(self, but: str = "") -> tuple[str, tuple[Any, ...]]:
         """How many rows that is; the values of the flow's own part, the floor comes last."""
         where, names, values = self._own_part()
+        where += [literal_column(but, Boolean)] if but else []
         guard, version = self._not_newer()
         soft = self.fitted.mapping.soft_delete
         live = [] if soft is None else [column(soft).is_(None)]
         query = select(func.count()).select_from(table(self.name)).where(*live, *where, *guard)
-        return self._text("count below", lambda: query, [*names, *version]), values
+        return self._text(("count below", but), lambda: query, [*names, *version]), values
 
     def _own_part(self) -> tuple[list[ColumnElement[bool]], list[str], tuple[Any, ...]]:
         """Rows of the flow, where constants are part of the key: conditions, their names, their values."""

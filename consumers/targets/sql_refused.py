@@ -86,7 +86,7 @@ def find_refused(connection: Connection, dialect: Dialect, batch: Batch, plans: 
     search = _Search(connection, dialect, plans)
     try:
         begun = begin(connection, dialect, batch, plans, Outcome())
-        write_floors(connection, dialect, begun, plans)
+        write_floors(connection, dialect, begun, plans, batch)
         for changes, entries in _parts(begun.work):
             search.search(changes, entries)
     finally:

@@ -44,6 +44,7 @@ _PRAGMAS = (
 _UNIQUE = ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_ROWID")
 _PASSES = (*_UNIQUE, "SQLITE_CONSTRAINT_FOREIGNKEY")
 _ROWS_FAULT = ("SQLITE_CONSTRAINT", "SQLITE_TOOBIG", "SQLITE_MISMATCH")
+_WHERE = re.compile(r"\)\s*where\b", re.IGNORECASE)  # in the statement of a partial index
 _PRIMARY = 0xFF  # of an extended result code
 _MENDS = {
     sqlite3.SQLITE_BUSY: "another program holds the file's write lock: end its transaction",
@@ -228,10 +229,11 @@ class SqliteDialect:
             names = {str(column).lower() for column, _ in keys if column is not None}
             # NOCASE takes keys for one that are two in the source.
             whole = not partial and all(c is not None and how == "BINARY" for c, how in keys)
+            sql = str(connection.exec_driver_sql(source, (name,)).scalar() or "")
             if any(column is None for column, _ in keys):
-                sql = str(connection.exec_driver_sql(source, (name,)).scalar()).lower()
-                names |= set(re.findall(r"\w+", sql)) & {str(column[1]).lower() for column in columns}
-            found.append(UniqueIndex(str(name), frozenset(names), whole))
+                names |= set(re.findall(r"\w+", sql.lower())) & {str(column[1]).lower() for column in columns}
+            where = _WHERE.split(sql, maxsplit=1)[1] if partial and _WHERE.search(sql) else ""
+            found.append(UniqueIndex(str(name), frozenset(names), whole, where, sql))
         return [*found, UniqueIndex("", primary, whole=True)] if primary else found
 
     def why_unfit(self, stored: Stored, column: TableColumn) -> str | None:

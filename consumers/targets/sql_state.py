@@ -45,6 +45,7 @@ from sqlalchemy import (
 from consumers.apply.checkpoint import ANYWHERE, Checkpoint, LastRecord, Move, Place, Rewind
 from consumers.apply.fold import BOTTOM, Version
 from consumers.targets.sql_dialect import Dialect, Shape
+from streamer.config.stores import if_shared
 from streamer.errors import FatalError
 
 FORMAT = 1
@@ -200,7 +201,8 @@ def _check(row: Any, group: str, here: str) -> None:
         raise FatalError(
             f"this target belongs to the consumer group {row.consumer_group!r}, not to {group!r}",
             where=here,
-            fix="give the target the name it had in the config (and `name:` too), or, to hand it over: "
+            fix=f"{if_shared(row.consumer_group, group, 'sql')}give the target the name it had in the config"
+            " (and `name:` too), or, to hand it over: "
             f"UPDATE _tailrace_identity SET consumer_group = '{group}';",
         )
 

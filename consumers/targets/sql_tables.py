@@ -7,7 +7,7 @@ are nullable except the key. Constraints of a table that is there are never drop
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,11 +33,14 @@ from consumers.apply.mapping import OWN_PREFIX, MappedColumn, map_columns
 from consumers.apply.mapping import Mapping as Columns
 from consumers.targets import sql_state as state
 from consumers.targets.base import TableLost
-from consumers.targets.sql_dialect import Dialect, TableColumn
+from consumers.targets.marked import refusal
+from consumers.targets.sql_dialect import Dialect, TableColumn, UniqueIndex
 from consumers.targets.sql_types import SOFT_DELETE, ColumnType, Stored, cast_to, constant, stored_as
+from streamer.changes.marked import holds_marked
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow
 from streamer.errors import ConfigError
+from streamer.resetting import reset_steps
 
 VERSION = ("_tailrace_epoch", "_tailrace_lsn", "_tailrace_ordinal")
 OP = "_tailrace_op"
@@ -94,14 +97,18 @@ def fit_table(
     columns = dialect.columns(connection, name)
     by_lower = {known.lower(): column for known, column in columns.items()}
     for mapped in mapping.columns:
-        _check_column(dialect, flow, by_lower[mapped.name.lower()], mapped, stored[mapped.name], where)
+        column = by_lower[mapped.name.lower()]
+        _check_column(dialect, flow, mapping, name, column, mapped, stored[mapped.name], where)
+    indexes = [i for i in dialect.unique_indexes(connection, name) if not i.name.startswith(OWN_PREFIX)]
+    _check_same_key(flow, mapping, name, by_lower, [index.columns for index in indexes if index.whole], where)
     _check_required(flow, by_lower, wanted, where)
     mapping = _without_generated(mapping, by_lower, where)
-    indexes = [i for i in dialect.unique_indexes(connection, name) if not i.name.startswith(OWN_PREFIX)]
     conflict = _find_key(flow, mapping, name, [index.columns for index in indexes if index.whole], where)
     sent = {c.lower() for c in wanted}
     kept = tuple(c for lower, c in ((k, v.name) for k, v in by_lower.items()) if lower not in sent)
     kept = tuple(c for c in kept if not by_lower[c.lower()].generated)
+    if mapping.soft_delete:
+        _check_marked(mapping, name, indexes, conflict, mapping.soft_delete, where)
     inside = {c.lower() for c in conflict}
     others = {c for index in indexes if not index.whole or index.columns != inside for c in index.columns}
     unique = tuple(c.name for c in mapping.columns if c.name.lower() in others - inside)
@@ -249,7 +256,14 @@ def _ensure_history(connection: Connection, dialect: Dialect, mapping: Columns, 
 
 
 def _check_column(
-    dialect: Dialect, flow: Flow, column: TableColumn, mapped: MappedColumn, stored: Stored, where: str
+    dialect: Dialect,
+    flow: Flow,
+    mapping: Columns,
+    table: str,
+    column: TableColumn,
+    mapped: MappedColumn,
+    stored: Stored,
+    where: str,
 ) -> None:
     if column.generated or mapped.column is None:
         return
@@ -260,9 +274,70 @@ def _check_column(
             f"column {column.name!r} is {column.declared}, which {why}: the source's {source.type} is kept"
             f" as {stored.type}",
             where=where,
-            fix=f"make the column {stored.type} in a table of your own, or, when that loss is meant:"
-            f" `{source.name}: {{to: {mapped.name}, cast: real}}` under flows.{flow.name}.columns",
+            fix=f"`{source.name}: {{to: {mapped.name}, cast: real}}` under flows.{flow.name}.columns, when"
+            f" that loss is meant; or make the column {stored.type}: of a table that Tailrace made,"
+            f" DROP TABLE {_quoted(table)}; and {reset_steps(mapping.record.source)}",
         )
+
+
+def _check_same_key(
+    flow: Flow,
+    mapping: Columns,
+    name: str,
+    columns: Mapping[str, TableColumn],
+    indexes: Sequence[frozenset[str]],
+    where: str,
+) -> None:
+    """Raises ConfigError for a table of another key, which no further index would make fit."""
+    key = frozenset(column.lower() for column in mapping.key_columns)
+    sent = {column.name.lower() for column in mapping.columns}
+    if flow.write == "append" or not key or any(key <= index <= sent for index in indexes):
+        return
+    for index in indexes:
+        lacking = [c.name for lower, c in columns.items() if lower in index - sent and _must_be_sent(c)]
+        if lacking or index < key:
+            theirs = ", ".join(column.name for lower, column in columns.items() if lower in index)
+            other = f"`{lacking[0]}: {{value: ...}}` under flows.{flow.name}.columns, or " if lacking else ""
+            raise ConfigError(
+                f"its key is ({theirs}), and the flow's is ({', '.join(mapping.key_columns)})",
+                where=where,
+                fix=f"when the source's key has changed: DROP TABLE {_quoted(name)}; and"
+                f" {reset_steps(mapping.record.source)}; else {other}a table of another name for the flow",
+            )
+
+
+def _check_marked(
+    mapping: Columns,
+    name: str,
+    indexes: Sequence[UniqueIndex],
+    conflict: Sequence[str],
+    soft: str,
+    where: str,
+) -> None:
+    """Raises ConfigError for a unique index in which a row that is deleted stands in another one's way."""
+    sent, key = {column.name.lower() for column in mapping.columns}, {column.lower() for column in conflict}
+    for index in indexes:
+        if not holds_marked(index.columns, sent, key, index.predicate, soft):
+            continue
+        live = f"{_quoted(soft)} IS NULL"
+        if index.definition:
+            more = "AND" if index.predicate else "WHERE"
+            cure = f"DROP INDEX {_quoted(index.name)}; {index.definition} {more} {live};"
+        else:
+            columns = ", ".join(map(_quoted, sorted(index.columns)))
+            cure = (
+                f"make {_quoted(name)} again without this UNIQUE, which SQLite cannot drop from a table, and"
+                f" CREATE UNIQUE INDEX {_quoted(f'{name}_live')} ON {_quoted(name)} ({columns}) WHERE {live};"
+            )
+        raise refusal(index.name, index.columns, soft, cure, where)
+
+
+def _must_be_sent(column: TableColumn) -> bool:
+    return column.not_null and not column.has_default and not column.generated
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _check_required(
@@ -270,7 +345,7 @@ def _check_required(
 ) -> None:
     sent = {name.lower() for name in wanted}
     for lower, column in columns.items():
-        if column.not_null and not column.has_default and not column.generated and lower not in sent:
+        if _must_be_sent(column) and lower not in sent:
             raise ConfigError(
                 f"column {column.name!r} must not be null and has no default, and the flow sends nothing for"
                 " it",
@@ -318,7 +393,7 @@ def _find_key(
             f"it has no unique index on the key ({columns})",
             where=where,
             fix=f"CREATE UNIQUE INDEX {name}_key ON {name} ({columns}); when the source's key has changed:"
-            f" drop the table, and `tailrace reset {mapping.record.source}` while its capture is stopped",
+            f" drop the table, and {reset_steps(mapping.record.source)}",
         )
     shortest = min(fitting, key=len)
     return (*mapping.key_columns, *(constants[name] for name in sorted(shortest - key)))

@@ -129,7 +129,8 @@ KINDS: dict[str, Stored] = {
     "bits": Stored("TEXT", "`0101`", _PLAIN, number_like=True),
     "vector": Stored("TEXT", "a JSON array", _list),
 }
-ARRAYS = Stored("TEXT", "a JSON array, nested as dimensioned", _list)
+_BOUNDED = "a row whose array has other lower bounds than 1 is parked"  # JSON has no place for them
+ARRAYS = Stored("TEXT", f"a JSON array, nested as dimensioned; {_BOUNDED}", _list)
 SOFT_DELETE: ColumnType = "TEXT"  # when: the form of a timestamptz
 
 

@@ -78,7 +78,7 @@ def give_way(
     for entry in parks:
         if not (entry.waiting and entry.decodes and "UNIQUE" in entry.code):
             continue
-        change = decode_value(entry.payload, where="")
+        change = decode_value(entry.payload, where="", offset=entry.offset)
         plan = plans.get((entry.place.flow, entry.place.topic, change.schema_id))
         if plan is None or change.after is None or not plan.fitted.unique:
             continue

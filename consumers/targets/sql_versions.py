@@ -6,7 +6,7 @@ The key stands there as in Kafka, so that a floor can tell which rows of the tab
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from orjson import loads
@@ -14,8 +14,9 @@ from sqlalchemy import Connection, bindparam, delete, select, tuple_
 
 from consumers.apply.fold import Version, Write
 from consumers.targets import sql_state as state
-from consumers.targets.sql_plans import Plan
+from consumers.targets.sql_plans import Plan, Sent
 from consumers.targets.sql_types import time_text
+from streamer.errors import BadRecordError
 
 _TABLE = state.versions
 _STORED = tuple_(_TABLE.c.epoch, _TABLE.c.lsn, _TABLE.c.ordinal)
@@ -24,6 +25,7 @@ _READ = select(_TABLE.c.epoch, _TABLE.c.lsn, _TABLE.c.ordinal).where(*_AT_KEY)
 _SPARED = "_tailrace_spared"
 
 Keyed = list[tuple[bytes, Write]]
+KeyRows = Sequence[dict[str, Any]]  # the key's columns, by the source's names
 
 
 def not_newer(connection: Connection, plan: Plan, items: Keyed) -> tuple[Keyed, int]:
@@ -66,57 +68,70 @@ def deleted(connection: Connection, plan: Plan, items: Keyed) -> None:
         connection.execute(delete(_TABLE).where(*_AT_KEY), keys)
 
 
-def drop_to(connection: Connection, plan: Plan, floor: Version, at_us: int) -> None:
-    """Rows go that have no version above the floor, also those that were there before the flow."""
+def drop_to(connection: Connection, plan: Plan, floor: Version, at_us: int, kept: KeyRows) -> None:
+    """Rows go that have no version above the floor, also those that were there before the flow, and those
+    of `kept` keys stay."""
     mine = _TABLE.c.table_name == plan.name.lower()
     quote = plan.dialect.core.identifier_preparer.quote
-    where, values = _not_spared(connection, plan, floor)
+    where, values = _not_spared(connection, plan, floor, kept)
     soft = plan.fitted.mapping.soft_delete
     if soft is None:
         connection.exec_driver_sql(f"DELETE FROM {quote(plan.name)} WHERE {where}", values)
     else:
         marks = f"UPDATE {quote(plan.name)} SET {quote(soft)} = ? WHERE {quote(soft)} IS NULL AND {where}"
         connection.exec_driver_sql(marks, (time_text(at_us), *values))
-    connection.exec_driver_sql(f"DROP TABLE temp.{_SPARED}")
+    forget_spared(connection)
     connection.execute(delete(_TABLE).where(mine, tuple_(*floor) >= _STORED))
 
 
-def count_below(connection: Connection, plan: Plan, floor: Version) -> int:
+def count_below(connection: Connection, plan: Plan, floor: Version, kept: KeyRows) -> int:
     """How many rows that is."""
     quote = plan.dialect.core.identifier_preparer.quote
-    where, values = _not_spared(connection, plan, floor)
+    where, values = _not_spared(connection, plan, floor, kept)
     soft = plan.fitted.mapping.soft_delete
     live = "" if soft is None else f"{quote(soft)} IS NULL AND "
     count = f"SELECT count(*) FROM {quote(plan.name)} WHERE {live}{where}"
     found = connection.exec_driver_sql(count, values).scalar_one()
-    connection.exec_driver_sql(f"DROP TABLE temp.{_SPARED}")
+    forget_spared(connection)
     return int(found)
 
 
-def _not_spared(connection: Connection, plan: Plan, floor: Version) -> tuple[str, tuple[Any, ...]]:
+def _not_spared(
+    connection: Connection, plan: Plan, floor: Version, kept: KeyRows
+) -> tuple[str, tuple[Any, ...]]:
     """A condition on rows that have no version above the floor, and its values. It needs the temporary table
     of the others' keys, which this makes."""
     above = tuple_(*floor) < _STORED
     mine = _TABLE.c.table_name == plan.name.lower()
-    _keep(connection, plan, connection.execute(select(_TABLE.c.key).where(mine, above)).scalars())
+    versioned = connection.execute(select(_TABLE.c.key).where(mine, above)).scalars()
+    where = spare(connection, plan, [*map(loads, versioned), *kept])
     quote = plan.dialect.core.identifier_preparer.quote
-    keys = [sent for sent in plan.key if sent.source is not None]
     fixed = [sent for sent in plan.key if sent.source is None]
-    same = " AND ".join(f"s.{quote(s.name)} = {quote(plan.name)}.{quote(s.name)}" for s in keys)
-    where = f"NOT EXISTS (SELECT 1 FROM {_SPARED} AS s WHERE {same})"
     where += "".join(f" AND {quote(s.name)} = ?" for s in fixed)
     return where, tuple(s.encode([None])[0] for s in fixed)
 
 
-def _keep(connection: Connection, plan: Plan, keys: Iterable[bytes]) -> None:
-    """A temporary table of these keys' values."""
+def spare(connection: Connection, plan: Plan, rows: KeyRows) -> str:
+    """A condition on rows of other keys than these. It needs a temporary table, until `forget_spared`."""
     quote = plan.dialect.core.identifier_preparer.quote
     columns = [sent for sent in plan.key if sent.source is not None]
     names = ", ".join(quote(sent.name) for sent in columns)
     connection.exec_driver_sql(f"CREATE TEMP TABLE {_SPARED} ({names}, PRIMARY KEY ({names}))")
-    rows = [loads(key) for key in keys]
-    if rows:
-        values = [sent.encode([row.get(sent.source) for row in rows]) for sent in columns]
+    values = [found for row in rows if (found := _values(columns, row)) is not None]
+    if values:
         marks = ", ".join("?" * len(columns))
-        insert = f"INSERT INTO temp.{_SPARED} VALUES ({marks})"
-        connection.exec_driver_sql(insert, list(zip(*values, strict=True)))
+        connection.exec_driver_sql(f"INSERT OR IGNORE INTO temp.{_SPARED} VALUES ({marks})", values)
+    same = " AND ".join(f"{quote(plan.name)}.{quote(s.name)} = s.{quote(s.name)}" for s in columns)
+    return f"NOT EXISTS (SELECT 1 FROM {_SPARED} AS s WHERE {same})"
+
+
+def _values(columns: Iterable[Sent], row: dict[str, Any]) -> tuple[Any, ...] | None:
+    """None: the target's types do not hold such a key, and so no row has it."""
+    try:
+        return tuple(sent.encode([row.get(sent.source or "")])[0] for sent in columns)
+    except BadRecordError:
+        return None
+
+
+def forget_spared(connection: Connection) -> None:
+    connection.exec_driver_sql(f"DROP TABLE temp.{_SPARED}")

@@ -87,6 +87,7 @@ def write_batch(
 ) -> Outcome:
     outcome = Outcome()
     begun = begin(connection, dialect, batch, plans, outcome)
+    parked.check(connection, batch, begun.lost)
     rereads: list[tuple[TableChanges, Reread]] = []
     for changes, folds in begun.work:
         plan = plan_of(plans, changes)
@@ -95,7 +96,7 @@ def write_batch(
             dropped = floor.drop_gone(connection, changes, folds, at, begun.stands)
             count(outcome.guarded, changes.flow, dropped)
         rereads += [(changes, reread) for fold in folds for reread in fold.rereads.values()]
-    write_floors(connection, dialect, begun, plans)
+    write_floors(connection, dialect, begun, plans, batch)
     for changes, folds in begun.work:
         rereads += write_rows(connection, changes, folds, plans, outcome)
         _bury(connection, dialect, changes, folds, plans, now_us())
@@ -111,10 +112,11 @@ def write_batch(
     return outcome
 
 
-def write_floors(connection: Connection, dialect: Dialect, begun: Begun, plans: Plans) -> None:
+def write_floors(connection: Connection, dialect: Dialect, begun: Begun, plans: Plans, batch: Batch) -> None:
     for changes, _ in begun.work:
         if Place(changes.flow, changes.topic, changes.floor_partition) not in begun.lost:
-            floor.raise_floor(connection, dialect, changes, plan_of(plans, changes), begun.floors)
+            plan = plan_of(plans, changes)
+            floor.raise_floor(connection, dialect, changes, plan, begun.floors, batch, begun.lost)
 
 
 def write_rows(

@@ -42,7 +42,9 @@ class VectorPlan(Plan):
         self.delete_sql = by_key.delete() if flow.write != "append" else ""
         self.vacate_sql = self.leave_sql = None
         self.stored_sql = statements.stored()
+        self.below_sql = by_key.below() if flow.write != "append" else ()
         self.count_below_sql = by_key.count_below(f"t.{chunks.CHUNK} = 0")
+        self.given_keys_sql = by_key.given_keys(1)
         self._by_key = by_key
         sent = {column.name for column in self._shape.columns if column.key} | set(chunks.OWN)
         rest = [n for n, c in fitted.table.columns.items() if n not in sent and not c.generated]

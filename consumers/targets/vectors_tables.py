@@ -27,6 +27,7 @@ from consumers.targets.vectors_texts import Texts
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import ColumnRule, Flow
 from streamer.errors import ConfigError
+from streamer.resetting import reset_steps
 
 _CHECKED = "SELECT FROM pg_constraint WHERE conrelid = to_regclass($1) AND conname = $2"
 
@@ -127,8 +128,7 @@ def _check_vector(table: TargetTable, flow: Flow, where: str) -> None:
 
 
 def _anew(table: TargetTable, flow: Flow) -> str:
-    again = f"`tailrace reset {flow.source}` while its capture is stopped"
-    return f"have everything embedded again: DROP TABLE {table.relation}; then {again}"
+    return f"have everything embedded again: DROP TABLE {table.relation}; then {reset_steps(flow.source)}"
 
 
 async def check_model(

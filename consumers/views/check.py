@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from consumers.views.amounts import duration
-from consumers.views.findings import is_finding
+from consumers.views.findings import FlowState, is_finding
 from consumers.views.status import Status
 
 PROVED = ("equal", "repaired")
@@ -35,6 +35,8 @@ def _flow(flow: dict[str, Any], at_us: int, max_lag_s: float | None, max_proof_a
         if lag_s is None and flow["lag_records"]:
             return f"has {flow['lag_records']} records to apply, and for how long is not known"
         if lag_s is not None and lag_s > max_lag_s:
+            if flow["state"] == FlowState.PAUSED:
+                return f"is PAUSED, and {duration(lag_s)} behind: {flow['reason'].splitlines()[0]}"
             return f"is {duration(lag_s)} behind: more than {duration(max_lag_s)}"
     if max_proof_age_s is None:
         return ""
@@ -54,7 +56,10 @@ def well(status: Status, flows: Collection[str]) -> str:
     checked = [flow for flow in status.flows if not flows or flow["name"] in flows]
     lags = [flow["lag_s"] for flow in checked if flow["lag_s"] is not None]
     ages = [(status.at_us - flow["proof"]["began_us"]) / 1e6 for flow in checked if flow["proof"] is not None]
+    paused = [flow["name"] for flow in checked if flow["state"] == FlowState.PAUSED]
     words = [f"all {len(checked)} flows run" if len(checked) != 1 else "the flow runs"]
+    if paused:
+        words = [f"{len(checked) - len(paused)} of {len(checked)} flows run", f"paused: {', '.join(paused)}"]
     words += [f"at most {max(lags):.1f} s behind"] if lags else []
     words += [f"proven within {duration(max(ages))}"] if len(ages) == len(checked) and ages else []
     return ", ".join(words)

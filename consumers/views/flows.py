@@ -1,17 +1,20 @@
 """What `status` shows of a flow: it is as well as the worst on its way. Pure.
 
-Its way is its source's capture, its target's apply, and itself.
+Its way is its sources' captures, the processors that derive its rows, its target's apply, and itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from consumers.views.amounts import duration
-from consumers.views.findings import FINDINGS_FROM, RANK, Finding, FlowState
+from consumers.views.findings import FINDINGS_FROM, RANK, Finding, FlowState, Grade
 from consumers.views.parts import Part
+from consumers.views.processors import Way
+from streamer.changes.names import parts
 from streamer.changes.topics import data_topic, entity_topic, message_topic
 from streamer.config import Flow
 from streamer.config.patterns import fits_topic
@@ -21,22 +24,30 @@ SLOW_S = 10.0  # later than this somebody waits for the data
 
 STALLED_S = 30.0  # so late, and nothing moves
 
+PROCESS = "process"  # kind of heartbeat
+
+_PLACE = itemgetter("topic", "partition")
+
 
 def flow_view(
     flow: Flow,
     parts: dict[str, Part],
     everything: list[StatusRecord],
     findings: list[Finding],
+    way: Way,
 ) -> dict[str, Any]:
-    capture, apply = parts[f"capture:{flow.source}"], parts[f"apply:{flow.target}"]
+    target = flow.target
+    apply = parts[f"apply:{target}"]
+    before = [parts[name] for name in (*way.captures, *way.processes)]
     reported = (r.detail.get("flows", {}).get(flow.name) for r in apply.living)
     details = [d for d in reported if d]  # a process that has only just begun says nothing yet
-    figures = _merged(details)
-    state, reason = _flow_state(flow, capture, apply, details, figures)
+    processors = [r.detail for part in before for r in part.living if r.kind == PROCESS]
+    figures = _behind(_merged(details), processors)
+    state, reason = _flow_state(flow, before, apply, details, figures)
     if RANK[state] >= RANK[FlowState.SLOW]:
         text = (
             reason
-            if reason.startswith((capture.part, apply.part))
+            if reason.startswith((*(part.part for part in before), apply.part))
             else f"flow {flow.name} is {state}: {reason}"
         )
         findings.append(Finding(RANK[state], f"flow {flow.name}", text, RANK[state] >= FINDINGS_FROM))
@@ -45,13 +56,15 @@ def flow_view(
         "name": flow.name,
         "from": flow.source_pattern,
         "to": flow.to,
-        "target": flow.target,
+        "target": target,
+        "way": [*way.captures, *way.processes, apply.part],
         "state": state,
         "reason": reason,
-        "captured": _captured(flow, [r for r in everything if r.part == capture.part]),
+        "captured": _captured(flow, [r for r in everything if r.part in way.captures], way),
         "applied": _total(past, "applied"),
         "guarded": _total(past, "guarded"),
         "held": _held(details),
+        "paused": next((d["paused"] for d in details if d.get("paused")), None),
         **figures,
     }
 
@@ -71,7 +84,7 @@ def _held(details: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _flow_state(
-    flow: Flow, capture: Part, apply: Part, details: list[dict[str, Any]], figures: dict[str, Any]
+    flow: Flow, before: list[Part], apply: Part, details: list[dict[str, Any]], figures: dict[str, Any]
 ) -> tuple[FlowState, str]:
     own = [
         (FlowState(str(d["state"]).upper()), str(d.get("reason") or ""))
@@ -79,10 +92,12 @@ def _flow_state(
         if str(d.get("state", "")).upper() in RANK
     ]
     how_to_start = f"start it with `tailrace run`, or `tailrace apply {flow.target}`"
+    fallen = apply.fallen_for(flow.name)
     troubles = [
-        None if details and apply.is_partly_well else apply.problem(how_to_start),
-        capture.problem(f"start it with `tailrace run`, or `tailrace capture {flow.source}`"),
-        *(o for o in own if RANK[o[0]] >= RANK[FlowState.PAUSED]),
+        (FlowState.ERROR, fallen) if fallen else None,
+        None if fallen or (details and apply.is_partly_well) else apply.problem(how_to_start),
+        *(_trouble(part) for part in before),
+        *(o for o in own if RANK[o[0]] >= Grade.PAUSED),
     ]
     found = [t for t in troubles if t is not None]
     if found:
@@ -94,16 +109,42 @@ def _flow_state(
         if lag_s > STALLED_S and not rate:
             return FlowState.STALLED, f"{lag_s:.0f} s behind ({records} records), and nothing moves"
         return FlowState.SLOW, f"{lag_s:.0f} s behind ({records} records)"
-    snapshot = (capture.speaker.detail if capture.speaker else {}).get("snapshot")
-    if snapshot:
-        return FlowState.OK, f"first copy: {snapshot.get('tables_done')} of {snapshot.get('tables')} tables"
+    for part in before:
+        snapshot = (part.speaker.detail if part.speaker else {}).get("snapshot")
+        if snapshot:
+            done = f"{snapshot.get('tables_done')} of {snapshot.get('tables')}"
+            return FlowState.OK, f"first copy: {done} tables"
     if not records and not rate:
         return FlowState.IDLE, ""
     return FlowState.OK, ""
 
 
+def _trouble(part: Part) -> tuple[FlowState, str] | None:
+    kind, _, name = part.part.partition(":")
+    return part.problem(f"start it with `tailrace run`, or `tailrace {kind} {name}`")
+
+
+def _behind(figures: dict[str, Any], processors: list[dict[str, Any]]) -> dict[str, Any]:
+    """With what processors on the way have yet to do: a derived row's lag is counted from the source."""
+    waiting = [detail for detail in processors if detail.get("lag_records")]
+    if not waiting:
+        return figures
+    lags = [lag for lag in (figures["lag_s"], *(d.get("lag_s") for d in waiting)) if lag is not None]
+    records = (figures["lag_records"] or 0) + sum(detail["lag_records"] for detail in waiting)
+    return {**figures, "lag_s": max(lags, default=None), "lag_records": records}
+
+
 def _merged(details: list[dict[str, Any]]) -> dict[str, Any]:
     """Several apply processes share a flow's partitions: sums, and the worst of times."""
+    if len(details) == 1:  # no copies then, as 200 flows are looked at each second
+        (detail,) = details
+        latency: dict[str, float] = detail.get("latency_ms") or {}
+        figures = {key: detail.get(key) for key in ("parked", "waiting", "lag_records", "lag_s", "rate")}
+        return {
+            **figures,
+            "latency_ms": {key: latency[key] for key in sorted(latency)} or None,
+            "partitions": sorted(detail.get("partitions") or (), key=_PLACE),
+        }
     latencies = [d["latency_ms"] for d in details if d.get("latency_ms")]
     keys = {key for latency in latencies for key in latency}
     return {
@@ -115,7 +156,7 @@ def _merged(details: list[dict[str, Any]]) -> dict[str, Any]:
         "latency_ms": {k: max(lat[k] for lat in latencies if k in lat) for k in sorted(keys)} or None,
         "partitions": sorted(
             (p for d in details for p in d.get("partitions") or ()),
-            key=lambda p: (p["topic"], p["partition"]),
+            key=_PLACE,
         ),
     }
 
@@ -125,8 +166,9 @@ def _total(details: list[dict[str, Any]], key: str) -> Any:
     return sum(values) if values else None
 
 
-def _captured(flow: Flow, captures: list[StatusRecord]) -> int | None:
-    if not captures:
+def _captured(flow: Flow, captures: list[StatusRecord], way: Way) -> int | None:
+    """None of a derived flow: many rows make one, or one makes many."""
+    if not captures or way.processes:
         return None
     counted = [record.detail.get("tables") or {} for record in captures]
     captured: int = sum(
@@ -154,5 +196,4 @@ def _topics(source: str, tables: tuple[str, ...]) -> tuple[tuple[str, str], ...]
 
 def _topic_of(source: str, table: str) -> str:
     """`table`: schema.table, or the name of an entity, which has no dot."""
-    schema, dot, name = table.partition(".")
-    return data_topic(source, schema, name) if dot else entity_topic(source, table)
+    return data_topic(source, *parts(table)) if "." in table else entity_topic(source, table)

@@ -12,7 +12,7 @@ from typing import Any
 from consumers.views.amounts import duration
 from consumers.views.findings import RANK, Finding, FlowState, Grade
 from streamer.config import Config, built_flows, unbuilt_source, unbuilt_target
-from streamer.status import State, StatusRecord
+from streamer.status import REASON_LIMIT, State, StatusRecord
 
 MISSED_S = 2.5  # two heartbeats missed, and another process has begun since: it has taken the place
 
@@ -56,6 +56,16 @@ class Part:
         speaker = self.speaker
         return speaker is not None and self.live(speaker) and _is_of_flows(speaker)
 
+    def fallen_for(self, flow: str) -> str:
+        """Why this flow had stopped when the part ended because every one had; empty: it did not so."""
+        speaker = self.speaker
+        if speaker is None or self.live(speaker) or speaker.state != State.ERROR:
+            return ""
+        flows = speaker.detail.get("flows") or {}
+        if len(flows) == 1 or any(told.get("state") != State.ERROR for told in flows.values()):
+            return ""  # what the part says is that one's, or the trouble is its own
+        return str(flows.get(flow, {}).get("reason") or "")
+
     def problem(self, how_to_start: str) -> tuple[FlowState, str] | None:
         """What is wrong with the part as a whole."""
         speaker = self.speaker
@@ -81,8 +91,9 @@ def shown(records: Iterable[StatusRecord], at_us: int) -> list[StatusRecord]:
     """Without the instances that a later one of the same part has taken the place of.
 
     What ended is replaced by any that began later, or lives; what ended with an error, by one that lives or
-    began after its last word: one that was stopped beside it has mended nothing. What fell quiet is replaced
-    by one that began after its last word on the same host: there it was started again.
+    began after its last word: one that was stopped beside it has mended nothing. What fell quiet is not: who
+    begins after one that was killed says so of it, and one that is frozen is to be seen. Only where no
+    process can tell, it is replaced by one that began after its last word on the same host.
     """
     records = list(records)
 
@@ -91,7 +102,7 @@ def shown(records: Iterable[StatusRecord], at_us: int) -> list[StatusRecord]:
         if old.ended:
             after_us = old.at_us if old.state == State.ERROR else old.started_us
             return any(r.started_us > after_us or not (r.ended or r.silent(at_us)) for r in others)
-        quiet = old.age_s(at_us) > MISSED_S
+        quiet = old.age_s(at_us) > MISSED_S and not old.process
         return quiet and any(r.host == old.host and r.started_us >= old.at_us for r in others)
 
     return [r for r in records if not replaced(r)]
@@ -103,15 +114,16 @@ def concerns(record: StatusRecord, at_us: int) -> bool:
 
 
 def expected_parts(config: Config) -> list[str]:
-    """What `tailrace run` starts for this config: one capture a source, one apply a target with flows, and
-    `serve` where the file has work for it."""
+    """What `tailrace run` starts for this config: one capture a source, one process a processor, one apply a
+    target with flows, and `serve` where the file has work for it."""
     captures = [f"capture:{s.name}" for s in config.sources.values() if not unbuilt_source(s)]
     applies = [
         f"apply:{t.name}"
         for t in config.targets.values()
         if not unbuilt_target(t) and built_flows(config, t.name)[0]
     ]
-    return captures + applies + ([f"serve:{config.name}"] if is_served(config) else [])
+    processes = [f"process:{name}" for name in config.processors]
+    return captures + processes + applies + ([f"serve:{config.name}"] if is_served(config) else [])
 
 
 def is_served(config: Config) -> bool:
@@ -154,7 +166,7 @@ def part_findings(config: Config, parts: dict[str, Part], findings: list[Finding
     """What the flows do not tell: parts without a flow, and trouble beside a healthy speaker."""
     for part in parts.values():
         kind, _, name = part.part.partition(":")
-        if kind in ("capture", "apply") or (kind == "serve" and is_served(config)):
+        if kind in ("capture", "process", "apply") or (kind == "serve" and is_served(config)):
             words = kind if kind == "serve" else f"{kind} {name}"
             trouble = part.problem(f"start it with `tailrace run`, or `tailrace {words}`")
             if trouble is not None and not part.is_partly_well:
@@ -181,7 +193,7 @@ def _is_of_flows(record: StatusRecord) -> bool:
     stopped = (
         str(flow.get("reason") or "") for flow in flows if flow.get("state") in (State.ERROR, "stalled")
     )
-    return any(reason and reason in record.reason for reason in stopped)
+    return any(reason and reason[:REASON_LIMIT] in record.reason for reason in stopped)
 
 
 def _run_findings(part: Part, findings: list[Finding]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from consumers.views.findings import Finding, Grade, ordered
 from consumers.views.flows import drifted, flow_view
 from consumers.views.parts import Part, concerns, expected_parts, part_findings, part_view, shown
+from consumers.views.processors import Way, processor_view, way_of
 from consumers.views.sources import source_view
 from streamer.config import Config, Flow, PostgresSource, RedisSource, built_flows, unbuilt_source
 from streamer.errors import EXIT_FINDING, EXIT_OK
@@ -27,6 +28,7 @@ class Status:
     sources: list[dict[str, Any]]
     flows: list[dict[str, Any]]
     parts: list[dict[str, Any]]
+    processors: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -57,6 +59,7 @@ class Status:
             "verdict": self.verdict,
             "findings": [{"subject": f.subject, "text": f.text, "finding": f.counts} for f in self.findings],
             "sources": self.sources,
+            "processors": self.processors,
             "flows": self.flows,
             "parts": self.parts,
         }
@@ -76,10 +79,12 @@ class Plan:
 
     parts: list[str]
     flows: list[Flow]
+    ways: dict[str, Way]
 
     @classmethod
     def of(cls, config: Config) -> Plan:
-        return cls(expected_parts(config), _flows(config))
+        flows = _flows(config)
+        return cls(expected_parts(config), flows, {flow.name: way_of(config, flow) for flow in flows})
 
 
 def build(
@@ -105,10 +110,15 @@ def build(
         for source in config.sources.values()
         if isinstance(source, PostgresSource | RedisSource) and not unbuilt_source(source)
     ]
+    processors = [
+        processor_view(name, processor, parts[f"process:{name}"], findings)
+        for name, processor in config.processors.items()
+    ]
     flows = []
     for flow in plan.flows:
-        proof = (proofs or {}).get(flow.name)
-        flows.append({**flow_view(flow, parts, everything, findings), "proof": proof})
+        way = plan.ways[flow.name]
+        proof = _standing((proofs or {}).get(flow.name), [parts[name] for name in way.captures])
+        flows.append({**flow_view(flow, parts, everything, findings, way), "proof": proof})
         if proof is not None and proof["verdict"] == "drift":
             findings.append(Finding(Grade.AT_RISK, f"flow {flow.name}", drifted(flow.name, proof, at_us)))
     part_findings(config, parts, findings)
@@ -116,10 +126,20 @@ def build(
         if part.part.startswith("apply:"):
             notes = [note for record in part.living for note in record.detail.get("findings") or ()]
             findings += [Finding(Grade.AT_RISK, part.part, note) for note in notes]
+            for record in part.living:
+                aside = (record.detail.get("set_aside") or {}).items()
+                findings += [Finding(Grade.SET_ASIDE, f"flow {flow}", text) for flow, text in aside]
             told = [note for record in part.living for note in record.detail.get("notes") or ()]
             findings += [Finding(Grade.SLOW, part.part, note, counts=False) for note in told]
     shown_parts = [part_view(part, record) for part in parts.values() for record in part.records]
-    return Status(config.name, at_us, ordered(findings), sources, flows, shown_parts)
+    return Status(config.name, at_us, ordered(findings), sources, flows, shown_parts, processors)
+
+
+def _standing(proof: Mapping[str, Any] | None, captures: Iterable[Part]) -> Mapping[str, Any] | None:
+    """A comparison of rows that were all copied again behind it says nothing of those that are there."""
+    details = (capture.speaker.detail for capture in captures if capture.speaker is not None)
+    copied_us = max((detail.get("since_us") or 0 for detail in details), default=0)
+    return None if proof is None or proof["began_us"] < copied_us else proof
 
 
 def _flows(config: Config) -> list[Flow]:

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from streamer.changes.names import spelt
 from streamer.errors import FatalError
 
 FORMAT = 1
@@ -71,6 +72,7 @@ class Request:
 
     `where`: SQL of the source. `keyed`: only the keys of the `key_parts` records beside it, and with
     `deletes` a key that is not in the source becomes a delete event. `rate`: rows a second at most.
+    `compared_lsn`: of a repair, where the comparison of the whole table began by which its keys were found.
     """
 
     run: str
@@ -86,11 +88,12 @@ class Request:
     by: str = ""
     why: str = MANUAL
     asked_us: int = 0
+    compared_lsn: int = 0
 
     @property
     def place(self) -> str:
         """schema.table, or the entity."""
-        return self.entity or f"{self.schema}.{self.table}"
+        return self.entity or spelt(self.schema, self.table)
 
     def key(self) -> bytes:
         return part_key(self.source, self.run, "request")
@@ -282,7 +285,7 @@ def manual_run(now_us: int, random_bits: int) -> str:
 
 def table_run(source: str, schema: str, table: str, epoch: int) -> str:
     """Of a table made later that has rows already: one run an epoch, whoever asks."""
-    return f"table:{source}.{schema}.{table}:{epoch}"
+    return f"table:{source}.{spelt(schema, table)}:{epoch}"
 
 
 def flow_run(target: str, flow: str, table: str, epoch: int) -> str:

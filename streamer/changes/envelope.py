@@ -8,7 +8,7 @@
 op: c(reate) u(pdate) d(elete) r(ead by a snapshot) t(runcate) m(essage). `source.ts_*` is the commit's
 time, the outer `ts_*` the time of processing. (epoch, commit_lsn, ordinal) is the version (H3, H29).
 Of a Redis source the LSNs are microseconds of the server's clock, made monotonic, and the ordinal counts
-within one of them; txId is null.
+within one of them; txId is null. Of a processor's row commit_lsn is null: the offset stands for it (H15).
 
 Writing is the hot path: what is fixed for a table is formatted once into a SourceTemplate, what is
 fixed for a transaction once into a RowTemplate, and a row costs one formatting of bytes. Reading is
@@ -46,7 +46,7 @@ _SOURCE_FORMAT = (
     b'{"version":%b,"connector":%b,"name":%b,"ts_ms":%%d,"snapshot":"%%b","db":%b,'
     b'"sequence":"[%%b,\\"%%%%d\\"]","ts_us":%%d,"ts_ns":%%d000,"schema":%b,"table":%b,"txId":%%b,'
     b'"lsn":%%%%d,"xmin":null,"origin":%%b,"origin_lsn":%%b,'
-    b'"epoch":%d,"commit_lsn":%%d,"ordinal":%%%%d,"schema_id":%b}'
+    b'"epoch":%d,"commit_lsn":%%b,"ordinal":%%%%d,"schema_id":%b}'
 )
 _DATA_FORMAT = (
     b'{"before":%%%%b,"after":%%%%b,"source":'
@@ -112,14 +112,17 @@ class SourceTemplate:
         *,
         commit_us: int,
         xid: int | None,
-        commit_lsn: int,
+        commit_lsn: int | None,
         previous_commit_lsn: int | None,
         now_us: int,
         origin: str | None = None,
         origin_lsn: int | None = None,
         snapshot: str = SNAPSHOT_NO,
     ) -> RowTemplate:
-        """Template of a transaction's rows. Times are microseconds since 1970; `now_us` is processing's."""
+        """Template of a transaction's rows. Times are microseconds since 1970; `now_us` is processing's.
+
+        `commit_lsn` None: of a processor, whose records' offsets stand for it (H15).
+        """
         fixed = _transaction(
             commit_us=commit_us,
             xid=xid,
@@ -210,7 +213,7 @@ class Change(NamedTuple):
 
 class _Source(Struct, gc=False):
     epoch: int
-    commit_lsn: int
+    commit_lsn: int | None
     ordinal: int
     schema_id: str
     ts_us: int
@@ -242,7 +245,7 @@ _read: Final = json.Decoder(_Event).decode
 _tuple: Final = tuple.__new__  # of a NamedTuple: half the price of its constructor, on a hot path
 
 
-def decode_value(value: bytes, *, where: str) -> Change:
+def decode_value(value: bytes, *, where: str, offset: int) -> Change:
     """A record's value -> Change. `where` is the record's place: topic[partition]@offset.
 
     Raises DecodeError on what is not an event of Tailrace (a plain Debezium event has no epoch).
@@ -253,15 +256,16 @@ def decode_value(value: bytes, *, where: str) -> Change:
         raise _not_an_event(str(error), where) from None
     op, before, after, source, capture_us = event.op, event.before, event.after, event.source, event.ts_us
     if op == "m":
-        return _message(event, where)
+        return _message(event, where, offset)
     if capture_us is None or (op, before is None, after is None) not in _SHAPES:
         shape = f"before {_name(before)}, after {_name(after)}, ts_us {_name(capture_us)}"
         raise _not_an_event(f"op {op!r} with {shape}", where)
-    version = source.epoch, source.commit_lsn, source.ordinal
+    commit_lsn = offset if source.commit_lsn is None else source.commit_lsn
+    version = source.epoch, commit_lsn, source.ordinal
     return _tuple(Change, (op, before, after, *version, source.schema_id, source.ts_us, capture_us, None))
 
 
-def _message(event: _Event, where: str) -> Change:
+def _message(event: _Event, where: str, offset: int) -> Change:
     message, source = event.message, event.source
     if message is None:
         raise _not_an_event("op 'm' without a message", where)
@@ -269,7 +273,8 @@ def _message(event: _Event, where: str) -> Change:
         content = a2b_base64(message.content, strict_mode=True)
     except ValueError as error:
         raise _not_an_event(f"the message's content is not base64: {error}", where) from None
-    version = source.epoch, source.commit_lsn, source.ordinal
+    commit_lsn = offset if source.commit_lsn is None else source.commit_lsn
+    version = source.epoch, commit_lsn, source.ordinal
     read = MessageContent(message.prefix, content)
     return Change("m", None, None, *version, source.schema_id, source.ts_us, event.ts_ms * 1000, read)
 
@@ -278,7 +283,7 @@ def _transaction(
     *,
     commit_us: int,
     xid: int | None,
-    commit_lsn: int,
+    commit_lsn: int | None,
     previous_commit_lsn: int | None,
     origin: str | None,
     origin_lsn: int | None,
@@ -294,7 +299,7 @@ def _transaction(
         NULL if xid is None else b"%d" % xid,
         NULL if origin is None else _quoted(origin, 1),
         NULL if origin_lsn is None else b"%d" % origin_lsn,
-        commit_lsn,
+        NULL if commit_lsn is None else b"%d" % commit_lsn,
     )
 
 

@@ -1,9 +1,9 @@
 """What stands under the capture of a source, as its catalogue was when the capture of it began.
 
-Records of the positions topic, one a table, one a publication and one for each way in which changes of
-a table were missed, written in a flush's transaction when they are first known and read at every start:
-what is done to a table while no capture runs is found out by comparing with them. A reset begins them
-anew. Judging them is not done here.
+Records of the positions topic, one a table, one a partition that holds rows, one a publication and one for
+each way in which changes of a table were missed, written in a flush's transaction when they are first known
+and read at every start: what is done to a table while no capture runs is found out by comparing with them.
+A reset begins them anew. Judging them is not done here.
 """
 
 from __future__ import annotations
@@ -61,22 +61,64 @@ class MissedFacts:
         return orjson.dumps({"source": source, "missed": self.name, "instead": self.instead})
 
 
-Facts: TypeAlias = TableFacts | PublicationFacts | MissedFacts
+@dataclass(frozen=True, slots=True)
+class LeafFacts:
+    """One partition that holds rows. `root`: the published table, `file`: of its rows.
+
+    `lsn`: by when that file was seen; `emptied_lsn`: by when rows were seen to be gone that the stream has
+    not told of, `attached_us`: when it was seen to have come with rows; 0 when that is not so, or is mended.
+    """
+
+    oid: int
+    name: str  # schema.table
+    root: int
+    file: int
+    lsn: int = 0
+    emptied_lsn: int = 0
+    attached_us: int = 0
+
+    def key_of(self, source: str) -> bytes:
+        return orjson.dumps({"source": source, "leaf": self.oid})
+
+
+@dataclass(frozen=True, slots=True)
+class TruncateFacts:
+    """The last truncate of a partitioned table that the stream has shown. `lsn`: its commit's."""
+
+    root: int
+    lsn: int
+
+    def key_of(self, source: str) -> bytes:
+        return orjson.dumps({"source": source, "truncated": self.root})
+
+
+Facts: TypeAlias = TableFacts | PublicationFacts | MissedFacts | LeafFacts | TruncateFacts
+KINDS = frozenset({"table", "publication", "missed", "leaf", "truncated"})  # of their records' keys
 
 
 @dataclass(slots=True)
 class Ground:
-    """Tables by oid, publications by name."""
+    """Tables and partitions by oid, publications by name. `truncated`: root -> commit LSN.
+
+    `lsn`: of one look at the catalogue, by when its partitions were read; 0 when it has none.
+    """
 
     tables: dict[int, TableFacts] = field(default_factory=dict)
     publications: dict[str, PublicationFacts] = field(default_factory=dict)
     missed: set[MissedFacts] = field(default_factory=set)
+    leaves: dict[int, LeafFacts] = field(default_factory=dict)
+    truncated: dict[int, int] = field(default_factory=dict)
+    lsn: int = 0
 
     def add(self, facts: Facts) -> None:
         if isinstance(facts, TableFacts):
             self.tables[facts.oid] = facts
         elif isinstance(facts, MissedFacts):
             self.missed.add(facts)
+        elif isinstance(facts, LeafFacts):
+            self.leaves[facts.oid] = facts
+        elif isinstance(facts, TruncateFacts):
+            self.truncated[facts.root] = facts.lsn
         else:
             self.publications[facts.name] = facts
 
@@ -93,6 +135,10 @@ def load(value: bytes) -> tuple[int, Facts]:
         return epoch, MissedFacts(raw["name"], raw["instead"])
     if "publishes" in raw:
         return epoch, PublicationFacts(raw["oid"], raw["name"], tuple(raw["publishes"]))
+    if "file" in raw:
+        return epoch, LeafFacts(**raw)
+    if "root" in raw:
+        return epoch, TruncateFacts(**raw)
     lists = {name: tuple(raw[name]) for name in ("key", "places", "partitions")}
     columns = tuple((number, name, type_) for number, name, type_ in raw["columns"])
     return epoch, TableFacts(**{**raw, **lists, "columns": columns})

@@ -5,7 +5,8 @@ Kinds of record that share one partition a source (the topic is compacted):
 * key `{"source":"shop"}`: the position itself, written last in every Kafka transaction.
 * key `{"source":"shop","topic":"shop.public.orders"}`: what has been written to one data topic:
   its partition count (H26) and the last offset of every partition touched so far (H17).
-* key `{"source":"shop","table":16384}`, `{"source":"shop","publication":"tailrace"}` and
+* key `{"source":"shop","table":16384}`, `{"source":"shop","leaf":16390}`,
+  `{"source":"shop","truncated":16384}`, `{"source":"shop","publication":"tailrace"}` and
   `{"source":"shop","missed":"public.orders","instead":""}`: what stands under the capture; see ground.
 
 `Position.lsn` is the place up to which everything is in Kafka: the end LSN of the last whole
@@ -80,6 +81,9 @@ class Position:
     # The epoch of the last copy that ends with floors; 0: there was none, a first copy has nothing to end.
     # What older epochs recorded in a shadow is void.
     since_epoch: int = 0
+    # When the last copy of everything was begun, by a reset or for the first time; 0 is not known. What was
+    # found wrong before is settled by it: a backfill that failed, a comparison.
+    since_us: int = 0
     # Of a Redis source: what was notified up to this moment of its server's clock is in Kafka. `lsn` says
     # less there: a key that was touched earlier may be read later. What was never notified is not meant.
     through_us: int = 0

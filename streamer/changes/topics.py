@@ -15,6 +15,7 @@ NULL_KEY_PARTITION = 0
 OWN_MESSAGE_PREFIX = "tailrace."  # logical messages of ours: heartbeats, marks, floors
 TOPIC_NAME_LIMIT = 249  # characters; Kafka's own limit
 
+_INNER = re.compile(r"[^.]+\.__(?:state|floors|hop[0-9]+)")  # what a processor keeps beside its `out`
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -29,6 +30,13 @@ def data_topic(source: str, schema: str, table: str) -> str:
 
 def entity_topic(source: str, entity: str) -> str:
     return f"{clean(source)}.{clean(entity)}"
+
+
+def record_topics(source: str, schema: str, table: str) -> tuple[str, ...]:
+    """The topics that a schema record's table may have; of a derived one, where `source` is the processor's
+    `out`, also that itself."""
+    whole = (clean(source),) if not schema and table == source else ()
+    return (data_topic(source, schema, table), entity_topic(source, table), *whole)
 
 
 def message_topic(source: str) -> str:
@@ -61,6 +69,17 @@ def shadow_topic(name: str, source: str) -> str:
 def bad_topic(name: str, source: str) -> str:
     """Values of a source that its entities cannot use, as JSON records."""
     return f"{clean(name)}.__bad.{clean(source)}"
+
+
+def is_inner(topic: str) -> bool:
+    """Whether it is no topic of rows, though a pattern for all of a processor's would fit it."""
+    return _INNER.fullmatch(topic) is not None
+
+
+def source_of(topic: str) -> str:
+    """The source that a data topic is of, as a command names it; 'SOURCE' for a topic of ours."""
+    source, _, rest = topic.partition(".")
+    return "SOURCE" if rest.startswith("__") else source
 
 
 def partition_for(key: bytes | None, partitions: int) -> int:

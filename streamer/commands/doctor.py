@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from streamer.doctor import Report
+    from streamer.config import Config
+    from streamer.doctor import Check, Report
 
 _QUOTED_SPACE = re.compile(r"""'[^']*\s[^']*'|"[^"]*\s[^"]*\"""")
 
@@ -36,6 +39,11 @@ def doctor(
 
     Changes nothing. Exits 0 when all is well, 1 when something must be mended, 64 for a bad config.
     """
+    run(config, as_json=as_json)
+
+
+def run(path: Path, *, as_json: bool, more: Callable[[Config], Awaitable[list[Check]]] | None = None) -> None:
+    """`more`: checks of what is not of this package, after ours."""
     import asyncio  # noqa: PLC0415
 
     from rich.console import Console  # noqa: PLC0415
@@ -44,14 +52,18 @@ def doctor(
     from streamer.doctor import Check, Level, Report, examine  # noqa: PLC0415
 
     try:
-        loaded = load(config)
+        loaded = load(path)
     except ConfigError as error:
         if not as_json:
             raise
         checks = [Check("config", "file", Level.FAIL, f"{p.where}: {p.what}", p.fix) for p in error.problems]
         _print_json(Report(tuple(checks)).plain())
         raise typer.Exit(error.exit_code) from None
-    report = asyncio.run(examine(loaded))
+    async def examined() -> Report:
+        found = await examine(loaded)
+        return found if more is None else Report((*found.checks, *await more(loaded)))
+
+    report = asyncio.run(examined())
     if as_json:
         _print_json(report.plain())
     else:

@@ -7,6 +7,7 @@ from streamer.config.base import describe_postgres
 from streamer.config.built import (
     Unbuilt,
     built_flows,
+    is_only_compared,
     notes,
     unbuilt_defaults,
     unbuilt_flow,
@@ -84,6 +85,7 @@ __all__ = [
     "built_flows",
     "check_topics",
     "describe_postgres",
+    "is_only_compared",
     "load",
     "notes",
     "parse",

@@ -150,12 +150,6 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     return value
 
 
-def _not_empty(value: SecretStr) -> SecretStr:
-    if not value.get_secret_value():
-        raise fail("is empty", fix="give it a value, or remove what needs it")
-    return value
-
-
 def _below_base(value: Path | None, info: ValidationInfo) -> Path | None:
     base: Path = (info.context or {}).get("base", Path())
     return None if value is None else base / value
@@ -163,7 +157,6 @@ def _below_base(value: Path | None, info: ValidationInfo) -> Path | None:
 
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 OptionalPostgresUrl = Annotated[PostgresUrl | None, EmptyIsNone]
-Url = Annotated[SecretStr, AfterValidator(_not_empty)]
 OptionalSecret = Annotated[SecretStr | None, EmptyIsNone]
 OptionalPath = Annotated[Path | None, EmptyIsNone, AfterValidator(_below_base)]
 BasePath = Annotated[Path, AfterValidator(_below_base)]

@@ -142,6 +142,9 @@ def unbuilt_source(source: Source) -> list[Unbuilt]:
     path = f"sources.{source.name}"
     if isinstance(source, RedisSource):
         return []
+    if isinstance(source, QuerySource):
+        fix = f"remove the flows from {source.name}: a job of `reconcile` compares it without"
+        return [_unbuilt(f"{path}.kind", "capturing a query", fix)]
     if not isinstance(source, PostgresSource):
         return [_unbuilt(f"{path}.kind", f"a {source.kind} source", f"remove {path} and the flows from it")]
     found = []
@@ -159,6 +162,11 @@ def unbuilt_source(source: Source) -> list[Unbuilt]:
         fix = "give the primary's URL as `url`, and remove primary_url"
         found.append(_unbuilt(f"{path}.primary_url", feature, fix))
     return found
+
+
+def is_only_compared(config: Config, source: Source) -> bool:
+    """A query without a flow: reconcile runs it, and no process is for it."""
+    return isinstance(source, QuerySource) and not any(f.source == source.name for f in config.flows.values())
 
 
 def unbuilt_table_rule(source: PostgresSource, pattern: str) -> list[Unbuilt]:
@@ -203,10 +211,8 @@ def unbuilt_flow(config: Config, flow: Flow) -> list[Unbuilt]:
     target = config.targets[flow.target]
     if unbuilt_target(target):
         found.append(_unbuilt(f"{path}.to", f"a {target.kind} target", f"remove {path}"))
-    source = config.sources.get(flow.source)
-    if source is None:
-        found.append(_unbuilt(f"{path}.from", "a flow from a processor", f"remove {path}"))
-    elif not isinstance(source, PostgresSource | RedisSource):
+    source = config.sources.get(flow.source)  # None: it is from a processor
+    if source is not None and not isinstance(source, PostgresSource | RedisSource):
         found.append(_unbuilt(f"{path}.from", f"a {source.kind} source", f"remove {path}"))
     modes = _MODES.get(target.kind, _DEFAULTS)
     for key, default in _DEFAULTS.items():
@@ -243,15 +249,23 @@ def unbuilt_job(config: Config, name: str) -> list[Unbuilt]:
     return []
 
 
+_BACKUP_FIX = (
+    'call what makes it by `exec: "package.module:function"` in its place, as docs/schedules.md shows, or'
+    " remove the step: a job does not run without its backup"
+)
+
+
 def unbuilt_scheduled(config: Config, name: str) -> list[Unbuilt]:
     """Of a job of `schedules:`; one that has any does not run."""
     path, job = f"schedules.jobs.{name}", config.schedules.jobs[name]
     found = []
     if job.pull is not None:
-        found.append(_unbuilt(f"{path}.pull", "a job that pulls", f"remove {path}"))
+        found.append(
+            _unbuilt(f"{path}.pull", "a job that pulls", f"fetch by a function, `exec`, or remove {path}")
+        )
     for key, actions in (("before", job.before), ("on_done", job.on_done)):
         found += [
-            _unbuilt(f"{path}.{key}.{index}.backup", "a step that makes a backup", "remove the step")
+            _unbuilt(f"{path}.{key}.{index}.backup", "a step that makes a backup", _BACKUP_FIX)
             for index, action in enumerate(actions)
             if action.backup is not None
         ]
@@ -260,11 +274,7 @@ def unbuilt_scheduled(config: Config, name: str) -> list[Unbuilt]:
 
 def unbuilt_sections(config: Config) -> list[Unbuilt]:
     """Whole parts of the file that nothing runs yet; they stop nothing else."""
-    found = [
-        _unbuilt(f"processors.{name}", "a processor", f"remove processors.{name}")
-        for name in config.processors
-    ]
-    found += [unbuilt for name in config.reconcile for unbuilt in unbuilt_job(config, name)]
+    found = [unbuilt for name in config.reconcile for unbuilt in unbuilt_job(config, name)]
     found += [unbuilt for name in config.schedules.jobs for unbuilt in unbuilt_scheduled(config, name)]
     return found
 

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from streamer.changes.topics import message_topic
-from streamer.config.base import NAME_KEY, BasePath, Model, PostgresUrl, Url, fail
+from streamer.changes.topics import is_inner, message_topic
+from streamer.config.base import NAME_KEY, BasePath, Model, PostgresUrl, fail
 from streamer.config.key_template import parse_template, split_template
 from streamer.config.patterns import fits_parts, fits_topic, is_pattern
+from streamer.config.redis_urls import RedisServerUrl
 from streamer.config.sql_urls import SqlUrl
 from streamer.config.units import Duration, OptionalDuration, OptionalShare, Rate, Share, Size
 
@@ -61,7 +62,7 @@ class RedisBatch(Batch):
 class RedisTarget(Model):
     name: str = Field(alias=NAME_KEY)
     kind: Literal["redis"]
-    url: Url
+    url: RedisServerUrl
     batch: RedisBatch = RedisBatch()
     dead_letters: DeadLetterLimits = DeadLetterLimits()
 
@@ -122,7 +123,8 @@ class ColumnRule(Model):
 
 
 def _column_form(value: Any) -> str:
-    return "column-rule" if isinstance(value, dict) else "column-name"
+    """Of what the file has, and of what is written out again."""
+    return "column-rule" if isinstance(value, dict | ColumnRule) else "column-name"
 
 
 Columns = dict[
@@ -281,12 +283,14 @@ class Flow(Model):
 
         The topic of messages about the source does not, whatever the pattern.
         """
-        return fits_topic(self.source_pattern, topic) and topic != message_topic(self.source)
+        if topic == message_topic(self.source) or is_inner(topic):
+            return False
+        return fits_topic(self.source_pattern, topic)
 
     def takes(self, schema: str, table: str) -> bool:
         """The same for a table of a Postgres source, by its real name."""
         return fits_parts(self.source_pattern, (self.source, schema, table))
 
     def place(self, schema: str, table: str) -> tuple[str, str]:
-        """(schema, table) in the target for a table of the source."""
-        return self.table_schema or schema, self.table or table
+        """(schema, table) in the target for a table of the source; a derived one has no schema of its own."""
+        return self.table_schema or schema or self.source, self.table or table

@@ -123,6 +123,8 @@ class Reconcile(Model):
         Annotated[str, Tag("flow-name")] | Annotated[InlineFlow, Tag("inline-flow")],
         Discriminator(_flow_form),
     ]
+    sql: str | None = Field(None, min_length=1)  # what a processor's rows are, as a query of its source
+    on: str | None = None
     threshold: Share = 0.0
     repair: Repair = Repair()
     group_by: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from streamer.changes.topics import clean
-from streamer.config.base import NAME_KEY, Model, Url, checked_name, fail, nearest
+from streamer.config.base import NAME_KEY, Model, checked_name, fail, nearest
+from streamer.config.redis_urls import RedisUrl
 from streamer.config.units import Duration, OptionalDuration
 from streamer.redis.patterns import NAME, KeyPattern, PatternError, overlap
+from streamer.redis.url import SentinelUrl, read_url
 
 DATABASE_COLUMN = "db"  # of the key, when an entity has several databases
 VALUE_COLUMN = "value"
@@ -150,8 +151,8 @@ class RedisEntity(Model):
 
     @property
     def explodes(self) -> bool:
-        """Whether one key gives a row a member, field, index or entry."""
-        return bool(self.rows) or self.type == "stream"
+        """Whether one key gives a row a member, field, index or entry: `rows: {}` asks for them too."""
+        return "rows" in self.model_fields_set or self.type == "stream"
 
     @property
     def redis_type(self) -> str:
@@ -200,14 +201,8 @@ class RedisEntity(Model):
 
 
 def _check_pivot(entity: RedisEntity) -> None:
-    not_its = {
-        "type": entity.type,
-        "rows": entity.rows,
-        "value": entity.value,
-        "expires_at": entity.expires_at,
-    }
-    for key, value in not_its.items():
-        if value:
+    for key in ("type", "rows", "value", "expires_at"):
+        if key in entity.model_fields_set:
             raise fail(f"a pivot has no `{key}`", key=key, fix="remove it")
     if not entity.columns:
         raise fail("a pivot has no columns", key="columns", fix='add one: daily: {zset: "board:daily"}')
@@ -246,10 +241,11 @@ def _check_rows(entity: RedisEntity) -> None:
     if entity.exists.any or entity.exists.all:
         raise fail("`exists` is a pivot's", key="exists", fix="remove it: a key's row is gone with the key")
     known = ROW_PARTS.get(entity.redis_type, ())
+    if entity.explodes and not known:
+        raise fail(f"a {entity.type} has no `rows`", key="rows", fix="remove it: a string is one row")
     for part in entity.rows:
         if part not in known:
-            fix = nearest(part, known) if known else "remove `rows`: a string is one row"
-            raise fail(f"a {entity.type} has no {part!r}", key=("rows", part), fix=fix)
+            raise fail(f"a {entity.type} has no {part!r}", key=("rows", part), fix=nearest(part, known))
     if entity.type == "stream" and entity.columns and "fields" in entity.rows:
         what = "`columns` takes the entry's fields apart, `rows` keeps them whole"
         raise fail(what, key=("rows", "fields"), fix="remove one of the two")
@@ -320,7 +316,7 @@ def _check_names(entity: RedisEntity, several: bool = False) -> None:
 class RedisSource(Model):
     name: str = Field(alias=NAME_KEY)
     kind: Literal["redis"]
-    url: Url
+    url: RedisUrl
     notifications: Literal["manage", "check"] = "manage"
     rescan_s: Duration = Field(3600.0, alias="rescan", gt=0)
     databases: tuple[Annotated[int, Field(ge=0, lt=DATABASES_LIMIT)], ...] = ()
@@ -329,12 +325,8 @@ class RedisSource(Model):
     @property
     def default_database(self) -> int:
         """The one that the URL names."""
-        url = urlsplit(self.url.get_secret_value())
-        path = url.path.strip("/")
-        if url.scheme.endswith("+sentinel"):
-            path = path.partition("/")[2]  # behind the name that the Sentinels watch
-        named = parse_qs(url.query).get("db", [path if url.scheme != "unix" else ""])[0]
-        return int(named) if named.isdigit() else 0
+        url = read_url(self.url.get_secret_value())
+        return (url.server if isinstance(url, SentinelUrl) else url).db
 
     def databases_of(self, entity: RedisEntity) -> tuple[int, ...]:
         """Where this entity's keys are looked for; more than one: `db` is a column of its key."""

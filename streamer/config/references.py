@@ -52,9 +52,12 @@ def flow_faults(data: Mapping[str, Any]) -> Iterator[PydanticCustomError]:
 
 def source_faults(names: Names, pattern: str, key: Place) -> Iterator[PydanticCustomError]:
     """`pattern`: as in a flow's `from`, standing at `key`."""
-    if pattern in names.outs:
+    head, dot, table = pattern.partition(".")
+    if head in names.outs:
+        if dot and not table:
+            fix = f"write {head}, or {head}.TABLE of a processor that routes"
+            yield fail(f"{pattern!r} does not name what to take", key=key, fix=fix)
         return
-    head = pattern.split(".", 1)[0]
     if head not in names.sources:
         fix = nearest(head, [*names.sources, *names.outs])
         yield fail(f"there is no source {head!r}", key=key, fix=fix)

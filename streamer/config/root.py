@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -23,18 +23,16 @@ from streamer.changes.topics import (
     status_topic,
 )
 from streamer.config.base import NAME_KEY, Model, again, checked_name, fail, nearest
+from streamer.config.derived import circle, processor_faults, sql_faults
 from streamer.config.flows import (
     Flow,
-    MemoryTarget,
-    PostgresTarget,
     RedisTarget,
-    SqlTarget,
     Target,
     VectorTarget,
 )
 from streamer.config.key_template import parse_template
 from streamer.config.operations import Alerts, InlineFlow, Processor, Reconcile, Schedules
-from streamer.config.patterns import is_pattern, may_meet
+from streamer.config.patterns import is_pattern
 from streamer.config.redis_entities import RedisSource
 from streamer.config.references import Names, flow_faults, source_faults, target_faults
 from streamer.config.settings import Control, Defaults, Kafka
@@ -45,6 +43,8 @@ from streamer.config.sources import (
     QuerySource,
     Source,
 )
+from streamer.config.stores import apart, first_shared, store_of
+from streamer.config.writers import Writers
 from streamer.errors import ConfigError
 
 Name = Annotated[str, AfterValidator(checked_name)]
@@ -88,9 +88,9 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _whole(self) -> Config:
-        checks = [_check_sources, _check_topics, _check_names, _check_operations]
+        checks = [_check_sources, _check_topics, _check_names, _check_processors, _check_operations]
         if all(flow.target in self.targets for flow in self.flows.values()):
-            checks += [_check_writers, _check_texts, _check_keys]
+            checks += [_check_writers, _check_stores, _check_texts, _check_keys]
         faults = []
         for check in checks:
             try:
@@ -242,46 +242,19 @@ def _check_keys(config: Config) -> None:
             raise fail(what, key=("flows", flow.name, "key"), fix="begin one of the keys with another word")
 
 
+def _check_stores(config: Config) -> None:
+    """Two targets never are one store: its checkpoints, floors and parked keys are of one consumer group."""
+    used = [name for name in config.targets if any(flow.target == name for flow in config.flows.values())]
+    shared = first_shared((name, store_of(config.targets[name])) for name in used)
+    if shared is not None:
+        other, name = shared
+        what = f"the targets {other!r} and {name!r} are one store"
+        fix = apart(other, name, config.targets[name].kind)
+        raise fail(what, key=("targets", name, "url"), fix=fix)
+
+
 def _check_writers(config: Config) -> None:
-    """Two sources never write one table: their versions cannot be compared (H3)."""
-    with_tables = PostgresTarget | SqlTarget | MemoryTarget | VectorTarget
-    flows = [
-        (flow, place := _place(config, flow), is_pattern("".join(place)))
-        for flow in config.flows.values()
-        if isinstance(config.targets[flow.target], with_tables)
-        or (isinstance(config.targets[flow.target], RedisTarget) and flow.key is None)
-    ]
-    for index, (flow, place, wild) in enumerate(flows):
-        for other, other_place, other_wild in flows[:index]:
-            if flow.target != other.target or (place != other_place and not (wild or other_wild)):
-                continue
-            if not all(may_meet(a, b) for a, b in zip(place, other_place, strict=True)):
-                continue
-            definite = place == other_place and "*" not in "".join(place)
-            if flow.source != other.source or definite or may_meet(flow.source_pattern, other.source_pattern):
-                table = ".".join(place)
-                what = f"the flows {other.name!r} and {flow.name!r} both write {flow.target}.{table}"
-                raise fail(what, key=("flows", flow.name, "to"), fix=_another_place(config, flow))
-
-
-def _another_place(config: Config, flow: Flow) -> str:
-    """Where a second writer's rows can go instead."""
-    if not isinstance(config.targets[flow.target], SqlTarget):
-        return "one table has one writer: send one of them to another schema or table"
-    apart = "give one of them a target of its own, with another file"
-    if is_pattern(flow.source_pattern):
-        return f"SQLite has no schemas, so tables of one name meet: {apart}"
-    table = _place(config, flow)[1]
-    return f"SQLite has no schemas: write `to: {flow.target}.main.{flow.name}_{table}`, or {apart}"
-
-
-def _place(config: Config, flow: Flow) -> tuple[str, str]:
-    parts = flow.source_pattern.split(".", 2)
-    schema, table = (parts[1], parts[2]) if len(parts) == 3 else ("*", parts[-1])
-    place = flow.place(schema, table)
-    if isinstance(config.targets[flow.target], SqlTarget):  # no schemas there, and names in any case
-        return "main", place[1].lower()
-    return place
+    _raise_first(Writers(config.sources, config.targets, config.flows).faults())
 
 
 def _names(config: Config) -> Names:
@@ -293,6 +266,11 @@ def _names(config: Config) -> Names:
     return Names(sources, outs, tuple(config.targets))
 
 
+def _check_processors(config: Config) -> None:
+    parts = config.sources, config.processors, config.targets, config.flows
+    _raise_first(processor_faults(_names(config), *parts))
+
+
 def _raise_first(faults: Iterator[PydanticCustomError]) -> None:
     for fault in faults:
         raise fault
@@ -300,9 +278,6 @@ def _raise_first(faults: Iterator[PydanticCustomError]) -> None:
 
 def _check_operations(config: Config) -> None:
     names = _names(config)
-    for name, processor in config.processors.items():
-        for index, pattern in enumerate(processor.inputs):
-            _raise_first(source_faults(names, pattern, ("processors", name, "in", index)))
     for name, rule in config.reconcile.items():
         if isinstance(rule.flow, InlineFlow):
             place = ("reconcile", name, "flow")
@@ -311,6 +286,7 @@ def _check_operations(config: Config) -> None:
         elif rule.flow not in config.flows:
             key = ("reconcile", name, "flow")
             raise fail(f"there is no flow {rule.flow!r}", key=key, fix=nearest(rule.flow, config.flows))
+        _raise_first(sql_faults(config.sources, config.processors, config.flows, name, rule))
     check_jobs(config)
     channels = config.alerts.channels
     for index, alert in enumerate(config.alerts.rules):
@@ -343,29 +319,11 @@ def check_jobs(config: Config) -> None:
                 raise fail(
                     f"there is no other job {before!r}", key=(*place, "after"), fix=nearest(before, others)
                 )
-    circle = _circle({name: job.after for name, job in jobs.items()})
-    if circle:
-        place = ("schedules", "jobs", circle[0])
-        way = " after ".join(circle)
+    found = circle({name: job.after for name, job in jobs.items()})
+    if found:
+        place = ("schedules", "jobs", found[0])
+        way = " after ".join(found)
         raise fail(f"the job waits for itself: {way}", key=(*place, "after"), fix="remove one of these")
-
-
-def _circle(after: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of jobs that wait for each other, the first at the end once more; [] where there are none."""
-    done: set[str] = set()
-
-    def look(name: str, way: list[str]) -> list[str]:
-        if name in way:
-            return [*way[way.index(name) :], name]
-        if name in done:
-            return []
-        for before in after[name]:
-            if found := look(before, [*way, name]):
-                return found
-        done.add(name)
-        return []
-
-    return next((found for name in after if (found := look(name, []))), [])
 
 
 def check_topics(names: Iterable[tuple[str, str, str]]) -> None:

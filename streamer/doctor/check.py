@@ -70,6 +70,7 @@ class Findings:
 
     subject: str
     checks: list[Check] = field(default_factory=list)
+    store: tuple[object, ...] | None = None  # of a target: the same for every URL of it, once it has answered
 
     def ok(self, check: str, what: str) -> None:
         self.checks.append(Check(self.subject, check, Level.OK, what))

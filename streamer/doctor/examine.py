@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import TypeVar
 
 from streamer.changes.topics import data_topic, entity_topic
@@ -15,12 +15,14 @@ from streamer.config import (
     RedisTarget,
     SqlTarget,
     VectorTarget,
+    is_only_compared,
     notes,
     unbuilt_defaults,
     unbuilt_sections,
     unbuilt_source,
     unbuilt_target,
 )
+from streamer.config.stores import apart, first_shared
 from streamer.doctor.bound import bound_stores
 from streamer.doctor.check import Check, Findings, Report
 from streamer.doctor.kafka import check_kafka
@@ -83,10 +85,21 @@ async def examine(config: Config) -> Report:
             for name, store in stores.items()
         ),
     )
+    _stores(config, of_targets)
     checks: list[Check] = []
     for findings in (head, *of_sources.values(), of_kafka, *of_targets.values()):
         checks += findings.checks
     return Report(tuple(checks))
+
+
+def _stores(config: Config, of_targets: Mapping[str, Findings]) -> None:
+    """Two targets that are one store, as only the servers could tell."""
+    used = {flow.target for flow in config.flows.values()}
+    shared = first_shared((name, found.store) for name, found in of_targets.items() if name in used)
+    if shared is not None:
+        other, name = shared
+        what = f"this is the store of target {other!r}, too"
+        of_targets[name].fail("store", what, apart(other, name, config.targets[name].kind))
 
 
 async def _guarded(findings: Findings, work: Awaitable[T]) -> T | None:
@@ -108,7 +121,7 @@ def _config(findings: Findings, config: Config) -> None:
     for unbuilt in unbuilt_defaults(config):
         findings.fail("config", f"{unbuilt.path}: {unbuilt.what}", unbuilt.fix)
     for source in config.sources.values():
-        if not isinstance(source, PostgresSource | RedisSource):
+        if not isinstance(source, PostgresSource | RedisSource) and not is_only_compared(config, source):
             for unbuilt in unbuilt_source(source):
                 findings.warn("config", f"{unbuilt.path}: {unbuilt.what}; it does not run", unbuilt.fix)
     for target in config.targets.values():

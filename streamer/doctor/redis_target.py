@@ -65,6 +65,7 @@ async def check_redis_target(
     try:
         info = await client.info()
         _reached(findings, info, str(address))
+        findings.store = "redis", info.get("run_id"), address.db
         if in_cluster(info):
             rights = target_rights(config, target.name, cluster=True)
             await _cluster(findings, client, url, rights, group, bound)

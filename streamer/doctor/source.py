@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from streamer.changes.names import spelt
 from streamer.config import (
     Flow,
     PostgresSource,
@@ -23,17 +24,18 @@ from streamer.postgres import rights
 from streamer.postgres.catalog import (
     Publications,
     Table,
-    by_hand,
-    harmed_tables,
     identifier,
     list_tables,
     publication_tables,
 )
 from streamer.postgres.connection import Connection, connect
+from streamer.postgres.identity import Unidentified, harmed_tables, odd_partitions, unidentified
+from streamer.postgres.omissions import omissions
+from streamer.postgres.publishing import by_hand, hands
 from streamer.postgres.slot import identify_system, read_slot
+from streamer.resetting import reset_fix
 
 PLUGIN = "pgoutput"
-FILTERS_SINCE = 150000  # row filters and column lists of publications
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ async def _slot(findings: Findings, connection: Connection, source: PostgresSour
         sql = [f"ALTER SYSTEM SET max_replication_slots = {max(10, 2 * most)};"]
         findings.fail("slot", f"no free slot: all {most} replication slots are taken", fix, sql)
         return
-    reset = f"run `tailrace reset {source.name}`, which makes it again with a fresh snapshot"
+    reset = reset_fix(source.name)
     if slot.plugin != PLUGIN or slot.database != server.database:
         kind = f"{slot.plugin or 'physical'}, database {slot.database or '-'}"
         what = f"the slot {slot.name} belongs to something else ({kind})"
@@ -195,7 +197,7 @@ async def _tables(findings: Findings, connection: Connection, source: PostgresSo
         findings.fail("tables", error.what, error.fix)
         return []
     names = [(t.schema, t.name) for t in tables]
-    skipped: list[str] = []
+    skipped: list[tuple[str, str]] = []
     for pattern, rule in source.tables.items():
         if not isinstance(rule, TableRule):
             continue
@@ -204,9 +206,9 @@ async def _tables(findings: Findings, connection: Connection, source: PostgresSo
         for one_of in unbuilt:
             findings.warn("tables", f"{one_of.path}: {one_of.what}; its tables are left out", one_of.fix)
         if unbuilt:
-            skipped += [".".join(n) for n in fitting]
+            skipped += fitting
         elif fitting:
-            shown = listed([".".join(n) for n in fitting])
+            shown = listed([spelt(*n) for n in fitting])
             findings.ok("tables", f'"{pattern}" fits {len(fitting)}: {shown}')
         elif any(fits_parts(pattern, n) for n in names):
             what = f'"{pattern}" fits only tables that a pattern above it takes'
@@ -214,21 +216,27 @@ async def _tables(findings: Findings, connection: Connection, source: PostgresSo
         else:
             fix = "correct the pattern (schema.table, with * and ?), or make the table"
             findings.fail("tables", f'"{pattern}" fits no table of the source', fix)
-    captured = [t for t in tables if t.qualified not in skipped]
+    captured = [t for t in tables if (t.schema, t.name) not in skipped]
     try:
         check_topics((source.name, t.schema, t.name) for t in captured)
     except ConfigError as error:
         findings.fail("topics", error.what, error.fix)
-    keyless = [t for t in captured if t.insert_only]
-    if keyless:
-        what = (
-            f"{listed([t.qualified for t in keyless])}: no replica identity, so that only inserts "
-            "and truncates are captured; updates and deletes are not"
-        )
-        fix = "add a primary key; or let whole rows identify them (more WAL for each update and delete)"
-        sql = [f"ALTER TABLE {identifier(t.schema, t.name)} REPLICA IDENTITY FULL;" for t in keyless]
-        findings.warn("replica identity", what, fix, sql)
+    await _identities(findings, connection, captured)
     return captured
+
+
+async def _identities(findings: Findings, connection: Connection, captured: list[Table]) -> None:
+    alike: dict[tuple[str, str], list[Unidentified]] = defaultdict(list)
+    for bare in await unidentified(connection, captured):
+        alike[bare.why, bare.fix].append(bare)
+    for (why, fix), bares in alike.items():
+        what = (
+            f"{listed([bare.table.qualified for bare in bares])}: only inserts and truncates are captured, "
+            f"updates and deletes are not: {why}"
+        )
+        statements = [statement for bare in bares for statement in bare.statements]
+        whose = "the table's owner" if len(bares) == 1 else "the tables' owners"
+        findings.warn("replica identity", what, f"{fix}: as {whose} run" if statements else fix, statements)
 
 
 async def _privileges(findings: Findings, connection: Connection, tables: list[Table]) -> None:
@@ -250,77 +258,40 @@ async def _publication(
     statements = wanted.statements(present, both=source.publication.manage)
     names = [wanted.name, *([wanted.inserts_name] if wanted.insert_only or source.publication.manage else [])]
     shown = " and ".join(names)
-    await _published(findings, connection, wanted, tables)
+    for omission in await omissions(connection, wanted):
+        findings.fail(omission.kind, omission.what, omission.doing, omission.statements)
     for harmed in await harmed_tables(connection, wanted.name, wanted.inserts_name):
-        findings.fail("publication", harmed.what, "as their owner run", [harmed.statement])
+        findings.fail("publication", harmed.what, f"as {harmed.runner} run", harmed.statements)
+    for odd in await odd_partitions(connection, wanted.name, wanted.inserts_name, tables=tables):
+        fix = "as the partitions' owner run (and for each that is made later)"
+        findings.fail("replica identity", odd.what, fix, odd.statements)
     if not statements:
         carry = "carry" if len(names) > 1 else "carries"
         findings.ok("publication", f"{shown} {carry} {len(tables)} table{'s' if len(tables) != 1 else ''}")
         return
     sql = [s.as_string(connection) + ";" for s in statements]
-    may_create, owns_all, owns_publications = await one(
-        connection,
-        """SELECT has_database_privilege(current_database(), 'CREATE'),
-                  NOT EXISTS (SELECT FROM pg_class WHERE oid = ANY (%s::bigint[]::oid[])
-                              AND NOT pg_has_role(relowner, 'USAGE')),
-                  NOT EXISTS (SELECT FROM pg_publication WHERE pubname = ANY (%s)
-                              AND NOT pg_has_role(pubowner, 'USAGE'))""",
-        ([t.oid for t in tables], names),
-    )
     absent = [name for name in names if name not in present]
     if absent:
         missing = f"{' and '.join(absent)} {'are' if len(absent) > 1 else 'is'} not there"
     else:
         missing = f"{shown} {'do' if len(names) > 1 else 'does'} not carry every table"
-    if not source.publication.manage:
-        fix = f"sources.{source.name}.publication.manage is false: as the tables' owner run"
-        findings.fail("publication", missing, fix, sql)
-    elif owns_all and owns_publications and (may_create or all(n in present for n in names)):
+    changed = [t for t in tables if t.qualified not in present.get(wanted.home(t), ())]
+    may = await hands(connection, changed, present, makes=bool(absent))
+    manage = source.publication.manage
+    if manage and may.own and not may.grant:
         findings.ok("publication", f"{missing}; capture will see to it")
-    else:
-        what = f"{missing}, and {server.role} may not change that (it owns not all of the tables)"
-        if owns_all and owns_publications:
-            what = f"{missing}, and {server.role} may not make one in this database"
-        fix = f"as the tables' owner run; {by_hand(source)}"
-        findings.fail("publication", what, fix, sql)
-
-
-async def _published(
-    findings: Findings, connection: Connection, wanted: Publications, tables: list[Table]
-) -> None:
-    """A publication made by hand may leave out operations, rows or columns: changes lost without a word."""
-    for name, inserts, updates, deletes, truncates, via_root in await rows(
-        connection,
-        """SELECT pubname::text, pubinsert, pubupdate, pubdelete, pubtruncate, pubviaroot
-           FROM pg_publication WHERE pubname = ANY (%s)""",
-        ([wanted.name, wanted.inserts_name],),
-    ):
-        full = name == wanted.name
-        if inserts and truncates and via_root and (updates and deletes) == full and updates == full:
-            continue
-        operations = "insert, update, delete, truncate" if full else "insert, truncate"
-        options = f"publish = '{operations}', publish_via_partition_root = true"
-        what = f"the publication {name} does not publish what capture needs ({options})"
-        sql = [f"ALTER PUBLICATION {identifier(name)} SET ({options});"]
-        findings.fail("publication", what, "as its owner run", sql)
-    version = (await one(connection, "SELECT current_setting('server_version_num')::int"))[0]
-    if version < FILTERS_SINCE:
         return
-    alone = {(t.schema, t.name): t.alone.as_string(None) for t in tables}
-    for name, schema, table in await rows(
-        connection,
-        """SELECT p.pubname::text, n.nspname::text, c.relname::text
-           FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
-           JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-           WHERE p.pubname = ANY (%s) AND c.oid = ANY (%s::bigint[]::oid[])
-             AND (r.prqual IS NOT NULL OR r.prattrs IS NOT NULL)""",
-        ([wanted.name, wanted.inserts_name], [t.oid for t in tables]),
-    ):
-        place, publication = alone[schema, table], identifier(name)
-        what = f"the publication {name} filters rows or columns of {schema}.{table}: changes would be lost"
-        drop, add = (f"ALTER PUBLICATION {publication} {verb} TABLE {place};" for verb in ("DROP", "ADD"))
-        fix = "stop capture, and as the publication's owner run"
-        findings.fail("publication", what, fix, [f"BEGIN; {drop} {add} COMMIT;"])
+    if may.grant:
+        what = f"{missing}, and {may.owners[0]} may not make one in this database"
+        then = "; capture then makes it" if manage and may.own else ""
+        fix = f"as {may.granter}, the database's owner, run{then}"
+        findings.fail("publication", what, fix, [may.grant])
+    if not manage:
+        fix = f"sources.{source.name}.publication.manage is false: {may.who} run"
+        findings.fail("publication", missing, fix, sql)
+    elif not may.own:
+        what = f"{missing}, and {server.role} may not change that"
+        findings.fail("publication", what, f"{may.who} run; {by_hand(source)}", sql)
 
 
 async def _columns(
@@ -334,7 +305,7 @@ async def _columns(
                                  ELSE format_type(a.atttypid, a.atttypmod) END,
                   EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND a.attnum = ANY (i.indkey)
                           AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false
-                                                  ELSE i.indisprimary END)
+                                                  ELSE i.indisprimary AND i.indimmediate END)
            FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
            JOIN pg_attribute a ON a.attrelid = c.oid JOIN pg_type t ON t.oid = a.atttypid
            WHERE c.oid = ANY (%s::bigint[]::oid[]) AND a.attnum > 0 AND NOT a.attisdropped

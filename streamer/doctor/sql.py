@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import NamedTuple
 
+from streamer.changes.marked import holds_marked
 from streamer.config import ColumnRule, Config, Flow, SqlTarget, built_flows, sqlite_path, unbuilt_target
 from streamer.doctor.bound import is_own
 from streamer.doctor.check import Findings
 from streamer.doctor.postgres import listed
 from streamer.doctor.source import SourceFacts, taken_tables
 
+_WHERE = re.compile(r"\)\s*where\b", re.IGNORECASE)  # in the statement of a partial index
 BUSY_TIMEOUT_S = 3.0  # for the transaction of a program that writes
+
+
+class Wanted(NamedTuple):
+    """A table that a flow will write: columns of the key as they are there, all that are sent, in lower case,
+    and the column where a delete writes its time."""
+
+    flow: str
+    key: list[str]
+    sent: set[str]
+    soft: str | None
 
 
 async def check_sql(
@@ -42,14 +56,14 @@ async def check_sql(
         _check_folder(findings, path)
         is_own(findings, group, bound, None)
         return
+    there = path.stat()
+    findings.store = "file", there.st_dev, there.st_ino
     await asyncio.to_thread(_check_file, findings, path, group, bound, wanted)
 
 
-def _wanted(
-    findings: Findings, flows: list[Flow], sources: Mapping[str, SourceFacts]
-) -> dict[str, tuple[str, list[str]]]:
-    """The target's tables, as they are named there -> flow, and columns of the key as they are there."""
-    found: dict[str, tuple[str, list[str]]] = {}
+def _wanted(findings: Findings, flows: list[Flow], sources: Mapping[str, SourceFacts]) -> dict[str, Wanted]:
+    """The target's tables, as they are named there."""
+    found: dict[str, Wanted] = {}
     origins: dict[str, str] = {}
     for flow, facts, taken in taken_tables(findings, flows, sources):
         for table in taken:
@@ -62,7 +76,10 @@ def _wanted(
                 findings.fail("flows", what, fix)
                 continue
             columns = facts.columns.get((table.schema, table.name), [])
-            found[name] = flow.name, [_renamed(flow, column) for column, _, in_key in columns if in_key]
+            sent = {_renamed(flow, column).lower() for column, _, _ in columns}
+            key = [_renamed(flow, column) for column, _, in_key in columns if in_key]
+            soft = flow.delete[len("soft(") : -1].strip() if flow.delete.startswith("soft(") else None
+            found[name] = Wanted(flow.name, key, sent, None if flow.write == "append" else soft)
     return found
 
 
@@ -88,7 +105,7 @@ def _check_file(
     path: Path,
     group: str,
     bound: str | None,
-    wanted: Mapping[str, tuple[str, list[str]]],
+    wanted: Mapping[str, Wanted],
 ) -> None:
     if path.is_dir():
         findings.fail("file", f"{path} is a folder", f"name a file: {path / 'copy.db'}")
@@ -105,8 +122,10 @@ def _check_file(
             connection.execute("BEGIN IMMEDIATE")
             try:
                 _check_identity(findings, connection, group, bound)
-                for table, (flow, key) in sorted(wanted.items()):
-                    _check_key(findings, connection, table, flow, key)
+                for name, table in sorted(wanted.items()):
+                    _check_key(findings, connection, name, table.flow, table.key)
+                    if table.soft is not None:
+                        _check_live(findings, connection, name, table, table.soft)
             finally:
                 connection.execute("ROLLBACK")
     except sqlite3.Error as error:
@@ -130,6 +149,40 @@ def _check_identity(
         findings.fail("identity", what, "give the target the name it had, or hand it over", sql)
     elif is_own(findings, group, bound, row[1] if row else None) and row:
         findings.ok("identity", f"it belongs to {group}")
+
+
+def _check_live(
+    findings: Findings, connection: sqlite3.Connection, name: str, table: Wanted, soft: str
+) -> None:
+    """Unique indexes on columns in which a deleted row stands in another one's way."""
+    key = {column.lower() for column in table.key}
+    for _, index, is_unique, _, partial in connection.execute(
+        f"PRAGMA index_list({_quoted(name)})"
+    ).fetchall():
+        if not is_unique:
+            continue
+        parts = connection.execute(f"PRAGMA index_info({_quoted(str(index))})").fetchall()
+        columns = {str(part[2]).lower() for part in parts}
+        source = "SELECT sql FROM sqlite_master WHERE type = 'index' AND name = ?"
+        (made,) = connection.execute(source, (index,)).fetchone()
+        predicate = _WHERE.split(made, maxsplit=1)[-1] if partial else ""
+        if not holds_marked(columns, table.sent, key, predicate, soft):
+            continue
+        live = f"{_quoted(soft)} IS NULL"
+        what = f"{name}: its unique index {index} holds rows that are deleted, which keep their values"
+        if made:
+            more = "AND" if partial else "WHERE"
+            sql = [f"DROP INDEX {_quoted(str(index))};", f"{made} {more} {live};"]
+            findings.fail("constraints", what, "make it one of rows that are there", sql)
+        else:
+            fix = (
+                f"make the table without this UNIQUE, and an index on it WHERE {live}; or write delete: apply"
+            )
+            findings.fail("constraints", what, fix)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _check_key(

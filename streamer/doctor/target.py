@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import psycopg
 
 from streamer.changes.fitting import fits_type
+from streamer.changes.marked import holds_marked
 from streamer.config import ColumnRule, Config, Flow, PostgresTarget, VectorTarget, built_flows
 from streamer.doctor.check import Findings
 from streamer.doctor.identity import check_identity
@@ -17,6 +18,8 @@ from streamer.doctor.vectors import check_vectors, chunk_columns
 from streamer.postgres import rights
 from streamer.postgres.catalog import identifier
 from streamer.postgres.connection import Connection
+from streamer.postgres.identity import checked_at_once
+from streamer.postgres.live_rows import INDEXES, of_live_rows
 
 VERSION_COLUMNS = {
     "_tailrace_epoch": "int NOT NULL DEFAULT 0",
@@ -54,13 +57,19 @@ class Wanted:
         return {name for name, _, in_key in self.columns if in_key}
 
     @property
+    def soft(self) -> str | None:
+        """The column where a delete writes its time."""
+        given = self.rules.delete
+        return given[len("soft(") : -1].strip() if given.startswith("soft(") else None
+
+    @property
     def own(self) -> dict[str, str]:
         """Columns that apply adds for itself: name and definition."""
         found = dict(VERSION_COLUMNS) if self.rules.version == "columns" else {}
         if found and self.rules.write == "append":
             found["_tailrace_op"] = "text NOT NULL DEFAULT ''"
-        if self.rules.delete.startswith("soft("):
-            found[self.rules.delete[len("soft(") : -1].strip()] = "timestamptz"
+        if self.soft is not None:
+            found[self.soft] = "timestamptz"
         return found
 
 
@@ -106,6 +115,7 @@ async def check_target(
         if found is None:
             return
         connection, server = found
+        findings.store = "postgres", *server.place
         if server.in_recovery:
             findings.fail(
                 "primary", "the server is a standby, which cannot be written", "give the primary's URL"
@@ -198,6 +208,7 @@ async def _existing(
         if lack is not None:
             findings.fail(lack.kind, lack.what, lack.fix, lack.statements)
         await _key(findings, connection, table, oid)
+        await _live_rows(findings, connection, table, oid)
         await _foreign_keys(findings, connection, server, table, oid)
         await _column_types(findings, connection, server, table, oid, owned)
         if secured:
@@ -222,19 +233,43 @@ async def _key(findings: Findings, connection: Connection, table: Wanted, oid: i
     place = identifier(table.schema, table.table)
     indexes = await rows(
         connection,
-        """SELECT (SELECT coalesce(array_agg(a.attname::text), '{}') FROM pg_attribute a
-                   WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
-           FROM pg_index i
+        """SELECT (SELECT coalesce(array_agg(a.attname::text ORDER BY 1), '{}') FROM pg_attribute a
+                   WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])),
+                  i.indimmediate, x.relname::text, i.indisprimary
+           FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
            WHERE i.indrelid = %s::bigint::oid AND i.indisunique AND NOT i.indisexclusion AND i.indpred IS NULL
-             AND i.indexprs IS NULL AND i.indisvalid AND i.indimmediate""",
+             AND i.indexprs IS NULL AND i.indisvalid""",
         (oid,),
     )
-    if not any(table.key <= set(columns) <= table.key | table.constants for (columns,) in indexes):
+    fitting = [index for index in indexes if table.key <= set(index[0]) <= table.key | table.constants]
+    late = [index for index in fitting if not index[1]]
+    if late:  # even beside another: ON CONFLICT takes every index on its columns
+        columns, _, name, primary = late[0]
+        what = f"{table.name}: its key {name} is deferrable, which an upsert cannot use"
+        sql = [checked_at_once((table.schema, table.table), name, columns, primary=primary)]
+        findings.fail("constraints", what, "as its owner run", sql)
+    elif not fitting:
         columns_text = ", ".join(identifier(n) for n, _, key in table.columns if key)
         sql = [f"CREATE UNIQUE INDEX ON {place} ({columns_text});"]
         findings.fail(
             "constraints", f"{table.name} has no unique key on {', '.join(sorted(table.key))}", "add it", sql
         )
+
+
+async def _live_rows(findings: Findings, connection: Connection, table: Wanted, oid: int) -> None:
+    """Under a soft delete, unique indexes in which a deleted row stands in another one's way."""
+    soft = table.soft
+    if soft is None or table.rules.write == "append":
+        return
+    sent = {name for name, _, _ in table.columns} | table.constants
+    for name, columns, depends, predicate, definition, kind in await rows(connection, INDEXES, (oid,)):
+        if set(columns) >= table.key or not holds_marked(depends, sent, table.key, predicate, soft):
+            continue
+        what = f"{table.name}: its unique index {name} holds rows that are deleted, which keep their values"
+        place = table.schema, table.table
+        statements = of_live_rows(place, name, definition, predicate, kind, soft)
+        fix = f"make it one of rows that are there, or write delete: apply in the flow {table.flow}"
+        findings.fail("constraints", what, fix, statements)
 
 
 async def _foreign_keys(

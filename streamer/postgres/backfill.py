@@ -7,10 +7,11 @@ was asked for, a few at a time. One run's way is in backfill_run, what is known 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 from streamer.backfill_ledger import POLL_S, Follow
-from streamer.changes.backfill import NEW_TABLE, Request, Run, State, Wanted, table_run
+from streamer.changes.backfill import NEW_TABLE, REPAIR, Progress, Request, Run, State, Wanted, table_run
 from streamer.postgres.backfill_run import Context, TableRun
 from streamer.postgres.catalog import Table
 
@@ -77,6 +78,26 @@ class Backfill:
             )
             self._ledger.ask(request)
         return False, ""
+
+    def repaired(self, table: str, lsn: int) -> bool:
+        """See Cures."""
+        return any(
+            request.deletes and request.why.startswith(REPAIR) and request.compared_lsn >= lsn
+            for request, _ in self._done(table)
+        )
+
+    def refilled(self, table: str, since_us: int) -> bool:
+        """See Cures."""
+        return any(
+            not request.keyed and request.where is None and progress.began_us > since_us
+            for request, progress in self._done(table)
+        )
+
+    def _done(self, table: str) -> Iterator[tuple[Request, Progress]]:
+        for run in self._ledger.runs.asked():
+            request, progress = run.request, self._ledger.of(run)
+            if request is not None and request.place == table and progress.state is State.DONE:
+                yield request, progress
 
     def detail(self) -> list[dict[str, Any]]:
         """For `status`."""

@@ -344,15 +344,21 @@ class TableRun:
         rows = chunk.rows
         if dropped:
             rows = {key: after for key, after in rows.items() if key not in dropped}
+        gone = chunk.missing if self.request.deletes and not flight.owed else {}
+        respelt = {chunk.respelt[key] for key in gone if key in chunk.respelt}
         for key, after in rows.items():
-            append(key, read(after, lsn))
+            if key not in respelt:
+                append(key, read(after, lsn))
         deletes = 0
-        if self.request.deletes and not flight.owed:
-            for key, before in chunk.missing.items():
-                if key not in dropped:
-                    append(key, template.delete(before, lsn, 0))
-                    append(key, None)
-                    deletes += 1
+        for key, before in gone.items():
+            if key not in dropped and chunk.respelt.get(key) not in dropped:
+                append(key, template.delete(before, lsn, 0))
+                append(key, None)
+                deletes += 1
+        # A target may take both spellings of a key for one: the row is newer than the delete of the other.
+        for key in respelt:
+            if key in rows:
+                append(key, read(rows[key], lsn, 1))
         return len(rows), deletes
 
     def _key_of(self, flight: _Flight, key: bytes) -> Key:

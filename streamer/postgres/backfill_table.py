@@ -17,8 +17,9 @@ from streamer.postgres import catalog
 from streamer.postgres.catalog import Publications, Table
 from streamer.postgres.chunks import TableChanged, Walk, describe_walk
 from streamer.postgres.connection import Connection
-from streamer.postgres.history import reset_fix
+from streamer.postgres.publishing import adding
 from streamer.postgres.relations import Relations
+from streamer.resetting import reset_fix
 
 DESCRIBE_TRIES = 5  # in a row; a table that is altered more often than it is read is not to be read
 
@@ -50,8 +51,7 @@ async def find(connection: Connection, source: PostgresSource, request: Request)
         return None
     raise Refused(
         f"{place} is not in publication {names.name}: its changes would be missing",
-        fix=f"as its owner run ALTER PUBLICATION {catalog.identifier(names.name)} ADD TABLE"
-        f" {table.alone.as_string(None)}",
+        fix=await adding(connection, names.name, table),
     )
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from psycopg import errors, sql
+from psycopg import sql
 
 from streamer.changes.kinds import TypeFacts, kind_of
+from streamer.changes.names import spelt
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import PostgresSource
 from streamer.config.built import unbuilt_table
@@ -36,10 +37,15 @@ class Table:
     primary_key: tuple[str, ...]  # in the index's order
     has_index_identity: bool
     partitioned: bool = False
+    deferred_key: tuple[str, ...] = ()  # a primary key that is DEFERRABLE, which identifies nothing
+    # Generated columns, which are not published: those of the replica identity, and those for which the
+    # server takes no identity FULL (18 and later). A primary key with one of them is none.
+    unsent: tuple[str, ...] = ()
+    not_whole: tuple[str, ...] = ()
 
     @property
     def qualified(self) -> str:
-        return f"{self.schema}.{self.name}"
+        return spelt(self.schema, self.name)
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -53,11 +59,13 @@ class Table:
     @property
     def has_key(self) -> bool:
         """Whether its events tell rows apart, so that a row can be published again."""
-        return bool(self.primary_key) if self.identity == "f" else not self.insert_only
+        return not self.insert_only and (self.identity != "f" or bool(self.primary_key))
 
     @property
     def insert_only(self) -> bool:
-        """UPDATE and DELETE would fail in the application if a publication carried them (H27)."""
+        """UPDATE and DELETE would fail in the application, or tell no row, if they were published (H27)."""
+        if self.unsent:
+            return True
         if self.identity == "d":
             return not self.primary_key
         if self.identity == "i":
@@ -66,7 +74,7 @@ class Table:
 
 
 def check_named(rules: Iterable[str], present: Sequence[str]) -> None:
-    """Every table that the config names without a wildcard must be there; `present`: qualified names."""
+    """Every table that the config names without a wildcard must be there; `present`: as it names them."""
     for pattern in rules:
         if is_pattern(pattern) or pattern in present:
             continue
@@ -80,12 +88,29 @@ def check_named(rules: Iterable[str], present: Sequence[str]) -> None:
 
 _TABLES = """
         SELECT n.nspname, c.relname, c.oid::bigint, c.relreplident::text,
-               coalesce((SELECT array_agg(a.attname::text ORDER BY k.place)
-                         FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place), pg_attribute a
-                         WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate
-                           AND a.attrelid = c.oid AND a.attnum = k.attnum), '{}'),
-               EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident), c.relkind = 'p'
+               CASE WHEN key.immediate AND NOT key.computed THEN key.names ELSE '{}' END,
+               EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident), c.relkind = 'p',
+               CASE WHEN key.immediate THEN '{}' ELSE coalesce(key.names, '{}') END,
+               computed.of_identity, computed.of_whole
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        LEFT JOIN LATERAL (
+          SELECT i.indimmediate AS immediate, array_agg(a.attname::text ORDER BY k.place) AS names,
+                 bool_or(a.attgenerated <> '') AS computed
+          FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place), pg_attribute a
+          WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts
+            AND a.attrelid = c.oid AND a.attnum = k.attnum
+          GROUP BY 1) key ON true
+        CROSS JOIN LATERAL (
+          SELECT coalesce(array_agg(a.attname::text) FILTER (WHERE CASE c.relreplident
+                   WHEN 'f' THEN s.refused
+                   ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+                                AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+                                AND CASE c.relreplident WHEN 'd' THEN i.indisprimary
+                                                        WHEN 'i' THEN i.indisreplident END) END), '{}')
+                   AS of_identity,
+                 coalesce(array_agg(a.attname::text) FILTER (WHERE s.refused), '{}') AS of_whole
+          FROM pg_attribute a, (SELECT current_setting('server_version_num')::int >= 180000 AS refused) s
+          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> '') computed
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
           AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
     """
@@ -104,8 +129,8 @@ async def find_table(connection: Connection, schema: str, name: str) -> Table | 
 
 
 def _table(row: tuple[Any, ...]) -> Table:
-    schema, name, oid, identity, key, has_index, partitioned = row
-    return Table(schema, name, oid, identity, tuple(key), has_index, partitioned)
+    schema, name, oid, identity, key, has_index, partitioned, *lists = row
+    return Table(schema, name, oid, identity, tuple(key), has_index, partitioned, *map(tuple, lists))
 
 
 async def list_tables(connection: Connection, source: PostgresSource) -> list[Table]:
@@ -113,7 +138,7 @@ async def list_tables(connection: Connection, source: PostgresSource) -> list[Ta
     cursor = await connection.execute(_TABLES + " ORDER BY 1, 2")
     tables = [_table(row) for row in await cursor.fetchall()]
     named = (pattern for pattern, rule in source.tables.items() if rule != "exclude")
-    check_named(named, [t.qualified for t in tables])
+    check_named(named, [f"{t.schema}.{t.name}" for t in tables])
     return [t for t in tables if source.rule_for(t.schema, t.name) is not None]
 
 
@@ -175,7 +200,7 @@ async def describe(
         wanted = primary_key if frozen_key is None else frozen_key
         key = wanted if set(wanted) <= names else ()
     else:
-        key = flagged
+        key = () if flagged and await _is_cut(connection, relation) else flagged
     facts = await _type_facts(connection, [(c.type_oid, c.typmod) for c in relation.columns])
     columns = tuple(
         Column(
@@ -184,6 +209,20 @@ async def describe(
         for c in relation.columns
     )
     return SchemaRecord(source, relation.schema, relation.name, identity, columns)
+
+
+async def _is_cut(connection: Connection, relation: Relation) -> bool:
+    """Whether the replica identity has generated columns, which the stream leaves out: the rest is no key."""
+    cursor = await connection.execute(
+        """SELECT EXISTS (
+             SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
+                                    AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
+             WHERE i.indrelid = %s::oid AND CASE %s WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END
+               AND a.attgenerated <> '' AND a.attname <> ALL (%s))""",
+        (relation.oid, relation.identity, [column.name for column in relation.columns]),
+    )
+    row = await cursor.fetchone()
+    return row is not None and bool(row[0])
 
 
 async def primary_key(connection: Connection, schema: str, table: str) -> tuple[str, ...]:
@@ -299,136 +338,8 @@ async def publication_tables(connection: Connection, *names: str) -> dict[str, s
     for publication, schema, table in await cursor.fetchall():
         tables = found.setdefault(publication, set())
         if table is not None:
-            tables.add(f"{schema}.{table}")
+            tables.add(spelt(schema, table))
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Harmed:
-    """A table whose UPDATE and DELETE fail in the application, because `publication` carries them."""
-
-    publication: str
-    schema: str
-    name: str
-    by_name: bool  # not by FOR ALL TABLES or TABLES IN SCHEMA, which let none of them go
-
-    @property
-    def what(self) -> str:
-        return (
-            f"UPDATE and DELETE of {self.schema}.{self.name} fail in the application: publication "
-            f"{self.publication} publishes them, and the table has no replica identity"
-        )
-
-    @property
-    def statement(self) -> str:
-        table = sql.Identifier(self.schema, self.name)
-        if not self.by_name:
-            return sql.SQL("ALTER TABLE {} REPLICA IDENTITY FULL;").format(table).as_string(None)
-        taken_out = sql.SQL("ALTER PUBLICATION {} DROP TABLE ONLY {};")
-        return taken_out.format(sql.Identifier(self.publication), table).as_string(None)
-
-    @property
-    def fix(self) -> str:
-        return f"as their owner run {self.statement}"
-
-
-async def harmed_tables(connection: Connection, *publications: str) -> list[Harmed]:
-    """Of these publications, whether the config wants the tables or not: FOR TABLE takes along children."""
-    cursor = await connection.execute(
-        """SELECT p.pubname::text, t.schemaname::text, t.tablename::text,
-                  EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid AND r.prrelid = c.oid)
-           FROM pg_publication p JOIN pg_publication_tables t USING (pubname)
-           JOIN pg_namespace n ON n.nspname = t.schemaname
-           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-           WHERE p.pubname = ANY (%s) AND (p.pubupdate OR p.pubdelete) AND c.relreplident <> 'f'
-             AND NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
-                             AND CASE c.relreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate
-                                                     WHEN 'i' THEN i.indisreplident END)
-           ORDER BY 1, 2, 3""",
-        (list(publications),),
-    )
-    return [Harmed(*row) for row in await cursor.fetchall()]
-
-
-@dataclass(frozen=True, slots=True)
-class OddPartition:
-    """A partition whose changes do not tell the key of its root: the server goes by its own identity."""
-
-    root_schema: str
-    root: str
-    root_identity: str
-    schema: str
-    name: str
-
-    @property
-    def what(self) -> str:
-        return (
-            f"partition {self.schema}.{self.name} has another replica identity than {self.root_schema}."
-            f"{self.root}: its UPDATEs and DELETEs come without the key, or fail in the application"
-        )
-
-    @property
-    def fix(self) -> str:
-        wanted = "DEFAULT" if self.root_identity == "d" else "FULL"
-        table = identifier(self.schema, self.name)
-        return f"as its owner run ALTER TABLE {table} REPLICA IDENTITY {wanted};"
-
-
-async def odd_partitions(connection: Connection, *publications: str) -> list[OddPartition]:
-    """Of roots in publications that carry updates or deletes."""
-    cursor = await connection.execute(
-        """SELECT DISTINCT rn.nspname::text, r.relname::text, r.relreplident::text,
-                  ln.nspname::text, l.relname::text
-           FROM pg_publication p JOIN pg_publication_tables t USING (pubname)
-           JOIN pg_namespace rn ON rn.nspname = t.schemaname
-           JOIN pg_class r ON r.relnamespace = rn.oid AND r.relname = t.tablename AND r.relkind = 'p'
-           CROSS JOIN LATERAL pg_partition_tree(r.oid) tree
-           JOIN pg_class l ON l.oid = tree.relid JOIN pg_namespace ln ON ln.oid = l.relnamespace
-           WHERE p.pubname = ANY (%s) AND (p.pubupdate OR p.pubdelete) AND tree.isleaf
-             AND l.relreplident <> 'f' AND l.relreplident <> r.relreplident
-           ORDER BY 1, 2, 4, 5""",
-        (list(publications),),
-    )
-    return [OddPartition(*row) for row in await cursor.fetchall()]
-
-
-def by_hand(source: PostgresSource) -> str:
-    """What else there is to do where the role may not make or change publications."""
-    return (
-        "tables made later need the same by hand, so say in the config"
-        f" sources.{source.name}.publication: {{manage: false}}"
-    )
-
-
-async def make_publications(
-    connection: Connection, publications: Publications, source: PostgresSource
-) -> None:
-    """Before the slot exists: make the publications, or say which SQL its owner must run."""
-    manage = source.publication.manage
-    for harmed in await harmed_tables(connection, publications.name, publications.inserts_name):
-        raise ConfigError(harmed.what, fix=harmed.fix)
-    for odd in await odd_partitions(connection, publications.name, publications.inserts_name):
-        raise ConfigError(odd.what, fix=odd.fix)
-    present = await publication_tables(connection, publications.name, publications.inserts_name)
-    statements = publications.statements(present, both=manage)
-    if not statements:
-        return
-    texts = [f"{statement.as_string(connection)};" for statement in statements]
-    if not manage:
-        raise ConfigError(
-            f"publication {publications.name} does not carry every table of the config (manage: false)",
-            fix=f"as the tables' owner run {' '.join(texts)}",
-        )
-    for done, statement in enumerate(statements):
-        try:
-            await connection.execute(statement)
-        except errors.InsufficientPrivilege as error:
-            user = connection.info.user
-            raise ConfigError(
-                f"the role {user} may not make the publication: {error.diag.message_primary}",
-                where=f"source {source.name}",
-                fix=f"as the tables' owner run {' '.join(texts[done:])}\n     {by_hand(source)}",
-            ) from error
 
 
 async def writers(connection: Connection, table: Table) -> set[str]:

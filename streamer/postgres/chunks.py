@@ -9,6 +9,9 @@ A chunk is a range of the key's index, or the rows of given keys:
 
     range   SELECT columns FROM t WHERE (key) > (after) [AND (key) <= (high) AND (where)] ORDER BY key LIMIT n
     keys    SELECT n, found, columns FROM (VALUES (0, 'key'::type), ...) LEFT JOIN t ON key ORDER BY n
+
+Keys that are equal may be spelt in two ways (1.0 and 1.00, citext, padding): a given key that the table holds
+spelt otherwise is read as the row, and as a key that is not there.
 """
 
 from __future__ import annotations
@@ -77,6 +80,7 @@ class Chunk:
     window: Window
     rows: dict[bytes, bytes] = field(default_factory=dict)
     missing: dict[bytes, bytes] = field(default_factory=dict)  # requested keys without a row -> `before`
+    respelt: dict[bytes, bytes] = field(default_factory=dict)  # of `missing`, those whose row has another key
     cursor: tuple[str, ...] | None = None  # of the last row looked at
     taken: int = 0  # of the given keys
     whole: bool = False  # nothing is left behind it
@@ -269,7 +273,7 @@ def _bare(walk: Walk) -> sql.Identifier:
 
 
 async def _read_keys(connection: Connection, walk: Walk, chunk: Chunk, part: Given) -> None:
-    """Rows of given keys; where there is none, its key as the server prints it."""
+    """Rows of given keys; where there is none of the same spelling, the key as the server prints it."""
     places = range(len(walk.key))
     values = sql.SQL(", ").join(
         sql.SQL("({}, {})").format(
@@ -282,50 +286,64 @@ async def _read_keys(connection: Connection, walk: Walk, chunk: Chunk, part: Giv
         for number, key in enumerate(part.keys)
     )
     wanted = [sql.Identifier(f"k{place}") for place in places]
+    held = [sql.Identifier(name) for name in walk.key]
     columns = [
-        sql.SQL("coalesce(t.{0}, v.{1})").format(sql.Identifier(name), wanted[walk.key.index(name)])
+        sql.SQL("CASE WHEN e.found THEN t.{} ELSE v.{} END").format(
+            sql.Identifier(name), wanted[walk.key.index(name)]
+        )
         if name in walk.key
-        else sql.SQL("t.{}").format(sql.Identifier(name))
+        else sql.SQL("CASE WHEN e.found THEN t.{} END").format(sql.Identifier(name))
         for name, _, _ in walk.described.columns
     ]
+    # concat() prints as COPY does, where a cast to text takes the padding off.
     query = sql.SQL(
-        "SELECT v.number, t.{first} IS NOT NULL, {columns} FROM (VALUES {values}) v (number, {wanted}) "
-        "LEFT JOIN {table} t ON {equal} ORDER BY v.number"
+        "SELECT v.number, e.found, {columns} FROM (VALUES {values}) v (number, {wanted}) "
+        "LEFT JOIN {table} t ON {equal} "
+        "CROSS JOIN LATERAL (SELECT true WHERE t.{first} IS NOT NULL UNION ALL "
+        "SELECT false WHERE t.{first} IS NULL OR {respelt}) e (found) ORDER BY v.number, e.found DESC"
     ).format(
-        first=sql.Identifier(walk.key[0]),
+        first=held[0],
         columns=sql.SQL(", ").join(columns),
         values=values,
         wanted=sql.SQL(", ").join(wanted),
         table=walk.table.alone,
-        equal=sql.SQL(" AND ").join(
-            sql.SQL("t.{} = v.{}").format(sql.Identifier(name), wanted[place])
-            for place, name in enumerate(walk.key)
+        equal=sql.SQL(" AND ").join(map(sql.SQL("t.{} = v.{}").format, held, wanted)),
+        respelt=sql.SQL(" OR ").join(
+            map(sql.SQL('concat(t.{}) COLLATE "C" <> concat(v.{}) COLLATE "C"').format, held, wanted)
         ),
     )
     encoder = walk.described.encoder
+    number, there = b"", b""
 
     def take(line: bytes) -> bool:
-        if chunk.bytes >= part.limit_bytes:
+        nonlocal number, there
+        at, found, row = line.split(b"\t", 2)
+        if at != number and chunk.bytes >= part.limit_bytes:
             return False
-        _, found, row = line.split(b"\t", 2)
         if found == b"t":
-            _add(chunk, encoder, row)
+            there = _add(chunk, encoder, row)
         else:
             key, before = encoder.copy_row(row)
             assert key is not None  # tables without a key are refused
             chunk.missing[key] = before
             chunk.bytes += len(key) + len(before)
+            if at == number:
+                chunk.respelt[key] = there
+        chunk.taken += at != number
+        number = at
         return True
 
-    _, chunk.taken = await _copy(connection, query, take)
+    await _copy(connection, query, take)
     chunk.whole = chunk.taken == len(part.keys)
 
 
-def _add(chunk: Chunk, encoder: RowEncoder, line: bytes) -> None:
+def _add(chunk: Chunk, encoder: RowEncoder, line: bytes) -> bytes:
+    """-> its key."""
     key, after = encoder.copy_row(line)
     assert key is not None  # tables without a key are refused
     chunk.rows[key] = after
     chunk.bytes += len(key) + len(after)
+    return key
 
 
 async def _copy(

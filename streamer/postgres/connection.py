@@ -72,7 +72,7 @@ def place(url: str) -> str:
 def translate(error: psycopg.Error, where: str) -> TailraceError:
     """A psycopg error as one of ours: wrong credentials and rights need a person, the rest may pass."""
     state = error.sqlstate or ""
-    text = _CONNECT_PREFIX.sub("", error.diag.message_primary or str(error)).strip().replace("\n", " ")
+    text = " ".join(_CONNECT_PREFIX.sub("", error.diag.message_primary or str(error)).split())
     if ("WAL sender" in text and "permission denied" in text) or "replication role to start" in text:
         role = where.rpartition("@")[0]
         quoted = sql.Identifier(role).as_string(None) if role else "CURRENT_USER"

@@ -34,6 +34,7 @@ def capture_detail(session: Session, publisher: Publisher, now_us: int) -> dict[
     if position is not None:
         detail["epoch"] = position.epoch
         detail["lsn"] = position.lsn
+        detail["since_us"] = position.since_us
     watch = session.watch
     if watch is not None and watch.observed.server_lsn:
         observed = watch.observed

@@ -20,37 +20,41 @@ from streamer.changes.ground import (
     PublicationFacts,
     TableFacts,
 )
+from streamer.changes.names import parts, spelt
 from streamer.errors import FatalError
 from streamer.postgres.connection import Connection
-from streamer.postgres.history import reset_fix
+from streamer.postgres.partitions import Cures, NoCures, Partitions, read_leaves
+from streamer.resetting import reset_fix
 
 _NUMBERS = ("smallint", "integer", "bigint", "numeric")  # a later one prints every value of an earlier alike
+NO_CURES = NoCures()
 _TEXT = re.compile(r"text|character varying(\(\d+\))?\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The catalogue at one look. `members`: publication -> qualified names of its tables."""
+    """The catalogue at one look. `members`: publication -> names of its tables, as they are spelt."""
 
     ground: Ground
     members: dict[str, set[str]]
 
 
-def _every(_: str) -> bool:
+def _every(_schema: str, _table: str) -> bool:
     return True
 
 
 class Drift:
     """What has become different since `before`, which grows by what is seen for the first time.
 
-    `wanted`: whether the config captures a table (schema.table).
+    `wanted`: whether the config captures a table (schema, table).
     """
 
-    def __init__(self, source: str, before: Ground, wanted: Callable[[str], bool] = _every) -> None:
+    def __init__(self, source: str, before: Ground, wanted: Callable[[str, str], bool] = _every) -> None:
         self._source = source
         self._fix = reset_fix(source)
         self._before = before
-        self._wanted = wanted
+        self._rule = wanted
+        self.partitions = Partitions(source, before, self._know)
         self._met: dict[int, str] = {}  # tables that the stream showed before a look did: oid -> name
         self._fresh: list[Facts] = []
         self._findings: dict[str, None] = {}
@@ -108,8 +112,19 @@ class Drift:
         if facts not in self._before.missed:
             self._know(facts)
 
-    def compare(self, now: Ground) -> list[str]:
-        """Findings so far, each a sentence with what to do."""
+    def _wanted(self, name: str) -> bool:
+        return self._rule(*parts(name))
+
+    def compare(
+        self,
+        now: Ground,
+        suspect: frozenset[int] = frozenset(),
+        *,
+        shown_lsn: int = 0,
+        now_us: int = 0,
+        cures: Cures = NO_CURES,
+    ) -> list[str]:
+        """Findings so far, each a sentence with what to do. For `suspect` and what follows see Partitions."""
         names_now = {facts.name for facts in now.tables.values()}
         for name in names_now:
             self._miss_unwanted(name)
@@ -132,12 +147,15 @@ class Drift:
             if before is not None:
                 for what in _differences(before, facts):
                     self._find(what)
-                self._grow(before, facts)
+                for what in self.partitions.compare(before, facts, now, suspect, now_us):
+                    self._find(what)
+                self._grow(self._before.tables[oid], facts)
             elif facts.name in names:
                 self._find(f"{facts.name} was dropped and made again, or another table was given its name")
             else:
                 self._know(facts)
-        return list(self._findings)
+                self.partitions.learn(facts, now)
+        return [*self._findings, *self.partitions.unmended(now, suspect, shown_lsn, cures)]
 
     def _know(self, facts: Facts) -> None:
         self._before.add(facts)
@@ -163,8 +181,6 @@ def _differences(before: TableFacts, now: TableFacts) -> Iterator[str]:
         yield f"the key or the replica identity of {name} changed"
     if not set(before.places) <= set(now.places):
         yield f"{name} was taken out of its publication, and changes meanwhile were not sent"
-    if before.partitions != now.partitions:
-        yield f"partitions of {name} were attached, detached or dropped, which sends no rows"
     yield from _column_differences(name, before.columns, now.columns)
 
 
@@ -209,14 +225,14 @@ async def read_ground(connection: Connection, *publications: str) -> Seen:
     cursor = await connection.execute(
         """
         WITH members AS (
-            SELECT c.oid, t.schemaname || '.' || t.tablename AS name, c.relreplident,
-                   array_agg(t.pubname::text) AS publications
+            SELECT c.oid, t.schemaname::text AS schema, t.tablename::text AS name, c.relreplident,
+                   c.relkind = 'p' AS partitioned, array_agg(t.pubname::text) AS publications
             FROM pg_publication_tables t
             JOIN pg_namespace n ON n.nspname = t.schemaname
             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
-            WHERE t.pubname = ANY (%(names)s) GROUP BY 1, 2, 3
+            WHERE t.pubname = ANY (%(names)s) GROUP BY 1, 2, 3, 4, 5
         )
-        SELECT m.publications, m.oid::bigint, m.name, m.relreplident::text,
+        SELECT m.publications, m.oid::bigint, m.schema, m.name, m.relreplident::text,
                coalesce((SELECT array_agg(a.attname::text ORDER BY a.attnum)
                          FROM pg_index i
                          JOIN pg_attribute a ON a.attrelid = m.oid AND a.attnum = ANY (i.indkey)
@@ -232,14 +248,31 @@ async def read_ground(connection: Connection, *publications: str) -> Seen:
                                             ELSE format_type(a.atttypid, a.atttypmod) END]
                                  ORDER BY a.attnum)
                 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-                WHERE a.attrelid = m.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
+                WHERE a.attrelid = m.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+               m.partitioned
         FROM members m
         """,
         {"names": list(publications)},
     )
-    for within, oid, name, identity, key, places, partitions, columns in await cursor.fetchall():
+    roots = []
+    for (
+        within,
+        oid,
+        schema,
+        table,
+        identity,
+        key,
+        places,
+        partitions,
+        columns,
+        root,
+    ) in await cursor.fetchall():
+        name = spelt(schema, table)
         for publication in within:
             members[publication].add(name)
         numbered = tuple((int(number), column, type_) for number, column, type_ in columns or ())
         ground.add(TableFacts(oid, name, identity, tuple(key), tuple(places), tuple(partitions), numbered))
+        if root:
+            roots.append(oid)
+    await read_leaves(connection, ground, roots)
     return Seen(ground, members)

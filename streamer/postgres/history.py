@@ -14,6 +14,7 @@ from streamer.changes.lsn import format_lsn
 from streamer.changes.position import LastCommit, Position, Stage
 from streamer.errors import PositionError
 from streamer.postgres.slot import Slot, System
+from streamer.resetting import reset_fix
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,6 @@ class Resume:
     """Go on from `position`; its timeline is the server's current one."""
 
     position: Position
-
-
-def reset_fix(source: str) -> str:
-    return (
-        f"run `tailrace reset {source}`: it raises the epoch, makes a slot and copies every table again; "
-        "targets keep their rows meanwhile and lose what the source no longer has"
-    )
 
 
 def decide(

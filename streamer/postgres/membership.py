@@ -7,15 +7,18 @@ from dataclasses import dataclass, field
 
 from streamer.changes.topics import data_topic
 from streamer.config import PostgresSource
-from streamer.postgres.catalog import Publications, Table, identifier
+from streamer.postgres.catalog import Publications, Table
+from streamer.resetting import reset_steps
 
 
 @dataclass(slots=True)
 class Membership:
-    """`addable`: tables that may be added to their publication while they are empty."""
+    """`addable`: tables that may be added to their publication while they are empty; `by_hand`: that only a
+    person may add."""
 
     findings: list[str] = field(default_factory=list)
     addable: list[Table] = field(default_factory=list)
+    by_hand: list[Table] = field(default_factory=list)
 
 
 def judge(
@@ -41,32 +44,27 @@ def judge(
             if not table.insert_only and name not in members.get(publications.name, ()):
                 found.findings.append(
                     f"{name} has a key or a replica identity now, but only its INSERT and TRUNCATE are "
-                    f"captured: `tailrace reset {source.name}`, its capture stopped, has all of it captured"
+                    f"captured. To have all of it captured {reset_steps(source.name)}"
                 )
         elif (table.schema, table.name) in before:
             found.findings.append(
                 f"{name} was captured before and is out of its publication (dropped and made again, or "
-                f"taken out): `tailrace reset {source.name}` while its capture is stopped copies it again"
+                f"taken out). To have it copied again {reset_steps(source.name)}"
             )
         elif source.publication.manage and publications.home(table) in members:
             found.addable.append(table)
+        elif table.has_key:
+            found.by_hand.append(table)
         else:
-            found.findings.append(has_rows(source, table))
+            found.findings.append(keyless_with_rows(source, table))
     return found
 
 
-def has_rows(source: PostgresSource, table: Table) -> str:
+def keyless_with_rows(source: PostgresSource, table: Table) -> str:
     """A table that came later and cannot be taken in as it is."""
-    what = f"{table.qualified} fits `tables:` but is not captured"
-    if table.has_key:
-        publication = Publications(source.publication.name, ()).home(table)
-        return (
-            f"{what}: as its owner run ALTER PUBLICATION {identifier(publication)} ADD TABLE "
-            f"{table.alone.as_string(None)}; {rows_of(source, table)}"
-        )
     return (
-        f"{what}, and has rows already: `tailrace reset {source.name}` while its capture is stopped copies"
-        " every table again, this one too"
+        f"{table.qualified} fits `tables:` but is not captured, and has rows already. To have every table "
+        f"copied again, this one too, {reset_steps(source.name)}"
     )
 
 
@@ -74,4 +72,4 @@ def rows_of(source: PostgresSource, table: Table) -> str:
     """What becomes of the rows that a table has when a person publishes it."""
     if table.has_key:
         return "the rows that it has are then copied by themselves"
-    return f"while it is empty, or with rows and `tailrace reset {source.name}` (capture stopped) behind it"
+    return f"while it is empty; with rows, then {reset_steps(source.name)}"

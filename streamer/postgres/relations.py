@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import streamer
 from streamer.changes.envelope import SourceTemplate
+from streamer.changes.names import spelt
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import data_topic, message_topic
 from streamer.config import PostgresSource
@@ -19,12 +20,12 @@ from streamer.errors import FatalError
 from streamer.postgres import catalog
 from streamer.postgres.connection import Connection
 from streamer.postgres.ground import Drift
-from streamer.postgres.history import reset_fix
 from streamer.postgres.pgoutput import Relation, RelationColumn
 from streamer.postgres.rows import RowEncoder
 from streamer.postgres.snapshot import SnapshotTable
 from streamer.postgres.transactions import CapturedTable, Sink
 from streamer.publisher import Publisher, Topic
+from streamer.resetting import reset_fix
 
 FrozenKeys = Mapping[tuple[str, str], tuple[str, ...]]
 
@@ -65,7 +66,7 @@ class Relations:
     async def captured(self, connection: Connection, relation: Relation) -> CapturedTable | None:
         """The table of a Relation message; None when the config leaves it out."""
         schema, name = relation.schema, relation.name
-        self._drift.meet(relation.oid, f"{schema}.{name}")
+        self._drift.meet(relation.oid, spelt(schema, name))
         self._publisher.add_ground(self._drift.take_fresh())  # with the flush that passes its first change
         if self._source.rule_for(schema, name) is None or unbuilt_table(self._source, schema, name):
             return None
@@ -80,7 +81,7 @@ class Relations:
         self.adopt(record)
         encoder = RowEncoder(relation, [c.kind for c in record.columns], record.key_columns)
         template = self._template(schema, name, record.id)
-        return CapturedTable(f"{schema}.{name}", encoder, template, self._publisher.topic(topic), record.id)
+        return CapturedTable(spelt(schema, name), encoder, template, self._publisher.topic(topic), record.id)
 
     def adopt(self, record: SchemaRecord) -> None:
         """With the next flush the table has this schema, and in this epoch the key of its first one (H22)."""
@@ -91,11 +92,11 @@ class Relations:
         schema, name, key = record.schema, record.table, record.key_columns
         if frozen is not None and frozen != key:
             raise FatalError(
-                f"the key of {schema}.{name} changed from ({', '.join(frozen) or 'none'}) to "
+                f"the key of {spelt(schema, name)} changed from ({', '.join(frozen) or 'none'}) to "
                 f"({', '.join(key) or 'none'}): rows under the old key could not be followed",
                 where=f"source {self._source.name}",
-                fix=f"in each target that has it, DROP TABLE the copy of {schema}.{name}, whose key is the "
-                f"old one; then {reset_fix(self._source.name)}",
+                fix=f"in each target that has it, DROP TABLE the copy of {spelt(schema, name)}, whose key is "
+                f"the old one; then {reset_fix(self._source.name)}",
             )
 
     async def describe(self, connection: Connection, table: catalog.Table) -> Described:

@@ -13,6 +13,7 @@ from typing import Any
 
 from psycopg import AsyncConnection, sql
 
+from streamer.changes.names import spelt
 from streamer.errors import ConfigError
 from streamer.postgres.catalog import identifier
 
@@ -56,7 +57,7 @@ async def reading(connection: AsyncConnection[Any], tables: Iterable[Name]) -> l
         closed |= set() if may_use else {schema}
         if not may_read:
             unread[schema].append(table)
-        hidden += [f"{schema}.{table}"] if secured else []
+        hidden += [spelt(schema, table)] if secured else []
     return _lacks(rows[0][0], sorted(closed), unread, hidden) if rows else []
 
 
@@ -72,7 +73,7 @@ def _lacks(role: str, closed: list[str], unread: Mapping[str, list[str]], hidden
             f"GRANT SELECT ON {', '.join(identifier(schema, table) for table in tables)} TO {to};"
             for schema, tables in unread.items()
         ]
-        names = [f"{schema}.{table}" for schema, tables in unread.items() for table in tables]
+        names = [spelt(schema, table) for schema, tables in unread.items() for table in tables]
         what = f"{role} may not read {_named(names)}: a copy needs it"
         found.append(Lack("SELECT", what, "let it read them", tuple(grants)))
     if hidden:
@@ -151,7 +152,7 @@ async def using_table(connection: AsyncConnection[Any], schema: str, table: str)
         return False, None
     role, *has = row
     missing = ", ".join(right for right, held in zip(ROW_PRIVILEGES, has, strict=True) if not held)
-    what = f"{role} has no {missing} on {schema}.{table}"
+    what = f"{role} has no {missing} on {spelt(schema, table)}"
     grant = f"GRANT {missing} ON {identifier(schema, table)} TO {identifier(role)};"
     return True, Lack("tables", what, "grant it", (grant,)) if missing else None
 
@@ -171,6 +172,7 @@ async def own_schema(connection: AsyncConnection[Any]) -> Lack | None:
     if not closed:
         return lack
     statements = lack.statements if lack is not None else ()
-    grant = f"GRANT {', '.join(ROW_PRIVILEGES)} ON ALL TABLES IN SCHEMA {identifier(OWN_SCHEMA)} TO {identifier(role)};"
+    everything = f"{', '.join(ROW_PRIVILEGES)} ON ALL TABLES IN SCHEMA {identifier(OWN_SCHEMA)}"
+    grant = f"GRANT {everything} TO {identifier(role)};"
     what = lack.what if lack is not None else f"{role} may not use all tables of the schema {OWN_SCHEMA}"
     return Lack("schemas", what, "let it", (*statements, grant))

@@ -26,8 +26,10 @@ from operator import itemgetter
 from orjson import dumps
 
 from streamer.changes.kinds import UNAVAILABLE_JSON, encoder_for
+from streamer.changes.names import spelt
 from streamer.errors import DecodeError, FatalError
 from streamer.postgres.pgoutput import Relation, decode
+from streamer.resetting import reset_steps
 
 NULL = b"null"
 
@@ -71,7 +73,7 @@ class RowEncoder:
 
     def __init__(self, relation: Relation, kinds: Sequence[str], key_columns: Sequence[str]) -> None:
         names = [column.name for column in relation.columns]
-        self.where = f"{relation.schema}.{relation.name}"
+        self.where = spelt(relation.schema, relation.name)
         if len(kinds) != len(names):
             raise FatalError(f"{len(kinds)} kinds for {len(names)} columns", where=self.where)
         sent = {c.name for c in relation.columns if c.key or relation.identity == "n"}
@@ -80,7 +82,7 @@ class RowEncoder:
                 f"key columns {', '.join(key_columns)} are not in the replica identity "
                 f"({', '.join(sorted(sent)) or 'no columns'})",
                 where=self.where,
-                fix="give the table a replica identity that covers its key, then `tailrace reset` its source",
+                fix=f"give the table a replica identity that covers its key, then {reset_steps('SOURCE')}",
             )
         self._names = names
         self._encoders = [encoder_for(kind) for kind in kinds]

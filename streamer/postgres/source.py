@@ -26,6 +26,9 @@ from streamer.postgres.backfill import Backfill
 from streamer.postgres.backfill_run import Context
 from streamer.postgres.connection import Connection, CopyStream, connect, place
 from streamer.postgres.ground import read_ground
+from streamer.postgres.identity import unidentified
+from streamer.postgres.omissions import omissions
+from streamer.postgres.publishing import make_publications
 from streamer.postgres.relations import FrozenKeys, Relations
 from streamer.postgres.slot import (
     Exported,
@@ -47,6 +50,7 @@ from streamer.postgres.transactions import Transactions
 from streamer.postgres.watch import Watch, require_publications
 from streamer.postgres.windows import Snapshot, Windows
 from streamer.publisher import Loaded, Publisher
+from streamer.resetting import reset_steps
 from streamer.stopping import stopped_within
 
 log = Log(__name__)
@@ -105,7 +109,7 @@ class Session:
             await self._check_server(control)
             if not await self._take_lock(control):
                 return
-            self.watch = Watch(control, self.source)
+            self.watch = Watch(control, self.source, self._now_us)
             replication = await stack.enter_async_context(self._replication())
             start = await self._prepare(control, replication)
             if isinstance(start.plan, history.Resume):
@@ -244,14 +248,14 @@ class Session:
         names = [(table.schema, table.name) for table in tables]
         copied = source.snapshot.mode != "never"
         await rights.require_reading(control, names, copied=copied, where=self._where)
-        await catalog.make_publications(control, publications, source)
-        for table in publications.insert_only:
-            name = catalog.identifier(table.schema, table.name)
+        for omission in await omissions(control, publications):
+            raise ConfigError(omission.what, where=f"source {source.name}", fix=omission.fix)
+        await make_publications(control, publications, source)
+        for bare in await unidentified(control, publications.insert_only):
             log.warning(
-                "only INSERT and TRUNCATE of this table are captured: it has no primary key "
-                "and no replica identity",
-                table=table.qualified,
-                fix=f"ALTER TABLE {name} REPLICA IDENTITY FULL, then `tailrace reset {source.name}`",
+                f"only INSERT and TRUNCATE of this table are captured: {bare.why}",
+                table=bare.table.qualified,
+                fix=f"{bare.advice} then {reset_steps(source.name)}",
             )
         position = Position(
             source=source.name,
@@ -263,6 +267,7 @@ class Session:
             lsn=0,
             uncaptured=await self.watch.count_uncaptured(publications.insert_only),
             since_epoch=plan.epoch if plan.floors else 0,
+            since_us=self._now_us(),
         )
         await self.publisher.flush(position)
         async with hold_tables(self._url, tables):
@@ -364,16 +369,29 @@ class Session:
                 relations,
                 self.publisher,
                 windows,
-                Ledger(self.publisher.topic(self._records), now_us=self._now_us, wake=stream.wake),
+                Ledger(
+                    self.publisher.topic(self._records),
+                    now_us=self._now_us,
+                    wake=stream.wake,
+                    since_us=position.since_us,
+                ),
                 session=token_hex(SESSION_BYTES),
                 now_us=self._now_us,
                 lag_bytes=lambda: stream.lag_bytes,
             )
             self.backfill = Backfill(context, self._follow, epoch=position.epoch)
             self.watch.want = self.backfill.want
+            self.watch.cures = self.backfill
+            self.transactions.on_truncate = self._truncated
             log.info("streaming", source=self.source.name, lsn=format_lsn(position.lsn), epoch=position.epoch)
             self._report("streaming", "")
             await stream.run(self._stop, self.backfill.run)
+
+    def _truncated(self, oid: int, commit_lsn: int) -> None:
+        """Recorded with the flush that has the truncate."""
+        assert self.watch is not None
+        self.watch.drift.partitions.truncated(oid, commit_lsn)
+        self.publisher.add_ground(self.watch.drift.take_fresh())
 
 
 async def _running(control: Connection) -> frozenset[int]:

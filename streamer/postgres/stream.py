@@ -247,7 +247,7 @@ class Stream:
                 events = self._transactions.events
             if now >= next_inspect:
                 next_inspect = now + INSPECT_S
-                await self._watch.inspect()
+                await self._watch.inspect(self._transactions.lsn)
                 self._publisher.add_ground(self._watch.drift.take_fresh())
             await asyncio.sleep(LOOK_S)
 

@@ -83,6 +83,7 @@ class Transactions:
         self._pending = position.partial
         self._messages = messages
         self.message_sink: Sink | None = None  # set when the first message of a user comes
+        self.on_truncate: Callable[[int, int], None] | None = None  # oid and commit LSN of what is published
         self._now_us = now_us
         self._tables: dict[int, CapturedTable | None] = {}
         self._touched: list[CapturedTable] = []
@@ -386,6 +387,8 @@ class Transactions:
             rows = table.rows or self._rows(table)
             table.sink.append(None, rows.truncate(lsn, self._ordinal))
             self.windows.truncated(oid)
+            if self.on_truncate is not None:
+                self.on_truncate(oid, self._commit_lsn)
             self._change_lsn = lsn
             self._ordinal += 1
             table.captured += 1

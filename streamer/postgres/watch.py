@@ -18,6 +18,7 @@ from psycopg import errors, sql
 
 from streamer.changes.ground import Ground
 from streamer.changes.lsn import parse_lsn
+from streamer.changes.names import spelt
 from streamer.config import PostgresSource
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, FatalError
@@ -25,18 +26,19 @@ from streamer.postgres.catalog import (
     Publications,
     Table,
     add_table,
-    harmed_tables,
-    identifier,
     left_out,
     list_tables,
-    odd_partitions,
     publication_tables,
 )
 from streamer.postgres.connection import Connection, place, translate
-from streamer.postgres.ground import Drift, Seen, read_ground
-from streamer.postgres.history import reset_fix
-from streamer.postgres.membership import has_rows, judge, rows_of
+from streamer.postgres.ground import NO_CURES, Drift, Seen, read_ground
+from streamer.postgres.identity import harmed_tables, odd_partitions, unidentified
+from streamer.postgres.membership import judge, keyless_with_rows, rows_of
+from streamer.postgres.omissions import omissions
+from streamer.postgres.partitions import Cures, not_harmless
+from streamer.postgres.publishing import adding
 from streamer.postgres.windows import Snapshot
+from streamer.resetting import reset_fix, reset_steps
 
 # Asks for the backfill of a table: whether that is durable, and what is in the way of it.
 Want: TypeAlias = Callable[[Table, bool], tuple[bool, str]]  # the bool: it is published already
@@ -72,8 +74,9 @@ class Observed:
 class Watch:
     """Looks at the source through the connection that holds its lock."""
 
-    def __init__(self, connection: Connection, source: PostgresSource) -> None:
+    def __init__(self, connection: Connection, source: PostgresSource, now_us: Callable[[], int]) -> None:
         self._connection = connection
+        self._now_us = now_us
         self._source = source
         self._where = place(source.url.get_secret_value())
         self.uncaptured: dict[str, int] = {}  # see Position
@@ -83,10 +86,10 @@ class Watch:
         self.observed = Observed()
         self.snapshot = Snapshot(0, 0, frozenset())  # of the last look; this one sees nothing
         self.want: Want | None = None  # set when backfills are made
+        self.cures: Cures = NO_CURES  # the same
         self._taken_empty: set[str] = set()  # tables that this session has published without rows
 
-    def _wants(self, name: str) -> bool:
-        schema, _, table = name.partition(".")
+    def _wants(self, schema: str, table: str) -> bool:
         return self._source.rule_for(schema, table) is not None and not unbuilt_table(
             self._source, schema, table
         )
@@ -132,10 +135,13 @@ class Watch:
         except psycopg.Error as error:
             raise translate(error, self._where) from error
 
-    async def inspect(self) -> None:
-        """Every few seconds: publications still the same, new tables, changes that cannot be captured."""
+    async def inspect(self, shown_lsn: int) -> None:
+        """Every few seconds: publications still the same, new tables, changes that cannot be captured.
+
+        `shown_lsn`: up to which the stream has shown everything.
+        """
         try:
-            findings = await self._inspect()
+            findings = await self._inspect(shown_lsn)
         except errors.LockNotAvailable:
             return  # a new table is in use; the next look tries again
         except psycopg.Error as error:
@@ -149,7 +155,7 @@ class Watch:
         self.observed.findings = findings
         self.observed.looks += 1
 
-    async def _inspect(self) -> list[str]:
+    async def _inspect(self, shown_lsn: int) -> list[str]:
         source = self._source
         wanted = await list_tables(self._connection, source)
         tables = [table for table in wanted if not unbuilt_table(source, table.schema, table.name)]
@@ -158,15 +164,19 @@ class Watch:
         self.drift.check_publications(seen.ground)
         membership = judge(source, publications, seen.members, self.captured)
         owed, findings = await self._published_by_others(tables, seen)
-        findings += [*left_out(source, wanted), *self.drift.compare(owed), *membership.findings]
+        suspect = await not_harmless(self._connection, self.drift.partitions.strange(seen.ground))
+        now_us = self._now_us()
+        drift = self.drift.compare(owed, suspect, shown_lsn=shown_lsn, now_us=now_us, cures=self.cures)
+        findings += [*left_out(source, wanted), *drift, *membership.findings]
+        findings += [await self._for_a_person(table) for table in membership.by_hand]
         for table in membership.addable:
             findings += await self._publish(table, publications.home(table))
         for harmed in await harmed_tables(self._connection, publications.name, publications.inserts_name):
             findings.append(f"{harmed.what}: {harmed.fix}")
         for odd in await odd_partitions(self._connection, publications.name, publications.inserts_name):
-            findings.append(
-                f"{odd.what}: {odd.fix}; then `tailrace reset {source.name}` while its capture is stopped"
-            )
+            findings.append(f"{odd.what}: {odd.fix}; then {reset_steps(source.name)}")
+        for omission in await omissions(self._connection, publications):
+            findings.append(f"{omission.what}: {omission.fix} then {reset_steps(source.name)}")
         findings += await self._uncaptured_changes(publications.insert_only)
         return findings
 
@@ -222,10 +232,18 @@ class Watch:
         except errors.InsufficientPrivilege:
             return [
                 f"{table.qualified} fits `tables:` but role {self._connection.info.user} may not publish it: "
-                f"as its owner run ALTER PUBLICATION {identifier(publication)} ADD TABLE "
-                f"{table.alone.as_string(None)}; {rows_of(self._source, table)}"
+                f"{await adding(self._connection, publication, table)} {rows_of(self._source, table)}"
             ]
-        return [has_rows(self._source, table)]
+        return [await self._for_a_person(table)]
+
+    async def _for_a_person(self, table: Table) -> str:
+        if not table.has_key:
+            return keyless_with_rows(self._source, table)
+        publication = Publications(self._source.publication.name, ()).home(table)
+        return (
+            f"{table.qualified} fits `tables:` but is not captured: "
+            f"{await adding(self._connection, publication, table)} {rows_of(self._source, table)}"
+        )
 
     async def stand_on(self, ground: Ground, captured: Iterable[tuple[str, str]]) -> None:
         """At a restart, before the stream: the publications must be those of the epoch's first look.
@@ -233,7 +251,7 @@ class Watch:
         `captured`: (schema, table) with events of this epoch, some of which the config may leave out by now.
         """
         self.drift = Drift(self._source.name, ground, self._wants)
-        self.drift.leave_out(f"{schema}.{table}" for schema, table in captured)
+        self.drift.leave_out(spelt(schema, table) for schema, table in captured)
         publications = Publications(self._source.publication.name, ())
         seen = await read_ground(self._connection, publications.name, publications.inserts_name)
         self.drift.check_publications(seen.ground)
@@ -242,27 +260,25 @@ class Watch:
         """UPDATE and DELETE of tables that publish inserts only (H27), by the server's statistics."""
         if not tables:
             return []
-        findings = []
-        names = {t.qualified: identifier(t.schema, t.name) for t in tables}
-        for qualified, changes in (await self.count_uncaptured(tables)).items():
-            seen = changes - self.uncaptured.setdefault(qualified, changes)
-            quoted = names.get(qualified, qualified)
-            if seen > 0:
-                findings.append(
-                    f"{qualified} had {seen} UPDATEs or DELETEs that could not be captured, because it has "
-                    f"no primary key and no replica identity: ALTER TABLE {quoted} REPLICA IDENTITY FULL; "
-                    f"then `tailrace reset {self._source.name}` while its capture is stopped"
-                )
-        return findings
+        counts = await self.count_uncaptured(tables)
+        seen = {name: count - self.uncaptured.setdefault(name, count) for name, count in counts.items()}
+        return [
+            f"{bare.table.qualified} had {seen[bare.table.qualified]} UPDATEs or DELETEs that could not be "
+            f"captured: {bare.why}; {bare.advice} then "
+            f"{reset_steps(self._source.name)}"
+            for bare in await unidentified(
+                self._connection, [table for table in tables if seen.get(table.qualified, 0) > 0]
+            )
+        ]
 
     async def count_uncaptured(self, tables: Iterable[Table]) -> dict[str, int]:
         """Qualified table -> UPDATEs and DELETEs by the server's statistics."""
         cursor = await self._connection.execute(
-            """SELECT s.schemaname || '.' || s.relname, s.n_tup_upd + s.n_tup_del
+            """SELECT s.schemaname::text, s.relname::text, s.n_tup_upd + s.n_tup_del
                FROM pg_stat_user_tables s WHERE s.relid = ANY (%s)""",
             ([table.oid for table in tables],),
         )
-        return dict(await cursor.fetchall())
+        return {spelt(schema, name): changes for schema, name, changes in await cursor.fetchall()}
 
 
 async def require_publications(connection: Connection, source: PostgresSource) -> tuple[str, ...]:

@@ -72,9 +72,11 @@ class Batch:
 
     __slots__ = ("_body", "_codec", "_header", "builder", "count", "timestamp_ms", "write")
 
-    def __init__(self, limit_bytes: int, compression: str, timestamp_ms: int) -> None:
+    def __init__(
+        self, limit_bytes: int, compression: str, timestamp_ms: int, *, transactional: bool = True
+    ) -> None:
         self.builder = DefaultRecordBatchBuilder(
-            2, 0, is_transactional=1, producer_id=-1, producer_epoch=-1, base_sequence=0,
+            2, 0, is_transactional=int(transactional), producer_id=-1, producer_epoch=-1, base_sequence=0,
             batch_size=limit_bytes,
         )  # fmt: skip
         self.write = self.builder.append
@@ -156,8 +158,8 @@ class Topic:
     """Where rows of one data topic are appended. Made by `Publisher.topic`."""
 
     __slots__ = (
-        "_batch_bytes", "_clock", "_compression", "_limit", "_open", "_sealed", "_touched", "_waiting",
-        "name", "partitions",
+        "_batch_bytes", "_clock", "_compression", "_limit", "_open", "_sealed", "_touched", "_transactional",
+        "_waiting", "name", "partitions",
     )  # fmt: skip
 
     def __init__(
@@ -170,6 +172,7 @@ class Topic:
         clock: Callable[[], float],
         waiting: Waiting,
         touched: set[Topic],
+        transactional: bool = True,
     ) -> None:
         self.name = name
         self.partitions = partitions
@@ -179,6 +182,7 @@ class Topic:
         self._clock = clock
         self._waiting = waiting
         self._touched = touched
+        self._transactional = transactional
         self._open: list[Batch | None] = [None] * partitions
         self._sealed: dict[int, list[Batch]] = {}
 
@@ -209,7 +213,8 @@ class Topic:
             plain_bytes = full.builder.size() - _HEADER_BYTES
             self._waiting.bytes += full.seal() - plain_bytes
             self._sealed.setdefault(partition, []).append(full)
-        batch = Batch(self._batch_bytes, self._compression, int(self._clock() * 1000))
+        timestamp_ms = int(self._clock() * 1000)
+        batch = Batch(self._batch_bytes, self._compression, timestamp_ms, transactional=self._transactional)
         self._waiting.bytes += batch.add(key, value, headers) or 0
         self._waiting.records += 1
         self._open[partition] = batch

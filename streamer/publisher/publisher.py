@@ -50,6 +50,7 @@ from streamer.publisher.topics import (
     topic_configs,
 )
 from streamer.publisher.transactions import FLUSH_DEADLINE_S, Queue, Sent, Turns
+from streamer.resetting import reset_fix
 
 _Record = tuple[bytes, bytes | None, list[tuple[str, bytes]]]  # key, value, headers
 
@@ -370,7 +371,7 @@ class Publisher:
                     f"{landed.topic}[{landed.partition}] was written up to offset {before} and took the "
                     f"next event at {landed.first_offset}: it was made again, or lost its end",
                     where=f"source {self._source}",
-                    fix=f"`tailrace reset {self._source}` publishes its tables anew",
+                    fix=reset_fix(self._source),
                 )
             last = offsets.setdefault(landed.topic, dict(known.last_offsets) if known is not None else {})
             last[landed.partition] = landed.last_offset

@@ -19,6 +19,7 @@ from streamer.changes.schema import SchemaRecord
 from streamer.errors import ConfigError, PositionError
 from streamer.kafka import READ_DEADLINE_S, Security, offset_ranges, read_to_end
 from streamer.publisher.topics import POSITION_PARTITIONS
+from streamer.resetting import reset_fix
 
 EPOCH_HEADER = "epoch"  # of a schema record: the source's epoch when it was written
 COMMIT_MARKER_OFFSETS = 1  # a commit takes one offset in each partition of its transaction
@@ -33,7 +34,8 @@ class Loaded:
 
     `position` None: nothing was ever published. `frozen_keys`: (schema, table) -> the key columns of
     the table's first schema record of this epoch (H22). `schemas_sent`: ids written in this epoch.
-    `ground`: tables and publications as this epoch first saw them.
+    `latest`: (schema, table) -> its last schema record since the last copy of everything. `ground`: tables
+    and publications as this epoch first saw them.
     """
 
     position: Position | None
@@ -41,6 +43,7 @@ class Loaded:
     schemas: dict[str, SchemaRecord]
     frozen_keys: dict[tuple[str, str], tuple[str, ...]]
     schemas_sent: frozenset[str]
+    latest: dict[tuple[str, str], SchemaRecord]
     ground: Ground
 
 
@@ -104,7 +107,7 @@ async def read_positions(
             continue
         if "topic" in names:
             found.topics[names["topic"]] = TopicState.load(value)
-        elif names.keys() & {"table", "publication", "missed"}:
+        elif names.keys() & ground.KINDS:
             known.append(ground.load(value))
         else:
             found.position = Position.load(value)
@@ -136,18 +139,21 @@ def _epoch(record: ConsumerRecord[bytes, bytes]) -> int:
 def join(source: str, found: Positions, written: Iterable[tuple[int, SchemaRecord]]) -> Loaded:
     """Records kept by id for ever; keys frozen by the first record of the source's present epoch (H22)."""
     position = found.position
-    epoch = position.epoch if position is not None else 0
+    epoch, since_epoch = (position.epoch, position.since_epoch) if position is not None else (0, 0)
     schemas: dict[str, SchemaRecord] = {}
+    latest: dict[tuple[str, str], SchemaRecord] = {}
     frozen: dict[tuple[str, str], tuple[str, ...]] = {}
     sent: set[str] = set()
     for written_in, record in written:
         if record.source != source:
             continue
         schemas[record.id] = record
+        if written_in >= since_epoch:
+            latest[record.schema, record.table] = record
         if written_in == epoch:
             sent.add(record.id)
             frozen.setdefault((record.schema, record.table), record.key_columns)
-    return Loaded(position, found.topics, schemas, frozen, frozenset(sent), found.ground)
+    return Loaded(position, found.topics, schemas, frozen, frozenset(sent), latest, found.ground)
 
 
 def check_chain(
@@ -182,7 +188,7 @@ def check_chain(
         raise PositionError(
             f"Kafka no longer has what was published: {shown}{more}",
             where=f"source {source}",
-            fix=f"`tailrace reset {source}` publishes its tables anew (new epoch, new snapshot)",
+            fix=reset_fix(source),
         )
 
 
@@ -205,5 +211,5 @@ async def check_beyond(
             f"recorded is {state.last_offsets[record.partition]}: the positions topic lost its end, "
             "or another program writes to this topic",
             where=f"source {state.source}",
-            fix=f"see that nobody else writes to it, then `tailrace reset {state.source}`",
+            fix=f"see that nobody else writes to it, then {reset_fix(state.source)}",
         )

@@ -16,8 +16,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.metadata import MetadataRequest
 
+from streamer.changes.topics import source_of
 from streamer.errors import ConfigError, KafkaUnavailable
 from streamer.kafka import describe_cluster, translate
+from streamer.resetting import reset_steps
 
 POSITION_PARTITIONS = 64  # sources of one installation; a partition that is not used costs two small files
 DURABLE_BROKERS = 3  # from here on two copies outlive the loss of one broker
@@ -167,14 +169,14 @@ def check_partitions(name: str, *, actual: int, wanted: int, recorded: int | Non
             "keys would change their partition and lose their order",
             where=f"topic {name}",
             fix=f"delete the topic, set kafka.topics.partitions to the number you want (it was {recorded}), "
-            "and run `tailrace reset` for its source",
+            f"and {reset_steps(source_of(name))}",
         )
     if wanted != actual:
         raise ConfigError(
             f"the topic has {actual} partitions, kafka.topics.partitions says {wanted}",
             where=f"topic {name}",
             fix=f"set kafka.topics.partitions to {actual}; or delete the topic, if its events may go, "
-            "and run `tailrace reset` for its source",
+            f"and {reset_steps(source_of(name))}",
         )
 
 

@@ -19,10 +19,12 @@ from aiokafka.errors import KafkaError
 from aiokafka.producer.message_accumulator import MessageBatch
 from aiokafka.producer.sender import Sender
 
+from streamer.changes.topics import source_of
 from streamer.errors import ConfigError, KafkaUnavailable
 from streamer.kafka import CONNECT_DEADLINE_S, Security, client_options, connect, kafka_errors, translate
 from streamer.publisher.batches import Batch
 from streamer.publisher.describe_producers import OpenTransaction, open_transactions
+from streamer.resetting import reset_steps
 
 IDS = 2
 FLUSH_DEADLINE_S = 20.0  # aiokafka retries without a limit; a restart of Kafka takes 2 to 10 s
@@ -76,12 +78,13 @@ class _Sender(Sender):  # type: ignore[misc]
 
 
 class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]
-    """One transactional id. `end()` always returns soon, also when no broker answers."""
+    """One transactional id; None: idempotent only. `end()` returns soon, also when no broker answers."""
 
-    def __init__(self, *, transactional_id: str, **options: Any) -> None:
+    def __init__(self, *, transactional_id: str | None, **options: Any) -> None:
         super().__init__(
             **options,
             transactional_id=transactional_id,
+            enable_idempotence=True,
             acks="all",
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             request_timeout_ms=int(FLUSH_DEADLINE_S * 1000),
@@ -119,6 +122,53 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]
         ]
         return not all(kept)
 
+    async def send_queues(self, queues: Iterable[Queue], brokers: str) -> list[Sent]:
+        """Send all batches and wait until every one is acknowledged (H1)."""
+        waiting = [(q.topic, q.partition, deque(q.batches)) for q in queues]
+        sent: list[Sent] = []
+        while waiting:
+            sent += await self._round(waiting, brokers)
+            waiting = [queue for queue in waiting if queue[2]]
+        return sent
+
+    async def _round(self, waiting: list[tuple[str, int, deque[Batch]]], brokers: str) -> list[Sent]:
+        """One batch a partition, as a produce request has it, up to ROUND_BYTES in all."""
+        places: list[tuple[str, int, Batch]] = []
+        futures: list[asyncio.Future[Any]] = []
+        room = ROUND_BYTES
+        try:
+            for topic, partition, batches in waiting:
+                if room <= 0:
+                    break
+                await self.partitions_for(topic)
+                if not self.has_partition(topic, partition):
+                    raise ConfigError(
+                        f"topic {topic} has no partition {partition} any more",
+                        where=f"kafka {brokers}",
+                        fix=f"make the topic again with its partitions, then {reset_steps(source_of(topic))}",
+                    )
+                batch = batches.popleft()
+                room -= batch.seal()
+                futures.append(await self.send_batch(batch, topic, partition=partition))
+                places.append((topic, partition, batch))
+        except BaseException:
+            asyncio.gather(*futures, return_exceptions=True).cancel()  # not awaited: the deadline may be over
+            raise
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        sent: list[Sent] = []
+        for (topic, partition, batch), result in zip(places, results, strict=True):
+            if isinstance(result, BaseException):
+                doing = f"publishing {batch.seal():,} bytes to {topic}[{partition}]"
+                raise translate(result, doing, brokers=brokers) from result
+            if result.offset < 0:
+                raise KafkaUnavailable(
+                    f"Kafka took a batch for {topic}[{partition}] twice and does not say where it is",
+                    where=f"kafka {brokers}",
+                    fix="nothing: this is read again from the last position by itself",
+                )
+            sent.append(Sent(topic, partition, result.offset, result.offset + batch.count - 1))
+        return sent
+
     async def end(self, *, abort: bool) -> None:
         """Drop the connections and end every task; before it, `abort` what is open if Kafka answers at once.
 
@@ -151,7 +201,9 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]
 class Turns:
     """The two producers. Any exception out of `begin`, `send` or `commit` means: `end()`, make another."""
 
-    def __init__(self, brokers: str, security: Security | None, *, prefix: str) -> None:
+    def __init__(self, brokers: str, security: Security | None, *, prefix: str, ids: int = IDS) -> None:
+        """`ids`: one is enough where transactions are more than 20 ms apart."""
+        self._ids = ids
         self._brokers = brokers
         self._security = security
         self._prefix = prefix
@@ -159,7 +211,7 @@ class Turns:
 
     async def start(self) -> None:
         """Initialise both ids: from here on no other process can commit with them."""
-        for number in range(IDS):
+        for number in range(self._ids):
             transactional_id = f"{self._prefix}.{number}"
             producer = TransactionalProducer(
                 transactional_id=transactional_id, **client_options(self._brokers, self._security)
@@ -220,53 +272,7 @@ class Turns:
 
     async def send(self, queues: Iterable[Queue]) -> list[Sent]:
         """Send all batches and wait until every one is acknowledged (H1)."""
-        producer = self._producers[0]
-        waiting = [(q.topic, q.partition, deque(q.batches)) for q in queues]
-        sent: list[Sent] = []
-        while waiting:
-            sent += await self._round(producer, waiting)
-            waiting = [queue for queue in waiting if queue[2]]
-        return sent
-
-    async def _round(
-        self, producer: TransactionalProducer, waiting: list[tuple[str, int, deque[Batch]]]
-    ) -> list[Sent]:
-        """One batch a partition, as a produce request has it, up to ROUND_BYTES in all."""
-        places: list[tuple[str, int, Batch]] = []
-        futures: list[asyncio.Future[Any]] = []
-        room = ROUND_BYTES
-        try:
-            for topic, partition, batches in waiting:
-                if room <= 0:
-                    break
-                await producer.partitions_for(topic)
-                if not producer.has_partition(topic, partition):
-                    raise ConfigError(
-                        f"topic {topic} has no partition {partition} any more",
-                        where=f"kafka {self._brokers}",
-                        fix="make the topic again with its partitions, then `tailrace reset` its source",
-                    )
-                batch = batches.popleft()
-                room -= batch.seal()
-                futures.append(await producer.send_batch(batch, topic, partition=partition))
-                places.append((topic, partition, batch))
-        except BaseException:
-            asyncio.gather(*futures, return_exceptions=True).cancel()  # not awaited: the deadline may be over
-            raise
-        results = await asyncio.gather(*futures, return_exceptions=True)
-        sent: list[Sent] = []
-        for (topic, partition, batch), result in zip(places, results, strict=True):
-            if isinstance(result, BaseException):
-                doing = f"publishing {batch.seal():,} bytes to {topic}[{partition}]"
-                raise translate(result, doing, brokers=self._brokers) from result
-            if result.offset < 0:
-                raise KafkaUnavailable(
-                    f"Kafka took a batch for {topic}[{partition}] twice and does not say where it is",
-                    where=f"kafka {self._brokers}",
-                    fix="nothing: this is read again from the last position by itself",
-                )
-            sent.append(Sent(topic, partition, result.offset, result.offset + batch.count - 1))
-        return sent
+        return await self._producers[0].send_queues(queues, self._brokers)
 
     async def commit(self) -> None:
         """Commit, and let the other id go next. The caller sets the deadline: aiokafka has none."""

@@ -1,35 +1,17 @@
-"""Where a Redis source is: its URL read once.
+"""Where a Redis server is: its URL read once, and how it is shown (never the password).
 
-Owns what a URL may say and how it is shown (never the password). Makes no connection.
-
-`redis://[user:password@]host:port/db`, `rediss://` for TLS, `unix://[user:password@]/path?db=0`, read by
-the `redis` package; of its query options only those in `OPTIONS` mean something here.
+Owns the settings of TLS. Makes no connection. What a URL may say is streamer.redis.url's.
 """
 
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
-from redis.asyncio.connection import parse_url
-
 from streamer.errors import ConfigError
-
-DEFAULT_PORT = 6379
-DEFAULT_USER = "default"
-OPTIONS = (
-    "db",
-    "ssl_ca_certs",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_password",
-    "ssl_cert_reqs",
-    "ssl_check_hostname",
-)
-_PARTS = ("host", "port", "path", "username", "password", "connection_class")
-_URL_FIX = "write redis://user:password@host:6379/0, rediss://... for TLS, or unix:///path/to/socket?db=0"
+from streamer.redis.url import DEFAULT_USER, SentinelUrl, ServerUrl, UrlError, read_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,37 +39,29 @@ class Address:
 
 def parse_address(url: str) -> Address:
     """The address in a URL; ConfigError names the part that cannot be used."""
-    if url.partition("://")[0].endswith("+sentinel"):
+    found = url_of(url)
+    if isinstance(found, SentinelUrl):
         raise ConfigError("a url of Sentinels is for a source alone", fix="name the server itself here")
+    return address_of(found)
+
+
+def url_of(url: str) -> ServerUrl | SentinelUrl:
     try:
-        parts: dict[str, Any] = dict(parse_url(url))
-    except ValueError as error:
-        raise ConfigError("the url of a Redis source cannot be read", fix=_URL_FIX) from error
-    where = f"{parts.get('host', parts.get('path', 'localhost'))}"
-    if unknown := sorted(set(parts) - set(_PARTS) - set(OPTIONS)):
-        raise ConfigError(
-            f"the url has an option that is not known: {', '.join(unknown)}",
-            where=where,
-            fix=f"take it out; known are {', '.join(OPTIONS)}",
-        )
-    secure = url.lower().startswith("rediss://")
-    if not secure and (given := sorted(k for k in parts if k.startswith("ssl_"))):
-        raise ConfigError(
-            f"{', '.join(given)}: only a rediss:// url uses TLS", where=where, fix="write rediss://"
-        )
-    database = url.partition("://")[2].partition("?")[0].rpartition("/")[2]
-    if "db" not in parts and "path" not in parts and "/" in url.partition("://")[2] and database:
-        raise ConfigError(f"{database!r} is not a database's number", where=where, fix=_URL_FIX)
-    if "connection_class" in parts and not secure and "path" not in parts:
-        raise ConfigError("a unix:// url without a path", where=where, fix=_URL_FIX)
+        return read_url(url)
+    except UrlError as error:
+        raise ConfigError(f"the url {error.what}", where=error.where, fix=error.fix) from None
+
+
+def address_of(url: ServerUrl) -> Address:
+    """Raises ConfigError: a file that TLS needs cannot be used."""
     return Address(
-        host=parts.get("host", "localhost"),
-        port=parts.get("port", DEFAULT_PORT),
-        path=parts.get("path"),
-        db=parts.get("db", 0),
-        user=parts.get("username") or DEFAULT_USER,
-        password=parts.get("password"),
-        tls=_context(parts, where) if secure else None,
+        host=url.host,
+        port=url.port,
+        path=url.path,
+        db=url.db,
+        user=url.user,
+        password=url.password,
+        tls=_context(url.options, url.host) if url.is_tls else None,
     )
 
 
@@ -104,16 +78,17 @@ def at(url: str, host: str, port: int) -> str:
     return parts._replace(netloc=f"{login}{mark}{shown}:{port}").geturl()
 
 
-def _context(parts: dict[str, Any], where: str) -> ssl.SSLContext:
+def _context(options: Mapping[str, str], where: str) -> ssl.SSLContext:
     """The TLS settings of a rediss:// URL: the server's certificate is checked unless the URL says not to."""
+    required = options.get("ssl_cert_reqs", "required").lower()
     try:
-        context = ssl.create_default_context(cafile=parts.get("ssl_ca_certs"))
-        if parts.get("ssl_check_hostname") is False or parts.get("ssl_cert_reqs") in ("none", "optional"):
+        context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+        if options.get("ssl_check_hostname", "true").lower() == "false" or required != "required":
             context.check_hostname = False
-        if parts.get("ssl_cert_reqs") == "none":
+        if required == "none":
             context.verify_mode = ssl.CERT_NONE
-        if certificate := parts.get("ssl_certfile"):
-            context.load_cert_chain(certificate, parts.get("ssl_keyfile"), parts.get("ssl_password"))
+        if certificate := options.get("ssl_certfile"):
+            context.load_cert_chain(certificate, options.get("ssl_keyfile"), options.get("ssl_password"))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"a TLS file of the url cannot be used: {error}", where=where, fix="correct the ssl_... options"

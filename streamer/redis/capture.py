@@ -104,7 +104,7 @@ class Capture:
         )
         debounces = {name: entity.debounce_s for name, entity in source.entities.items()}
         self.large = Large(self.reading, debounce_s=debounces.get, clock_s=clock_s, worked=self._worked)
-        watch.on_remade = self.large.forget
+        watch.on_remade = self.large.streams.forget
         watch.on_mark = self._work.set
         self.backfill: RedisBackfill | None = None
         self.heal = Heal(commands, entities, shadow, self.reading, self.large, now_us=now_us)

@@ -38,7 +38,7 @@ local time = call('TIME')
 local out = {time[1], time[2]}
 for i = 1, tonumber(ARGV[5]) do
   local found = call(ARGV[2], KEYS[1], cursor, 'COUNT', ARGV[4])
-  local digest = redis.sha1hex(#found[2] .. ' ' .. table.concat(found[2], '\\0'))
+  local digest = redis.sha1hex(cmsgpack.pack(found[2]))
   local at = #out
   out[at + 1], out[at + 2] = cursor, found[1]
   if known[cursor] == digest then

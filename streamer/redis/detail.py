@@ -42,6 +42,7 @@ def redis_detail(session: Session, publisher: Publisher, now_us: int) -> dict[st
     if position is not None:
         detail["epoch"] = position.epoch
         detail["lsn"] = position.lsn
+        detail["since_us"] = position.since_us
     capture = session.capture
     if capture is None:
         return detail

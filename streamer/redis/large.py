@@ -7,7 +7,6 @@ with. While a key is here it is read by nobody else; what touches it meanwhile h
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,13 +21,12 @@ from streamer.redis.reread import KeyChanged, KeyState
 from streamer.redis.rows import PlainEntity
 from streamer.redis.shadow import Changed, Marks
 from streamer.redis.shadow_records import Place
+from streamer.redis.streams import Streams
 
 WALKS = 4  # at once: one key of millions must not hold up those of thousands
 CONFIRM_MEMBERS = 1000  # asked for at once
 DEBOUNCE_SHARE = 0.1  # of what the last walk took, without a `debounce` of the entity's
 DEBOUNCE_LIMIT_S = 1.0
-STREAMS_LIMIT = 100_000  # streams whose last id is remembered; others are read from their start
-_FROM_START = b"-"
 
 Key = tuple[int, bytes]
 
@@ -46,7 +44,6 @@ class _Walk:
     force: bool = False  # the next walk gives every row, whether it differs or not
     forced: bool = False  # the present one does
     touched: bool = False
-    remade: bool = False  # since then, too
     done: int = 0  # walks that have ended
 
 
@@ -78,7 +75,7 @@ class Large:
         self._clock_s = clock_s
         self._worked = worked
         self._walks: dict[Key, _Walk] = {}
-        self._last_ids: OrderedDict[Key, bytes] = OrderedDict()
+        self.streams = Streams(reading)
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()  # another one for each walk
 
@@ -113,13 +110,6 @@ class Large:
             walk.seen_s = min(walk.seen_s, noticed_s)
             walk.scan = walk.scan or scan
             walk.force = walk.force or force
-
-    def forget(self, db: int, key: bytes) -> None:
-        """Another value may be under the key: if it is a stream, it is read from its start."""
-        self._last_ids.pop((db, key), None)
-        walk = self._walks.get((db, key))
-        if walk is not None:
-            walk.remade = True
 
     async def drained(self, given_up: Callable[[], bool]) -> None:
         """Until every key that is here now has been walked once or has left, or the caller gives up."""
@@ -160,7 +150,7 @@ class Large:
 
     async def _one(self, walk: _Walk) -> None:
         key = walk.match.db, walk.match.key
-        walk.walking, walk.touched, walk.remade = True, False, False
+        walk.walking, walk.touched = True, False
         began_s, seen_s, scan = self._clock_s(), walk.seen_s, walk.scan
         walk.walked_s = seen_s
         walk.scan = False
@@ -191,9 +181,9 @@ class Large:
         """As it is now: it may be small, gone or of another type by now."""
         reading = self._reading
         match = walk.match
-        for _, state in await reading.keys([match], scan=scan):
+        for _, state in await reading.keys([match], scan=scan, force=walk.forced):
             if state.type == "stream":
-                await self._stream(walk, state, scan)
+                await self.streams.read(match, state, scan=scan, force=walk.forced)
             elif state.type == "string":
                 whole = await reading.reread.read_string(match.db, match.key)
                 await self._whole(walk, whole, scan)
@@ -373,32 +363,3 @@ class Large:
         async with self._reading.steady:
             await self._reading.one(walk.match, state, scan, walk.forced)
         await self._reading.room()
-
-    async def _stream(self, walk: _Walk, state: KeyState, scan: bool) -> None:
-        """Entries behind the last one known; what was trimmed stays as it was published."""
-        match = walk.match
-        entity = match.entity
-        assert entity is not None
-        key = match.db, match.key
-        after = _FROM_START if scan else self._last_ids.get(key, _FROM_START)
-        if after != _FROM_START and _id(await self._reading.last_id(match)) < _id(after):
-            after = _FROM_START  # deleted and made again: its ids began anew
-        target = _Target(entity, match.place(), self._reading.shadow.begin_members(), walk.forced)
-        while True:
-            step = await self._reading.reread.read_stream(match.db, match.key, after)
-            if not step.entries:
-                break
-            after = step.entries[-1][0]
-            await self._compare(match, target, dict(step.entries), state, step.server_us, scan)
-            await self._reading.room()
-        if walk.remade:
-            return
-        self._last_ids[key] = after
-        self._last_ids.move_to_end(key)
-        if len(self._last_ids) > STREAMS_LIMIT:
-            self._last_ids.popitem(last=False)
-
-
-def _id(text: bytes) -> tuple[int, int]:
-    milliseconds, _, sequence = text.partition(b"-")
-    return int(milliseconds), int(sequence)

@@ -37,10 +37,9 @@ PATTERNS_LIMIT = 1000
 _ALWAYS = "Kgxe$lsz"
 _OF_TYPE = {"hash": "h", "stream": "t"}
 _ALL = "g$lshzxetd"  # what A stands for
-# After one of these a stream may hold other entries, with ids below those that were read.
-_REMAKES = frozenset(
-    b"rename_to rename_from copy_to restore move_to move_from del expired evicted xsetid".split()
-)
+# After one of these a key has another value; a stream's ids may begin anew.
+_REMAKES = frozenset(b"rename_to rename_from copy_to restore move_to move_from del expired evicted".split())
+_SETS_ID = b"xsetid"
 
 
 def needed_classes(types: Iterable[str]) -> str:
@@ -151,7 +150,8 @@ class Watch:
         self.whole = frozenset(db for db, wanted in globs.items() if b"*" in wanted)
         self.gone = 0  # expired and evicted events of the databases in `whole`
         self.gone_at_canary = 0
-        self.on_remade: Callable[[int, bytes], None] | None = None  # another value may be under this key
+        # Of a stream that was set back, or (`remade`) a key that has another value.
+        self.on_remade: Callable[[int, bytes, bool], None] | None = None
         self._patterns = [channel_pattern(db, glob) for db, wanted in globs.items() for glob in wanted]
         self._counted = {channel_pattern(db, b"*") for db in self.whole}
         self._ours = connection.server["id"].encode() + b" "  # another capture of the source is not heeded
@@ -187,7 +187,9 @@ class Watch:
                 if push[1] in self._counted and push[3] in (b"expired", b"evicted"):
                     self.gone += 1
                 if self.on_remade is not None:
-                    self.on_remade(*_place_of(channel))
+                    self.on_remade(*_place_of(channel), True)
+            elif push[3] == _SETS_ID and self.on_remade is not None:
+                self.on_remade(*_place_of(channel), False)
         elif push[0] == b"message" and push[2].startswith(self._ours):
             self.canary = int(push[2][len(self._ours) :])
             self.gone_at_canary = self.gone

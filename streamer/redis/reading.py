@@ -24,7 +24,7 @@ from streamer.redis.pivot import PivotEntity
 from streamer.redis.pivot_reads import read_rows
 from streamer.redis.publish import NO_SWEEP, Events
 from streamer.redis.replies import code
-from streamer.redis.reread import KeyState, Reread
+from streamer.redis.reread import KeyState, Reread, StreamInfo, stream_info
 from streamer.redis.rows import PlainEntity
 from streamer.redis.shadow import Changed, Shadow
 from streamer.redis.shadow_records import Place
@@ -153,15 +153,15 @@ class Reading:
             async with self.steady:
                 await self.pivots(touched, False)
 
-    async def last_id(self, match: Match) -> bytes:
-        """The highest id that this stream has given; 0-0 when there is none."""
+    async def stream(self, match: Match) -> StreamInfo | None:
+        """What this stream says of itself; None: there is none."""
         command = ("XINFO", "STREAM", match.key)
         _, reply = await self._connection.pipeline([("SELECT", match.db), command], errors=True)
         if not isinstance(reply, ReplyError):
-            return bytes(reply[b"last-generated-id"])
+            return stream_info(reply)
         if code(reply) == "NOPERM":
             raise self._connection.translate(reply, command)
-        return b"0-0"
+        return None
 
     # A batch
 

@@ -143,6 +143,14 @@ class StreamStep(NamedTuple):
     entries: list[tuple[bytes, list[tuple[bytes, bytes]]]]
 
 
+class StreamInfo(NamedTuple):
+    """Of XINFO STREAM; what Redis before 7 does not say is None. An id: (milliseconds, sequence)."""
+
+    last_id: tuple[int, int]  # the highest one it has given
+    added: int | None  # entries that it has ever had
+    deleted: tuple[int, int] | None  # the highest id that XDEL has taken
+
+
 class KeyChanged(RetryableError):
     """The key is of another type than when its steps began: read it again."""
 
@@ -311,6 +319,12 @@ class Reread:
         entries = [(at, list(zip(flat[::2], flat[1::2], strict=True))) for at, flat in found]
         return StreamStep(server_us, entries)
 
+    async def confirm_entries(self, db: int, key: bytes, ids: Sequence[bytes]) -> tuple[int, set[bytes]]:
+        """(the server's microseconds, those of a stream's ids that are there). Raises KeyChanged."""
+        commands: list[Command] = [("XRANGE", key, one, one) for one in ids]
+        server_us, *found = await self._finish(self._begin(db, *commands))
+        return server_us, {one for one, entries in zip(ids, found, strict=True) if entries}
+
     def _begin(self, db: int, *commands: Command) -> tuple[list[Command], Asked]:
         """Send commands behind TIME, so that what they read is not older than it."""
         whole: list[Command] = [("SELECT", db), ("TIME",), *commands]
@@ -336,3 +350,14 @@ def _fitting(count: int, found: Sequence[bytes]) -> int:
         return count
     element_bytes = max(1, sum(map(len, sample)) // len(sample))
     return max(1, min(count, STEP_BYTES // element_bytes))
+
+
+def stream_info(reply: dict[bytes, Any]) -> StreamInfo:
+    deleted, added = reply.get(b"max-deleted-entry-id"), reply.get(b"entries-added")
+    return StreamInfo(id_of(reply[b"last-generated-id"]), added, None if deleted is None else id_of(deleted))
+
+
+def id_of(text: bytes) -> tuple[int, int]:
+    """Of a stream's entry: its milliseconds and sequence."""
+    milliseconds, _, sequence = text.partition(b"-")
+    return int(milliseconds), int(sequence)

@@ -56,6 +56,7 @@ class PlainEntity:
         "_member_cast",
         "_part_encoders",
         "appends",
+        "expires",
         "explodes",
         "name",
         "pattern",
@@ -86,6 +87,7 @@ class PlainEntity:
         self._key_labels = [b"%b:" % dumps(c.name) for c in columns]
         values, self._body = _values(config)
         columns += values
+        self.expires = config.expires_at is not None  # a column shows when the key does
         self._expiry_label = b""
         if config.expires_at is not None:
             columns.append(column(config.expires_at, "timestamptz"))

@@ -1,12 +1,8 @@
 """Where the server of a Redis source is, when Redis Sentinel says so.
 
-Owns the form of such a URL and the question to the Sentinels. Connects to no server that holds data.
-
-    redis+sentinel://[user:password@]host[:port][,host[:port]...]/NAME[/db][?option=value...]
-
-`rediss+sentinel://` for TLS, to the Sentinels too. NAME is that of `sentinel monitor NAME ...`; the login is
-the server's. Options beside those of a plain URL: `role` (primary or replica), `sentinel_user` and
-`sentinel_password`. Sentinel's commands: https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/
+Owns the question to the Sentinels. Connects to no server that holds data. The login of their URL
+(streamer.redis.url) is the server's; theirs are its options `sentinel_user` and `sentinel_password`.
+Sentinel's commands: https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/
 """
 
 from __future__ import annotations
@@ -15,22 +11,17 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from hiredis import ProtocolError, Reader, ReplyError, pack_command
 
 from streamer.errors import ConfigError, SourceUnavailable
-from streamer.redis.address import DEFAULT_USER, OPTIONS, Address, parse_address
+from streamer.redis.address import Address, address_of, parse_address, url_of
 from streamer.redis.replies import Command
+from streamer.redis.url import SentinelUrl
 
-SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
-SENTINEL_PORT = 26379
-ROLES = {"primary": "master", "replica": "replica"}  # as a server's HELLO says it
 ANSWER_LIMIT_S = 2.0  # one that is away must not hold up the others' word
 FOLLOW_EVERY_S = 1.0  # a primary that was replaced, and that still answers, is left within it
-_OWN_OPTIONS = ("role", "sentinel_user", "sentinel_password")
 _FIX = "write redis+sentinel://user:password@host:26379,host:26379/NAME/0"
-_ESCAPED = "write %23 for #, %2F for / and %40 for @ in a user or password"
 _DOWN = ("s_down", "o_down", "disconnected")  # flags of one that a Sentinel does not reach
 
 
@@ -178,47 +169,13 @@ async def _exchange(one: Address, commands: Sequence[Command]) -> list[Any]:
 
 def parse_sentinels(url: str) -> Sentinels | None:
     """None: the URL names a server itself. Raises ConfigError."""
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
+    found = url_of(url)
+    if not isinstance(found, SentinelUrl):
         return None
-    if parts.fragment or "#" in url or ("@" in parts.path and "@" not in parts.netloc):
-        # Nothing of it is shown: what stands before the sign is the login.
-        raise ConfigError(
-            "the url of the Sentinels cannot be read: a # or / of the login cuts it", fix=_ESCAPED
-        )
-    login, mark, hosts = parts.netloc.rpartition("@")
-    name, _, database = parts.path.removeprefix("/").partition("/")
-    if not name:
-        raise ConfigError("the url names Sentinels, and no NAME that they watch", where=hosts, fix=_FIX)
-    options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    role = options.get("role", "primary")
-    if role not in ROLES:
-        raise ConfigError(f"role={role} in the url", where=hosts, fix="write role=primary or role=replica")
-    query = urlencode({key: value for key, value in options.items() if key not in _OWN_OPTIONS})
-    scheme = SCHEMES[parts.scheme]
-    plain = f"{scheme}://{login}{mark}sentinel/{database}" + (f"?{query}" if query else "")
-    try:
-        server = replace(parse_address(plain), role=ROLES[role])
-    except ConfigError as error:
-        fix = f"{_FIX}; options are {', '.join((*_OWN_OPTIONS, *OPTIONS))}"
-        raise ConfigError(error.what, where=hosts, fix=fix) from error
-    user, password = options.get("sentinel_user", DEFAULT_USER), options.get("sentinel_password")
-    asked = []
-    for text in hosts.split(","):
-        host, port = _host(text, hosts)
-        asked.append(Address(host, port, None, 0, user, password, server.tls))
-    return Sentinels(unquote(name), server, tuple(asked))
-
-
-def _host(text: str, where: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if not host:
-        raise ConfigError(f"{text!r} is no Sentinel's host and port", where=where, fix=_FIX)
-    return host, port or SENTINEL_PORT
+    server = replace(address_of(found.server), role=found.role)
+    user, password, tls = found.user, found.password, server.tls
+    asked = [Address(host, port, None, 0, user, password, tls) for host, port in found.hosts]
+    return Sentinels(found.name, server, tuple(asked))
 
 
 async def locate(url: str) -> Address:

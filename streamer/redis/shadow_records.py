@@ -17,6 +17,7 @@ from msgspec import MsgspecError, Struct, json
 from orjson import dumps
 
 from streamer.errors import DecodeError
+from streamer.resetting import reset_steps
 
 DIGEST_BYTES = 8
 
@@ -102,5 +103,5 @@ def load_value(raw: bytes, where: str = "") -> tuple[int, int]:
 
 
 def _not_a_record(what: str, where: str) -> DecodeError:
-    fix = "find out what wrote it; then `tailrace reset` the source, which makes the shadow anew"
+    fix = f"find out what wrote it; to have the shadow made anew {reset_steps('SOURCE')}"
     return DecodeError(what, offset=0, where=where, fix=fix)

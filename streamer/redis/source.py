@@ -31,6 +31,7 @@ from streamer.redis.journal import Journal
 from streamer.redis.notifications import Watch, canary_channel, needed_classes
 from streamer.redis.publish import Events
 from streamer.redis.rights import capture_rights
+from streamer.redis.row_keys import check_row_keys
 from streamer.redis.sentinel import follow, locate
 from streamer.redis.shadow_copies import discard, own_copy
 from streamer.redis.shadow_topic import ShadowTopic
@@ -104,6 +105,8 @@ class Session:
             position, first = self._begin(loaded.position)
             if first:
                 discard(copy)
+            else:
+                check_row_keys(self._config, source.name, self._entities.records, loaded.latest)
             shadow = await topic.open(
                 copy, self._entities, since_epoch=position.since_epoch, flush=position.flush
             )
@@ -178,6 +181,7 @@ class Session:
                 self.publisher.topic(backfills_topic(self._config.name)),
                 now_us=self._now_us,
                 wake=capture.wake,
+                since_us=capture.position.since_us,
             ),
             self._follow,
             now_us=self._now_us,
@@ -205,6 +209,7 @@ class Session:
             lsn=found.lsn if found is not None else 0,
             flush=found.flush if found is not None else 0,
             since_epoch=epoch,
+            since_us=self._now_us(),
         )
         return position, True
 

@@ -77,7 +77,7 @@ def main() -> None:
     report("copy_row", lambda: rows.copy_row(line))
     report("template of a transaction", transaction)
     report("insert, plain decode", lambda: pgoutput.decode(insert))
-    report("decode_value", lambda: decode_value(value, where="t[0]@0"))
+    report("decode_value", lambda: decode_value(value, where="t[0]@0", offset=0))
     print(f"a value has {len(value)} bytes, a payload {len(insert)}")
 
 

@@ -25,11 +25,13 @@ ARGUMENTS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 
+NAMES = iter(("northwind", "southwind", "eastwind", "westwind"))
+
 
 @pytest.fixture
 def kafka_name() -> str:
-    """One that can be shown."""
-    return "northwind"
+    """One that can be shown; of each test another, as they share a Kafka."""
+    return next(NAMES)
 
 
 @pytest.fixture

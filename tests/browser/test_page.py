@@ -12,6 +12,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from pathlib import Path
 
+import psycopg
 import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -26,6 +27,7 @@ ADMIN = "a-key-of-the-test"
 WAIT_S = 45.0
 POLL_S = 0.1
 FIRST_PAINT_MS = 300
+NARROW_PX = 390
 RATE_S = 5.0  # of rows, a few at a time
 SHOWN_RATE_S = 75.0  # for screenshots: lines have a shape then
 MADE = (
@@ -80,6 +82,10 @@ class Page:
     def press(self, *keys: str) -> None:
         webdriver.ActionChains(self.driver).send_keys(*keys).perform()
 
+    def back_tab(self) -> None:
+        chain = webdriver.ActionChains(self.driver)
+        chain.key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
+
     def focused(self) -> WebElement:
         return self.driver.switch_to.active_element
 
@@ -91,13 +97,32 @@ class Page:
             self.press(Keys.TAB)
         raise AssertionError(f"Tab does not lead to {name!r}")
 
-    def shoot(self, name: str) -> None:
+    def narrow(self) -> None:
+        """As on a telephone."""
+        size = {"width": NARROW_PX, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def wide(self) -> None:
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    def too_wide(self) -> list[str]:
+        """What makes the whole page scroll to the side; a table may by itself."""
+        script = (
+            "const width = document.documentElement.clientWidth;"
+            "const own = (e) => e.closest('.scroll, .strip, .hidden, caption, .skip');"
+            "return [...document.querySelectorAll('body *')]"
+            ".filter((e) => e.getBoundingClientRect().right > width + 1 && !own(e))"
+            ".map((e) => `${e.tagName}.${e.className} ${e.getBoundingClientRect().right}`)"
+        )
+        return [str(each) for each in self.driver.execute_script(script)]
+
+    def shoot(self, name: str, width: int = 1280) -> None:
         """All of it, however high it is."""
         if self._shots is None:
             return
         self._shots.mkdir(parents=True, exist_ok=True)
         height = self.driver.execute_script("return document.documentElement.scrollHeight")
-        clip = {"x": 0, "y": 0, "width": 1280, "height": height, "scale": 1}
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         wanted = {"format": "png", "captureBeyondViewport": True, "clip": clip}
         data = self.driver.execute_cdp_cmd("Page.captureScreenshot", wanted)["data"]
         (self._shots / f"{name}.png").write_bytes(b64decode(data))
@@ -199,6 +224,114 @@ async def test_states_are_seen_and_acted_on(
     assert refused == ["401", "422"], severe  # the wrong key, and the bad cron line
 
 
+async def test_each_trouble_is_seen(
+    pipeline: Pipeline, browser: webdriver.Chrome, shots: Path | None
+) -> None:
+    """Slow, then stalled by a lock in the target; held; in error; rewound by a replay; silent when killed."""
+    configure(pipeline)
+    pipeline.config["targets"]["copy"]["batch"] = {"rows": 50, "wait": "1ms"}
+    pipeline.write_config()
+    await execute(pipeline.source_url, *MADE)
+    _, apply = await pipeline.start_both()
+    pipeline.start("serve")
+    page = Page(browser, await url_of(pipeline), shots)
+    page.open()
+    await page.until("the flows are shown", lambda: "IDLE" in page.row("orders"))
+    await _a_lock_makes_it_slow_and_then_stalled(page, pipeline)
+    await _a_table_that_does_not_fit_is_an_error(page, pipeline)
+    await _a_replay_is_rewound(page, pipeline)
+    await _a_flow_is_paused_and_goes_on(page, pipeline)
+    assert apply.running
+    assert await _states_differ_without_colour(page)
+
+
+async def _a_lock_makes_it_slow_and_then_stalled(page: Page, pipeline: Pipeline) -> None:
+    async with await psycopg.AsyncConnection.connect(pipeline.target_url) as locked:
+        await locked.execute("LOCK TABLE mirror.orders")
+        await execute(pipeline.source_url, "INSERT INTO orders VALUES (5000, 1), (5001, 2)")
+        await page.until("it is slow", lambda: "SLOW" in page.row("orders"))
+        assert "s behind" in page.row("orders")
+        page.shoot("state-slow")
+        await page.until("it is stalled", lambda: "STALLED" in page.row("orders"))
+        assert "nothing moves" in page.row("orders")
+        assert "orders is STALLED" in page.text("#sentence")
+        assert "orders is STALLED" in str(page.one("#said").get_attribute("textContent")), "read out"
+        page.shoot("state-stalled")
+        page.scheme("dark")
+        page.shoot("state-stalled-dark")
+        page.scheme("light")
+        page.narrow()
+        page.shoot("state-stalled-narrow", width=NARROW_PX)
+        assert page.too_wide() == []
+        page.wide()
+    await page.until("it goes on by itself", lambda: "IDLE" in page.row("orders"))
+
+
+async def _a_table_that_does_not_fit_is_an_error(page: Page, pipeline: Pipeline) -> None:
+    await execute(pipeline.target_url, "ALTER TABLE mirror.items DROP CONSTRAINT items_pkey")
+    await execute(pipeline.source_url, "UPDATE items SET count = 7 WHERE id = 1")
+    await page.until("it is an error", lambda: "ERROR" in page.row("items"))
+    assert "✖" in page.row("items")
+    page.shoot("state-error")
+    await execute(pipeline.target_url, "ALTER TABLE mirror.items ADD PRIMARY KEY (id)")
+    await page.until("it goes on by itself", lambda: "ERROR" not in page.row("items"), 90.0)
+
+
+async def _a_replay_is_rewound(page: Page, pipeline: Pipeline) -> None:
+    """Long enough to be seen: a lock holds its first batch."""
+    async with await psycopg.AsyncConnection.connect(pipeline.target_url) as locked:
+        code, said = await pipeline.run("replay", "customers", "--from-start")
+        await locked.execute("LOCK TABLE mirror.customers IN SHARE ROW EXCLUSIVE MODE")
+        assert code == 0, said
+        await page.until("it is rewound", lambda: "REWOUND" in page.row("customers"))
+        assert "replayed as a person has asked" in page.row("customers")
+        page.shoot("state-rewound")
+    await page.until("it is done", lambda: "IDLE" in page.row("customers"))
+
+
+async def _a_flow_is_paused_and_goes_on(page: Page, pipeline: Pipeline) -> None:
+    """By keyboard, with a reason; what comes meanwhile waits."""
+    page.driver.execute_script("sessionStorage.setItem('tailrace-key', arguments[0])", ADMIN)
+    page.tab_to("orders").send_keys(Keys.ENTER)
+    await page.until("its page is there", lambda: "nothing more of it is written" in page.text("#detail"))
+    page.tab_to("Why it is paused").send_keys("the month is closed")
+    page.back_tab()
+    assert page.focused().accessible_name == "Pause"
+    page.press(Keys.ENTER)
+    await page.until("the command has ended", lambda: "exit 0" in page.text(".output"))
+    await page.until("it is paused", lambda: "(the month is closed)" in page.text(".reason"))
+    await page.until("it can be resumed", lambda: "Resume" in page.text(".acts-box"))
+    await execute(pipeline.source_url, "INSERT INTO orders VALUES (7000, 1), (7001, 2)")
+    await page.until("what waits is shown", lambda: "0 records" not in page.text(".cards"))
+    page.shoot("flow-paused")
+    page.press(Keys.ESCAPE)
+    await page.until(
+        "what waits is shown", lambda: "PAUSED" in page.row("orders") and "2" in page.row("orders")
+    )
+    assert "❙❙" in page.row("orders")
+    assert "orders is PAUSED" in page.text("#sentence")
+    page.shoot("state-paused")
+    code, said = await pipeline.run("check", "--max-lag", "100ms", "orders")
+    assert code == 1, said
+    assert "flow orders is PAUSED" in said
+    count = "SELECT count(*) FROM mirror.orders WHERE id >= 7000"
+    assert await pipeline.target_value(count) == 0
+    page.tab_to("orders").send_keys(Keys.ENTER)
+    await page.until("its page is there", lambda: "Resume" in page.text(".acts-box"))
+    page.tab_to("Resume")
+    page.press(Keys.ENTER)
+    await page.until("it can be paused", lambda: "Pause\n" in page.text(".acts-box"))
+    page.press(Keys.ESCAPE)
+    await page.until("it goes on", lambda: "PAUSED" not in page.row("orders"))
+    await pipeline.equal()
+
+
+async def _states_differ_without_colour(page: Page) -> bool:
+    """Each badge has its word and its sign."""
+    script = "return [...document.querySelectorAll('.flows .state')].map((each) => each.innerText)"
+    return all(len(text.split()) == 2 for text in page.driver.execute_script(script))
+
+
 async def _all_is_well(page: Page, pipeline: Pipeline) -> None:
     page.open()
     await page.until("the flows are shown", lambda: "orders" in page.row("orders"))
@@ -221,12 +354,34 @@ async def _all_is_well(page: Page, pipeline: Pipeline) -> None:
     page.scheme("dark")
     page.shoot("dashboard-dark")
     page.scheme("light")
+    assert _gaps(page) == []
     unnamed = [
         each
         for each in page.driver.find_elements(By.CSS_SELECTOR, "button, a, input, meter, svg")
         if each.is_displayed() and not each.accessible_name
     ]
     assert unnamed == []
+
+
+def _gaps(page: Page) -> list[str]:
+    """What somebody who does not see the page, or has no mouse, would miss."""
+    script = """
+      const bad = [], all = (selector) => [...document.querySelectorAll(selector)];
+      const need = (ok, what) => ok || bad.push(what);
+      need(document.documentElement.lang, "no language");
+      need(all("h1").length === 1 && all("main").length === 1 && all("header").length === 1, "landmarks");
+      need(document.querySelector("#said[role=status][aria-live=polite]"), "news are not read out");
+      need(document.querySelector("#banner[role=alert]"), "DISABLED is not read out");
+      for (const each of all("table")) need(each.caption?.textContent, "a table without a caption");
+      for (const each of all("thead th")) need(each.scope === "col", `no scope: column ${each.innerText}`);
+      for (const each of all("tbody th")) need(each.scope === "row", `no scope: row ${each.innerText}`);
+      for (const each of all("section")) need(each.ariaLabel, "a section without a name");
+      for (const each of all("input")) need(each.ariaLabel || each.labels.length, "an input without a label");
+      for (const each of all("[tabindex]")) need(each.tabIndex <= 0, "an order of its own for Tab");
+      for (const each of all(".unknown")) need(each.textContent.includes("unknown"), "unknown: a sign");
+      return bad;
+    """
+    return [str(each) for each in page.driver.execute_script(script)]
 
 
 async def _a_job_is_paused_by_keyboard(page: Page) -> None:
@@ -242,7 +397,7 @@ async def _a_job_is_paused_by_keyboard(page: Page) -> None:
     page.press("wrong", Keys.ENTER)
     await page.until("it is refused", lambda: "not right" in page.text("#ask-text"))
     page.press(ADMIN, Keys.ENTER)
-    await page.until("the job is paused", lambda: "PAUSED" in page.row(["nightly", "nightly"][0]))
+    await page.until("the job is paused", lambda: "PAUSED" in page.row("nightly"))
     assert "WAITING" in page.row("audit")
 
 

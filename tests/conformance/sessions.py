@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from consumers.apply.checkpoint import Place
-from consumers.targets.base import Batch, Outcome, Target
+from consumers.apply.fold import Version
+from consumers.targets.base import Batch, Outcome, TableChanges, Target
 from consumers.testing import Log, LogTable
 from streamer.config import Config, Flow
-from tests.conformance.adapters.base import SOURCE, Adapter, Row
+from tests.conformance.adapters.base import SCHEMA, SOURCE, Adapter, Row
 
 PEOPLE = {"id": "integer", "name": "text", "note": "text"}
 
@@ -70,3 +71,11 @@ def people(log: Log, columns: dict[str, str] | None = None, key: Sequence[str] =
 
 def person(number: int, name: str = "a", note: str | None = None) -> Row:
     return {"id": number, "name": name, "note": note}
+
+
+async def below(s: Session, table: LogTable, floor: Version) -> int:
+    """How many rows of people a floor would take."""
+    changes = TableChanges(
+        "mirror", table.topic, table.record, SCHEMA, "people", [], {table.record.id}, floor
+    )
+    return await s.target.count_below(changes, 1000)

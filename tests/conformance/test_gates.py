@@ -7,11 +7,9 @@ from dataclasses import replace
 import pytest
 
 from consumers.apply.checkpoint import Place
-from consumers.apply.fold import Version
-from consumers.targets.base import Gate, TableChanges
-from consumers.testing import LogTable
+from consumers.targets.base import Gate
 from tests.conformance.adapters.base import SCHEMA, Adapter
-from tests.conformance.sessions import Session, people, person, session
+from tests.conformance.sessions import below, people, person, session
 
 
 async def test_a_gate_is_held_then_decided(adapter: Adapter) -> None:
@@ -65,11 +63,6 @@ async def test_deletes_are_counted_with_the_rows(adapter: Adapter) -> None:
         assert await other.target.recent_deletes("mirror", "shop.public.things", 600) == 0
         assert await other.target.recent_deletes("other", table.topic, 600) == 0
         assert await other.target.count_rows("mirror", SCHEMA, "people") == 8
-
-
-async def below(s: Session, table: LogTable, floor: Version, name: str = "people") -> int:
-    changes = TableChanges("mirror", table.topic, table.record, SCHEMA, name, [], {table.record.id}, floor)
-    return await s.target.count_below(changes, 1000)
 
 
 async def test_what_a_floor_would_take_is_counted_without_taking_it(adapter: Adapter) -> None:

@@ -29,7 +29,13 @@ async def test_a_table_that_is_gone_is_not_made_again(adapter: Adapter) -> None:
         before = await s.stands()
         error = await lost(s)
         assert (error.flow, error.topic, error.epoch) == ("mirror", table.topic, 1)
-        for words in ("people", "is missing", "restore it", "goes on by itself", "`tailrace reset shop`"):
+        for words in (
+            "people",
+            "is missing",
+            "restore it",
+            "goes on by itself",
+            "`tailrace reset shop --yes`",
+        ):
             assert words in str(error)
         people(s.log, {**PEOPLE, "more": "text"}).create({**person(3), "more": "m"})
         async with s.another() as other:

@@ -20,6 +20,7 @@ from consumers.dashboard.app import Parts, build
 from consumers.dashboard.auth import Keys
 from consumers.dashboard.server import Server, listen, settings
 from consumers.dashboard.watch import Watch
+from consumers.heartbeats import Heartbeats
 from consumers.schedule.service import Schedule
 from streamer.config import Config, load
 from streamer.status import StatusRecord, now_us
@@ -89,7 +90,9 @@ async def serving(config: Config) -> AsyncIterator[Served]:
     database = Database(config)
     schedule, commands = Schedule(config, database), Commands(config, database)
     schedule.open()
-    watch = Watch(config, database, lambda: beat("serve:acme"), admin=Keys(config).has_admin)
+    watch = Watch(
+        config, database, Heartbeats(config), lambda: beat("serve:acme"), admin=Keys(config).has_admin
+    )
     parts = Parts(config, watch, schedule, commands)
     with listen(HOST, 0) as bound:
         port = bound.getsockname()[1]

@@ -17,6 +17,10 @@ RULES: list[dict[str, Any]] = [
     for rule in group["rules"]
 ]
 
+RULE_TESTS: list[dict[str, Any]] = yaml.safe_load(
+    (CONFIG / "prometheus" / "alerts.test.yaml").read_text(encoding="utf-8")
+)["tests"]
+
 _USED = re.compile(r"\b(tailrace_[a-z_0-9]+)\b(?:\{([^}]*)\})?")
 _MATCHER = re.compile(r'([a-z_]+)(?:=~|!~|!=|=)"([^"]*)"')
 _BY = re.compile(r"\b(?:by|without) \(([^)]*)\)")

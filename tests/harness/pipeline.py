@@ -13,11 +13,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import psycopg
 import yaml
@@ -27,6 +28,7 @@ from streamer.changes.lsn import format_lsn, parse_lsn
 from streamer.changes.topics import status_topic
 from streamer.errors import TailraceError
 from streamer.status import StatusReader, StatusRecord, read_status
+from tests.harness.starter import Started, Starter
 
 REPO = Path(__file__).parents[2]
 CATCH_UP_S = 60.0
@@ -41,7 +43,7 @@ PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
@@ -51,7 +53,7 @@ class Child:
 
     role: str  # capture | apply | run | ...
     number: int
-    popen: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes] | Started
     log_path: Path
     killed: bool = False
 
@@ -178,6 +180,7 @@ class Pipeline:
         self._source_line = Line(source_url)
         self._target_line = Line(target_url)
         self.children: list[Child] = []
+        self.starter: Starter | None = None  # what starts its processes; None: the interpreter itself
         self.config: dict[str, Any] = {
             "name": name,
             "kafka": {"brokers": process_brokers or brokers, "topics": {"partitions": 4, **(topics or {})}},
@@ -220,39 +223,44 @@ class Pipeline:
     # -- processes
 
     def start(self, role: str, *options: str) -> Child:
-        """`capture` and `apply` get their source's or target's name; others (`run`) none."""
-        part = {"capture": [self.source], "apply": ["copy"]}.get(role, [])
+        """`capture` and `apply` get their source's or target's name, unless one is given; others (`run`) none."""
+        named = bool(options) and not options[0].startswith("-")
+        part = [] if named else {"capture": [self.source], "apply": ["copy"]}.get(role, [])
         number = 1 + sum(c.role == role for c in self.children)
         log_path = self.folder / f"{role}-{number}.log"
         with log_path.open("wb") as log:
-            popen = subprocess.Popen(
-                self.command(role, *part, *options),
-                cwd=REPO,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one prctl call, nothing that could lock
-            )
-        child = Child(role, number, popen, log_path)
+            child = Child(role, number, self._start(log, role, *part, *options), log_path)
         self.children.append(child)
         return child
+
+    def _start(self, log: IO[bytes], *words: str) -> subprocess.Popen[bytes] | Started:
+        if self.starter is not None:
+            return self.starter.start([*words, "-c", str(self.config_path)], log)
+        return subprocess.Popen(
+            self.command(*words),
+            cwd=REPO,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, nothing that could lock
+        )
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "consumers", *words, "-c", str(self.config_path)]
 
     async def run(self, *words: str, timeout_s: float = STATE_S) -> tuple[int, str]:
         """One command to its end: (exit code, stdout and stderr together)."""
-        process = await asyncio.create_subprocess_exec(
-            *self.command(*words), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        try:
-            async with asyncio.timeout(timeout_s):
-                out, _ = await process.communicate()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-            raise AssertionError(f"{words} has not ended within {timeout_s:.0f} s") from None
-        return process.returncode or 0, out.decode(errors="replace")
+        with tempfile.TemporaryFile() as output:
+            process = self._start(output, *words)
+            try:
+                async with asyncio.timeout(timeout_s):
+                    code = await asyncio.to_thread(process.wait)
+            except TimeoutError:
+                raise AssertionError(f"{words} has not ended within {timeout_s:.0f} s") from None
+            finally:
+                process.kill()
+            output.seek(0)
+            return code, output.read().decode(errors="replace")
 
     async def start_both(self) -> tuple[Child, Child]:
         """Capture and apply, the first rows in the target and the stream running."""

@@ -20,11 +20,11 @@ from consumers.control.database import Database
 from consumers.control.feed import CLAIM_US, Feed, Wrong
 from consumers.control.lease import Lease, LeaseLost
 from streamer.cli import run_command
-from streamer.config import Config, load
+from streamer.config import Config
 from streamer.status import now_us
+from tests.harness.control import control_config
 from tests.harness.receiver import HANG, receiving
 
-SOURCE = "sources: {shop: {kind: postgres, url: 'postgresql://127.0.0.1/shop', tables: {'*.*': {}}}}\n"
 STALLED = Wrong("stalled", "flow mirror", "nothing moves")
 HELD = Wrong("held", "flow mirror", "it waits")
 SECRET = "s3cret-key"
@@ -32,9 +32,9 @@ SECRET = "s3cret-key"
 Make = Callable[[str], Config]
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def make(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> Make:
-    return maker(tmp_path, "sqlite:///control.db" if request.param == "sqlite" else database)
+@pytest.fixture
+def make(tmp_path: Path, control_url: str) -> Make:
+    return maker(tmp_path, control_url)
 
 
 @pytest.fixture
@@ -47,12 +47,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def maker(folder: Path, url: str) -> Make:
-    def made(alerts: str) -> Config:
-        path = folder / "tailrace.yaml"
-        path.write_text(f"name: acme\ncontrol: {{url: '{url}'}}\nalerts: {{{alerts}}}\n{SOURCE}")
-        return load(path)
-
-    return made
+    return lambda alerts: control_config(folder, f"alerts: {{{alerts}}}\n", url=url)
 
 
 def feed_of(config: Config) -> Feed:

@@ -14,6 +14,7 @@ from consumers.apply import feed
 from streamer.changes.topics import positions_topic, schemas_topic
 from streamer.config import Config, load
 from streamer.kafka import admin, offset_ranges
+from streamer.resetting import reset_steps
 from streamer.runner import reset_source
 from tests.harness.capture import PARTITIONS, capturing, until
 from tests.harness.capture import run as execute
@@ -135,7 +136,7 @@ async def test_h14_a_topic_made_again_and_the_reset_that_mends_the_target(
     await mirrored.make_again(TOPIC)
     error = await mirrored.refused()
     assert "its log ends at 0" in error
-    assert "`tailrace reset shop` while its capture is stopped, then start apply" in error
+    assert "`tailrace reset shop --yes`, and start again what has stopped" in error
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1", meanwhile)
     await mirrored.reset()
     await mirrored.equal(apply_first=apply_first)
@@ -159,7 +160,7 @@ async def test_h14_kafka_replaced_and_the_reset_that_mends_the_target(
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1", "UPDATE people SET name = 'b'")
     error = await mirrored.refused()
     assert "another Kafka cluster" in error
-    assert "on purpose: `tailrace reset shop` while its capture is stopped, then start apply" in error
+    assert f"on purpose: {reset_steps('shop')}" in error
     await mirrored.reset()
     await mirrored.equal(apply_first=apply_first)
     async with await psycopg.AsyncConnection.connect(mirrored.target_url) as connection:
@@ -174,7 +175,7 @@ async def test_h14_retention_that_passed_and_the_reset_that_mends_the_target(mir
     await mirrored.remove(keep=2)
     error = await mirrored.refused()
     assert "retention has removed" in error
-    assert "`tailrace reset shop` while its capture is stopped, then start apply" in error
+    assert "`tailrace reset shop --yes`, and start again what has stopped" in error
     await mirrored.reset()
     await mirrored.equal()
 
@@ -186,7 +187,7 @@ async def test_h14_a_copy_that_retention_may_have_cut_is_not_believed(mirrored: 
     await mirrored.reset()
     await mirrored.captured()
     error = await mirrored.refused()
-    assert "`tailrace reset shop` once more" in error
+    assert "too: once more stop `tailrace run`" in error
     await mirrored.reset()
     await mirrored.equal()
 
@@ -210,7 +211,7 @@ async def test_h14_an_epoch_below_the_targets_is_named(mirrored: Mirrored) -> No
     )
     await mirrored.make_again(TOPIC)
     await mirrored.reset()
-    cure = f"`tailrace reset shop --above {FAR}` while its capture is stopped, then start apply"
+    cure = f"`tailrace reset shop --above {FAR} --yes`, and start again what has stopped"
     assert cure in await mirrored.refused()
     await mirrored.reset(above=FAR)
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1")
@@ -236,7 +237,7 @@ async def test_h03_kafka_and_the_slot_lost_and_the_one_reset_that_mends_it(mirro
     await mirrored.captured()
     error = await mirrored.refused()
     assert "another Kafka cluster" in error
-    assert "`tailrace reset shop` while its capture is stopped, then start apply" in error
+    assert "`tailrace reset shop --yes`, and start again what has stopped" in error
     await mirrored.reset()
     await mirrored.equal()
 
@@ -250,7 +251,9 @@ async def test_h03_a_copy_that_is_all_refused_is_a_finding_that_names_the_cure(
     gone = "DELETE FROM _tailrace.checkpoints"
     await execute(mirrored.target_url, known if checkpoints == "known" else gone)
     async with capturing(mirrored.config) as capture, applying(mirrored.config) as run, capture.status:
-        words = f"`tailrace reset shop --above {FAR}`" if checkpoints == "known" else "refused all 30 rows"
+        words = (
+            f"`tailrace reset shop --above {FAR} --yes`" if checkpoints == "known" else "refused all 30 rows"
+        )
 
         def told() -> bool:
             return any(words in finding for finding in run.status.record.detail.get("findings", ()))

@@ -151,15 +151,43 @@ async def test_keys_that_are_there_and_keys_that_are_gone(
         none = await backfill(capture, "t", [])
         await capture.caught_up()
     assert (kept.state, kept.rows, kept.deletes) == (State.DONE, 2000, 0)
-    assert (gone.state, gone.rows, gone.deletes) == (State.DONE, 2000, 2)
+    assert (gone.state, gone.rows, gone.deletes) == (State.DONE, 2000, 3)
     assert (none.state, none.rows) == (State.DONE, 0)
     assert "has 1 values, the key of public.t is (a, b)" in wrong.reason
     assert "a is numeric(9,2), and a string was expected, not int" in odd.reason
     deleted = [v["before"] for v in await again(config, "t") if v["op"] == "d"]
     assert sorted(map(str, deleted)) == [
         "{'a': '5.00', 'v': None, 'b': 'gone'}",
+        "{'a': '77', 'v': None, 'b': \"x'\"}",  # spelt otherwise than the row of 77.00
         "{'a': '9999.00', 'v': None, 'b': \"x'\"}",
     ]
+    assert await differences(config) == []
+
+
+async def test_a_key_spelt_otherwise_than_its_row_is_deleted_and_the_row_is_newer(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    await run(
+        database,
+        "CREATE EXTENSION citext",
+        "CREATE TABLE t (c citext, p char(4), n numeric, v text, PRIMARY KEY (n, c, p))",
+        "INSERT INTO t VALUES ('Ann', 'x', 1.50, 'kept'), ('Bob', 'y', 2, 'as it is')",
+    )
+    config = make_config(database)
+    keys = [["ann", "x   ", "1.50"], ["Ann", "x", "1.50"], ["Ann", "x   ", "1.5"], ["Bob", "y   ", "2"]]
+    async with capturing(config) as capture:
+        kept = await backfill(capture, "t", keys)
+        gone = await backfill(capture, "t", keys, deletes=True)
+        await capture.caught_up()
+    assert (kept.rows, kept.deletes) == (2, 0)
+    assert (gone.rows, gone.deletes) == (2, 3)
+    found = await again(config, "t")
+    deleted = {tuple(v["before"].values()): v["source"] for v in found if v["op"] == "d"}
+    assert set(deleted) == {(*key, None) for key in map(tuple, keys[:3])}
+    (row,) = [v for v in found if v["op"] == "r" and v["source"]["ordinal"] and v["after"]["c"] == "Ann"]
+    assert row["after"] == {"c": "Ann", "p": "x   ", "n": "1.50", "v": "kept"}
+    for source in deleted.values():
+        assert (source["commit_lsn"], source["ordinal"]) < (row["source"]["commit_lsn"], 1)
     assert await differences(config) == []
 
 
@@ -223,6 +251,25 @@ async def test_the_rate_holds(database: str, make_config: Callable[..., Config])
     assert progress.ended_us is not None
     seconds = (progress.ended_us - progress.began_us) / 1e6
     assert ROWS / 1_500 * 0.7 < seconds < ROWS / 1_500 * 2
+
+
+async def test_the_stream_comes_first(
+    database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run(database, *TABLE)
+    config = make_config(database)
+    async with capturing(config) as capture:
+        with monkeypatch.context() as patch:
+            patch.setattr(backfill_run, "LAG_LIMIT_BYTES", 0)  # the stream is always behind
+            name = await request(capture, "t")
+            reason = "waits for the stream, which is behind"
+            await reach(capture, name, lambda entry: entry["reason"] == reason)
+            await run(database, f"INSERT INTO t VALUES ({ROWS + 1}, 'of the stream')")
+            await capture.caught_up()
+            assert (shown(capture, name)["rows"], await again(config, "t")) == (0, [])
+        progress = await over(capture, name)
+    assert (progress.state, progress.rows, progress.reason) == (State.DONE, ROWS + 1, "")
+    assert await differences(config) == []
 
 
 @pytest.mark.thorough

@@ -117,7 +117,8 @@ async def test_given_keys_have_the_form_that_they_have_in_kafka(shop: Pipeline, 
         ("a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a99", "99.5"),
     ]
     end = last(out)
-    assert (end["state"], end["rows"], end["deletes"], end["estimated_rows"]) == ("done", 2, 1, 3)
+    # The second delete is of 1, as which the target may have the row that the source spells 1.00.
+    assert (end["state"], end["rows"], end["deletes"], end["estimated_rows"]) == ("done", 2, 2, 3)
 
     numbers = tmp_path / "numbers"
     numbers.write_text("7\n[8]\n")
@@ -205,7 +206,7 @@ async def test_a_capture_that_goes_is_said_to_who_follows(shop: Pipeline) -> Non
     [
         (["order"], ["captures no table 'order'", "did you mean 'orders'?"]),
         (["public.ordres"], ["did you mean 'public.orders'?"]),
-        (["notes"], ["public.notes has no key", "give it a primary key, then `tailrace reset"]),
+        (["notes"], ["public.notes has no key", "give it a primary key, then stop `tailrace run`"]),
     ],
 )
 async def test_tables_that_cannot_be(words: list[str], said: list[str], shop: Pipeline) -> None:

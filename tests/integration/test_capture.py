@@ -10,7 +10,7 @@ import pytest
 from psycopg import sql
 
 from streamer.config import Config
-from streamer.postgres import source
+from streamer.postgres import source, stream
 from streamer.postgres.slot import lock_key
 from streamer.runner import make_publisher
 from tests.harness.capture import Capture, capturing, confirmed_lsn, events, run, until, values
@@ -75,6 +75,36 @@ async def test_a_large_transaction_cut_in_the_middle_is_published_once(
     assert partials > 0, "no kill fell inside the transaction"
     assert len(set(versions)) == len(versions)
     assert [ordinal for _, ordinal in versions] == list(range(rows))
+
+
+async def test_a_stop_publishes_what_is_in_hand_and_confirms_it(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """As SIGTERM does it: in the middle of a transaction, while nothing else would flush or confirm."""
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY, v text)")
+    config = make_config(database)
+    rows = 5_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "LOOK_S", 60.0)
+        patch.setattr(stream, "IDLE_FLUSH_S", 60.0)
+        patch.setattr(stream, "FLUSH_BYTES", 2**40)
+        patch.setattr(stream, "WAITING_LIMIT_BYTES", 50_000)  # the reader waits there for the stop
+        patch.setattr(stream, "FEEDBACK_S", 60.0)
+        patch.setattr(stream, "FEEDBACK_MIN_US", 2**60)
+        async with capturing(config) as capture:
+            await run(
+                database,
+                "INSERT INTO t VALUES (0, 'whole')",
+                f"INSERT INTO t SELECT g, repeat('x', 100) FROM generate_series(1, {rows}) g",
+            )
+            await capture.until(lambda: capture.status.record.detail["waiting_bytes"] >= 50_000)
+    detail = capture.status.record.detail
+    assert 1 < detail["published"] < rows
+    assert len(values(await events(config, "t"))) == detail["published"]
+    assert await confirmed_lsn(config) == detail["lsn"]
+    async with capturing(config) as capture:
+        await capture.caught_up()
+    assert [v["after"]["id"] for v in values(await events(config, "t"))] == list(range(rows + 1))
 
 
 async def _partial(config: Config) -> int:

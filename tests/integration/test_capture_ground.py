@@ -7,9 +7,11 @@ from collections.abc import Callable
 import psycopg
 import pytest
 
+from streamer.changes.backfill import State
 from streamer.config import Config
 from streamer.errors import FatalError
 from streamer.runner import reset_source
+from tests.harness.backfill import over, reach, request
 from tests.harness.capture import Capture, capturing, current_lsn, events, fails, run, values
 from tests.harness.tiers import corners
 
@@ -41,12 +43,16 @@ UNDER_A_CAPTURE = {
         "public.bag has a key or a replica identity now, but only its INSERT and TRUNCATE are captured",
     ),
     "partition attached": (
-        ("CREATE TABLE p2 (id int NOT NULL)", "ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2)"),
-        "partitions of public.p were attached, detached or dropped",
+        (
+            "CREATE TABLE p2 (id int NOT NULL)",
+            "INSERT INTO p2 VALUES (2)",
+            "ALTER TABLE p ATTACH PARTITION p2 FOR VALUES IN (2)",
+        ),
+        "partition public.p2 of public.p was attached with rows",
     ),
     "partition dropped": (
         ("DROP TABLE p1",),
-        "partitions of public.p were attached, detached or dropped",
+        "partition public.p1 of public.p was detached or dropped",
     ),
 }
 
@@ -73,7 +79,7 @@ async def test_h22_h27_what_the_stream_does_not_tell_is_a_finding(
         assert capture.findings == []
         await run(database, *(statement.format(name=config.name) for statement in statements))
         await capture.until(lambda: any(finding in found for found in capture.findings))
-        assert any("`tailrace reset shop`" in found for found in capture.findings)
+        assert any("`tailrace reset shop --yes`" in found for found in capture.findings)
 
 
 async def test_h22_what_is_done_while_no_capture_runs_is_found_at_every_later_start(
@@ -113,7 +119,7 @@ async def test_h22_what_is_done_while_no_capture_runs_is_found_at_every_later_st
         "public.taken was taken out of its publication",
         "column v of public.retyped was integer and is text now",
         "column v of public.later was renamed to w",
-        "partitions of public.p were attached, detached or dropped",
+        "partition public.p1 of public.p was detached or dropped",
     )
     for _ in range(2):  # a finding is no news that the first look at it swallows
         async with capturing(config) as capture:
@@ -121,10 +127,13 @@ async def test_h22_what_is_done_while_no_capture_runs_is_found_at_every_later_st
             for finding in expected:
                 assert sum(finding in found for found in capture.findings) == 1, finding
             assert len(capture.findings) == len(expected)
+            failed = await request(capture, "gone")
+            assert (await over(capture, failed)).state is State.FAILED
     await reset_source(config, "shop", brokers=config.kafka.brokers)
     async with capturing(config) as capture:
         await capture.until(lambda: bool(capture.looks))
         assert capture.findings == []
+        await reach(capture, failed, lambda entry: entry["state"] is State.CANCELLED)
 
 
 @pytest.mark.parametrize(
@@ -166,13 +175,20 @@ async def test_h22_a_deferrable_key_leaves_the_application_working(database: str
 
 
 async def test_two_tables_whose_topics_have_one_name_are_told_apart(database: str, make_config: Make) -> None:
-    await run(database, 'CREATE TABLE "tä" (id int PRIMARY KEY)')
-    config = make_config(database)
+    await run(
+        database,
+        'CREATE TABLE "tä" (id int PRIMARY KEY)',
+        'CREATE SCHEMA a; CREATE SCHEMA "a.b"; CREATE TABLE "a.b".c (id int PRIMARY KEY)',
+    )
+    config = make_config(database, tables={"public.*": {}, "a*.*": {}})
     async with capturing(config) as capture:
         await run(database, 'CREATE TABLE "tö" (id int PRIMARY KEY)', 'INSERT INTO "tö" VALUES (7)')
-        await capture.until(
-            lambda: any("its topic would be that of public.tä" in f for f in capture.findings)
-        )
+        await run(database, 'CREATE TABLE a."b.c" (id int PRIMARY KEY)')
+        for finding in (
+            "public.tö is not captured: its topic would be that of public.tä",
+            'a."b.c" is not captured: its topic would be that of "a.b".c',
+        ):
+            await capture.until(lambda f=finding: any(f in found for found in capture.findings))  # type: ignore[misc]
         await run(database, 'INSERT INTO "tä" VALUES (1)')
         await capture.caught_up()
     assert [v["after"]["id"] for v in values(await events(config, "t_"))] == [1]
@@ -201,7 +217,7 @@ async def test_h04_an_idle_source_is_resumed_where_its_heartbeat_ended(
 
 async def finds(capture: Capture, finding: str) -> None:
     await capture.until(lambda: any(finding in found for found in capture.findings))
-    assert [found for found in capture.findings if "`tailrace reset shop`" not in found] == []
+    assert [found for found in capture.findings if "`tailrace reset shop --yes`" not in found] == []
     assert len(capture.findings) == 1
 
 

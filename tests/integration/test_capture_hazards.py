@@ -20,7 +20,7 @@ from streamer.postgres.replication_messages import status_update
 from streamer.postgres.slot import start_replication
 from streamer.postgres.watch import Watch
 from streamer.publisher import Loaded, Publisher
-from streamer.runner import make_publisher, reset_source
+from streamer.runner import make_publisher, now_us, reset_source
 from streamer.sandbox import PostgresServer
 from tests.harness.capture import WAIT_S, Capture, capturing, events, fails, run, until, values
 from tests.integration.test_capture_stops import promoted
@@ -79,8 +79,8 @@ async def test_h04_a_publication_made_again_while_it_is_captured(
 ) -> None:
     inspect, looks = Watch.inspect, []
 
-    async def look(watch: Watch) -> None:
-        await inspect(watch)
+    async def look(watch: Watch, shown_lsn: int) -> None:
+        await inspect(watch, shown_lsn)
         looks.append(watch)
 
     monkeypatch.setattr(Watch, "inspect", look)
@@ -356,7 +356,7 @@ async def test_h30_a_look_over_a_lost_lock_connection_ends_the_session(
     database: str, make_config: Callable[..., Config]
 ) -> None:
     async with connect(database) as control:
-        watch = Watch(control, make_config(database).sources["shop"])
+        watch = Watch(control, make_config(database).sources["shop"], now_us)
         await watch.look(0)
         await run(database, f"SELECT pg_terminate_backend({control.info.backend_pid}, 5000)")
         with pytest.raises(SourceUnavailable):

@@ -13,7 +13,7 @@ import pytest
 
 from streamer.changes.position import Stage
 from streamer.config import Config
-from streamer.errors import BadRecordError, FatalError, PositionError
+from streamer.errors import BadRecordError, ConfigError, FatalError, PositionError
 from streamer.kafka import admin
 from streamer.runner import make_publisher, reset_source
 from streamer.sandbox import PostgresServer
@@ -372,3 +372,32 @@ async def test_a_table_whose_rule_is_not_built_is_left_out_by_name(
     assert [v["after"]["id"] for v in values(await events(config, "open"))] == [1, 2]
     async with admin(config.kafka.brokers, None) as client:
         assert "shop.public.masked" not in await client.list_topics()
+
+
+async def test_h27_what_a_publication_made_by_hand_leaves_out_stops_the_first_start(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """Operations, rows, and what a partition never wrote; each with the statements that mend it."""
+    config = make_config(database)
+    await run(
+        database,
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY LIST (id)",
+        "CREATE UNLOGGED TABLE p1 PARTITION OF p FOR VALUES IN (1)",
+        f"CREATE PUBLICATION {config.name} FOR TABLE t WHERE (id > 1), p WITH (publish = 'insert, update')",
+    )
+    for what in (
+        f"the publication {config.name} does not publish what capture needs",
+        f"the publication {config.name} filters rows or columns of public.t",
+        "partition public.p1 of public.p is UNLOGGED",
+    ):
+        error = await fails(config)
+        assert isinstance(error, ConfigError)
+        assert error.what.startswith(what)
+        await run(database, error.fix.partition(" run ")[2])
+    async with capturing(config) as capture:
+        await run(database, "INSERT INTO t VALUES (1)", "INSERT INTO p VALUES (1)", "DELETE FROM p")
+        await run(database, "CREATE UNLOGGED TABLE p2 PARTITION OF p FOR VALUES IN (2)")
+        await capture.until(lambda: any("p2 of public.p is UNLOGGED" in f for f in capture.findings))
+        await capture.caught_up()
+    assert [v["op"] for t in "tp" for v in values(await events(config, t))] == ["c", "c", "d"]

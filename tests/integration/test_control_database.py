@@ -12,30 +12,24 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select
 
 from consumers.control.database import Database, is_gone, owner
-from streamer.config import Config, load
+from streamer.config import Config
 from streamer.errors import ConfigError, FatalError, RetryableError
+from tests.harness.control import control_config
 
 meta = MetaData()
 numbers = Table("numbers", meta, Column("n", Integer, primary_key=True))
-
-SOURCE = "sources: {shop: {kind: postgres, url: 'postgresql://127.0.0.1/shop', tables: {'*.*': {}}}}\n"
 
 Make = Callable[[str], Config]
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    def made(url: str) -> Config:
-        path = tmp_path / "tailrace.yaml"
-        path.write_text(f"name: acme\ncontrol: {{url: '{url}'}}\n{SOURCE}")
-        return load(path)
-
-    return made
+    return lambda url: control_config(tmp_path, url=url)
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def config(request: pytest.FixtureRequest, make: Make, database: str) -> Config:
-    return make("sqlite:///a folder/control.db" if request.param == "sqlite" else database)
+@pytest.fixture
+def config(make: Make, control_url: str) -> Config:
+    return make(control_url.replace("///", "///a folder/"))
 
 
 def test_many_make_it_at_once_and_all_write(config: Config) -> None:
@@ -64,6 +58,33 @@ def test_a_database_that_does_not_answer_is_tried_again(make: Make) -> None:
     with pytest.raises(RetryableError, match="control database does not answer") as found:
         Database(config).prepare("numbers", 1, meta)
     assert "secret" not in str(found.value)
+
+
+def test_a_file_that_is_taken_away_is_not_made_anew(make: Make, tmp_path: Path) -> None:
+    """What has been kept would be forgotten without a word; once it is back, or another, it is used."""
+    one, elsewhere = Database(make("sqlite:///control.db")), tmp_path / "elsewhere.db"
+
+    def write(n: int) -> list[int]:
+        with one.begin() as connection:
+            connection.execute(insert(numbers), {"n": n})
+            return list(connection.execute(select(numbers.c.n).order_by(numbers.c.n)).scalars())
+
+    one.prepare("numbers", 1, meta)
+    assert write(1) == [1]
+    one.close()  # as SQLite wants it: all of it is in the one file then
+    (tmp_path / "control.db").rename(elsewhere)
+    for _ in range(2):
+        with pytest.raises(RetryableError, match="its file is gone") as found:
+            write(2)
+        assert "put it back" in found.value.fix
+    assert not (tmp_path / "control.db").exists()
+    elsewhere.rename(tmp_path / "control.db")
+    assert write(3) == [1, 3]
+    other = Database(make("sqlite:///other.db"))
+    other.prepare("other", 1, MetaData())
+    other.close()
+    (tmp_path / "other.db").replace(tmp_path / "control.db")
+    assert write(4) == [4], "its tables are made"
 
 
 def test_a_url_that_is_none_is_not_shown(make: Make) -> None:

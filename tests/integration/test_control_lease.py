@@ -16,19 +16,16 @@ from sqlalchemy import Column, Integer, MetaData, Table, func, insert, select
 
 from consumers.control.database import Database
 from consumers.control.lease import SILENT_S, Lease, LeaseLost
-from streamer.config import Config, load
+from streamer.config import Config
+from tests.harness.control import control_config
 
-SOURCE = "sources: {shop: {kind: postgres, url: 'postgresql://127.0.0.1/shop', tables: {'*.*': {}}}}\n"
 meta = MetaData()
 writes = Table("writes", meta, Column("n", Integer))
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def config(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> Config:
-    url = "sqlite:///control.db" if request.param == "sqlite" else database
-    path = tmp_path / "tailrace.yaml"
-    path.write_text(f"name: acme\ncontrol: {{url: '{url}'}}\n{SOURCE}")
-    return load(path)
+@pytest.fixture
+def config(tmp_path: Path, control_url: str) -> Config:
+    return control_config(tmp_path, url=control_url)
 
 
 class Clock:

@@ -12,14 +12,12 @@ from consumers.control.lease import Lease
 from consumers.schedule.plan import Outcome
 from consumers.schedule.runner import Runner
 from consumers.schedule.service import Schedule
-from streamer.config import Config, load
+from streamer.config import Config
 from streamer.errors import ConfigError
+from tests.harness.control import control_config
 from tests.integration.test_schedule_runner import until
 
 FILE = """\
-name: acme
-control: {{url: '{url}'}}
-sources: {{shop: {{kind: postgres, url: 'postgresql://127.0.0.1/shop', tables: {{'*.*': {{}}}}}}}}
 schedules:
   jobs:
     first: {{exec: 'app:first', every: 10m}}
@@ -28,15 +26,13 @@ schedules:
 FIRST, SECOND = "schedules.jobs.first", "schedules.jobs.second"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def config(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> Config:
-    return write(tmp_path, "sqlite:///control.db" if request.param == "sqlite" else database)
+@pytest.fixture
+def config(tmp_path: Path, control_url: str) -> Config:
+    return write(tmp_path, control_url)
 
 
 def write(folder: Path, url: str, second: str = "second") -> Config:
-    path = folder / "tailrace.yaml"
-    path.write_text(FILE.format(url=url, second=second))
-    return load(path)
+    return control_config(folder, FILE.format(second=second), url=url)
 
 
 def schedule(config: Config) -> Schedule:

@@ -13,20 +13,17 @@ from consumers.control.lease import Lease, LeaseLost
 from consumers.control.sampler import LOOK_S, Sampler
 from consumers.control.samples import Samples, samples
 from consumers.views import Status, build
-from streamer.config import Config, load
+from streamer.config import Config
+from tests.harness.control import control_config
 
-SOURCE = "sources: {shop: {kind: postgres, url: 'postgresql://127.0.0.1/shop', tables: {'*.*': {}}}}\n"
 FLOWS = "targets: {copy: {kind: memory}}\nflows: {mirror: {from: 'shop.*.*', to: copy}}\n"
 NOW_S = 1_800_000_000  # a multiple of every step
 US = 1_000_000
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def config(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> Config:
-    url = "sqlite:///control.db" if request.param == "sqlite" else database
-    path = tmp_path / "tailrace.yaml"
-    path.write_text(f"name: acme\ncontrol: {{url: '{url}'}}\n{SOURCE}{FLOWS}")
-    return load(path)
+@pytest.fixture
+def config(tmp_path: Path, control_url: str) -> Config:
+    return control_config(tmp_path, FLOWS, url=control_url)
 
 
 class Written:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -12,14 +11,13 @@ import psycopg
 import pytest
 import typer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from psycopg import sql
 from typer.testing import CliRunner
 
 from consumers.targets.postgres_state import ensure
 from streamer.changes.backfill import State
 from streamer.commands.doctor import doctor
 from streamer.config import Config, PostgresSource, PostgresTarget, parse
-from streamer.doctor import Check, Level, Report, examine
+from streamer.doctor import Level, Report, examine
 from streamer.doctor.check import Findings
 from streamer.doctor.target import check_target
 from streamer.errors import EXIT_FINDING, EXIT_OK, EXIT_USAGE, ConfigError, FatalError
@@ -28,9 +26,9 @@ from streamer.postgres.slot import create_slot, drop_slot
 from streamer.sandbox import Sandbox
 from tests.harness.backfill import backfill
 from tests.harness.capture import capturing, fails
+from tests.harness.doctor import PASSWORD, Place, failed, place_with_role, told, with_login
 from tests.servers import fresh_database
 
-PASSWORD = "s3cret of the role @:/"
 ROUNDS = 4  # a mend may bring to light what it hid; more rounds would mean that mends do not mend
 
 SHOP = """
@@ -38,40 +36,6 @@ CREATE TABLE customers (id int PRIMARY KEY, email varchar(40) NOT NULL);
 CREATE TABLE orders (id bigint PRIMARY KEY, total numeric(10,2), note text);
 INSERT INTO customers VALUES (1, 'a@b');
 """
-
-
-@dataclass
-class Place:
-    """A database, as superuser and as a role that may do nothing but log in."""
-
-    admin: str
-    role: str
-    url: str
-
-    def run(self, *statements: str) -> None:
-        """As superuser."""
-        with psycopg.connect(self.admin, autocommit=True) as connection:
-            for statement in statements:
-                connection.execute(statement.encode())
-
-    def mend(self, checks: list[Check]) -> None:
-        self.run(*(statement for check in checks for statement in check.sql))
-
-
-def with_login(url: str, user: str, password: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
-
-
-def place_with_role(admin: str, name: str) -> Iterator[Place]:
-    with psycopg.connect(admin, autocommit=True) as connection:
-        create = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
-        connection.execute(create.format(sql.Identifier(name), sql.Literal(PASSWORD)))
-    yield Place(admin, name, with_login(admin, name, PASSWORD))
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
-        connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 @pytest.fixture
@@ -102,6 +66,7 @@ def config_of(database: str, target_database: str, kafka: str, kafka_name: str) 
         to: str = "copy.mirror",
         table: str = "*",
         flow: str = "",
+        targets: str = "flows:\n",
     ) -> Config:
         text = f"""\
 name: {kafka_name}
@@ -110,22 +75,11 @@ sources:
   {kafka_name}: {{kind: postgres, url: "{source}", tables: {tables}{more}}}
 targets:
   copy: {{kind: postgres, url: "{target}"}}
-flows:
-  mirror: {{from: "{kafka_name}.public.{table}", to: {to}, {flow}}}
+{targets}  mirror: {{from: "{kafka_name}.public.{table}", to: {to}, {flow}}}
 """
         return parse(text, environ={})
 
     return make
-
-
-def failed(report: Report) -> list[Check]:
-    return [c for c in report.checks if c.level is Level.FAIL]
-
-
-def told(report: Report, check: str, level: Level = Level.FAIL) -> Check:
-    found = [c for c in report.checks if c.check == check and c.level is level]
-    assert found, f"no {level} of {check!r} in {[(c.check, c.level.value, c.what) for c in report.checks]}"
-    return found[0]
 
 
 async def mended(config: Config, place: Place) -> Report:
@@ -297,6 +251,29 @@ async def test_a_target_key_on_other_columns(config_of: Make, source: Place, tar
     config = config_of()
     assert "has no unique key on id" in told(await examine(config), "constraints").what
     assert (await mended(config, place)).ok
+    place.run("ALTER TABLE mirror.orders ADD PRIMARY KEY (id) DEFERRABLE")
+    assert "orders_pkey is deferrable" in told(await examine(config), "constraints").what
+    assert (await mended(config, place)).ok
+
+
+async def test_a_unique_index_that_holds_deleted_rows(
+    config_of: Make, source: Place, target_database: str
+) -> None:
+    place = Place(target_database, "", "")
+    place.run(
+        "CREATE SCHEMA mirror",
+        "CREATE TABLE mirror.orders (id bigint PRIMARY KEY, total numeric(10,2), note text UNIQUE,"
+        " gone_at timestamptz, UNIQUE (id, note))",
+        "CREATE UNIQUE INDEX large ON mirror.orders (total) WHERE total > 10",
+        "CREATE UNIQUE INDEX live ON mirror.orders (lower(note)) WHERE gone_at IS NULL",
+    )
+    assert (await examine(config_of())).ok
+    config = config_of(flow="delete: soft(gone_at)")
+    found = [c.what for c in failed(await examine(config))]
+    assert [what.partition(" holds")[0] for what in found] == [
+        f"mirror.orders: its unique index {name}" for name in ("large", "orders_note_key")
+    ]
+    assert (await mended(config, place)).ok
 
 
 async def test_wal_level_free_slots_and_senders(sandbox: Sandbox, config_of: Make, kafka_name: str) -> None:
@@ -423,7 +400,7 @@ async def test_h27_a_publication_of_all_tables_lets_none_go(config_of: Make, sou
 async def test_a_publication_that_somebody_else_manages(config_of: Make, source: Place) -> None:
     config = config_of(more=", publication: {name: p, manage: false}")
     finding = told(await examine(config), "publication")
-    assert "as the tables' owner run" in finding.fix
+    assert "as postgres, the owner, run" in finding.fix
     assert finding.sql[0].startswith('CREATE PUBLICATION "p" FOR TABLE ONLY "public"."customers", ONLY')
     assert (await mended(config, source)).ok
 
@@ -474,6 +451,24 @@ async def test_h30_a_target_of_another_group_and_a_copied_target(
     elsewhere = told(Report(tuple(findings.checks)), "identity")
     assert "belongs to another target than this store (its id is the id of a store" in elsewhere.what
     assert "`tailrace adopt copy`" in elsewhere.fix
+
+
+async def test_h30_two_targets_that_only_the_server_knows_to_be_one(
+    config_of: Make, source: Place, target_database: str, kafka_name: str
+) -> None:
+    """The doctor says it before either has written; apply, when the other one has."""
+    assert "127.0.0.1" in target_database
+    spelt = target_database.replace("127.0.0.1", "127.1")  # one address to the resolver
+    second = f'  second: {{kind: postgres, url: "{spelt}"}}'
+    flow = f"  other: {{from: {kafka_name}.public.notes, to: second.b}}"
+    config = config_of(targets=f"{second}\nflows:\n{flow}\n")
+    found = told(await examine(config), "store")
+    assert found.subject == "target second"
+    assert "this is the store of target 'copy', too" in found.what
+    assert "(`to: copy`), or give second another database" in found.fix
+    await applied_to(target_database, f"{kafka_name}.second")
+    with pytest.raises(FatalError, match="where second and copy are both in the file"):
+        await applied_to(target_database, f"{kafka_name}.copy")
 
 
 async def test_servers_that_refuse(config_of: Make, source: Place, sandbox: Sandbox) -> None:

@@ -161,11 +161,13 @@ async def test_a_truncate_waits_and_is_approved(scene: Scene) -> None:
         for number in range(20):
             scene.people.create({"id": 1000 + number, "name": "after"}, 220, number)
         await scene.feeder.flush()
-        gate = await held(run, f"a truncate: {ROWS} of {ROWS} rows of public.people would be deleted")
+        gate = await held(run, f"a truncate: {ROWS} of ")  # rows that came after it may be there already
+        assert " rows of public.people would be deleted; " in run.flow("customers")["reason"]
         assert (
             "`tailrace approve customers` or `tailrace refuse customers`" in run.flow("customers")["reason"]
         )
-        assert (gate["kind"], gate["rows"], gate["table_rows"]) == ("truncate", ROWS, ROWS)
+        assert (gate["kind"], gate["rows"]) == ("truncate", ROWS)
+        assert ROWS <= gate["table_rows"] <= ROWS + 20
         await scene.others_go_on(run, 300)
         pets.create({"id": 1, "name": "p"}, 310)
         await scene.feeder.flush()

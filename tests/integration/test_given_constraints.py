@@ -346,3 +346,55 @@ async def test_h23_a_value_that_two_rows_have_in_the_end_is_a_dead_letter(
         await run.rows(target_database, query, [('{"id":2}', False, "23505")])
         found = await rows(target_database, "SELECT id, email FROM mirror.users ORDER BY id")
         assert found == [(1, "a@x"), (3, "c@x")]
+
+
+# Rows that are deleted and stay
+
+
+SOFT = {"delete": "soft(gone_at)", "unmapped": "ignore"}
+
+
+@pytest.mark.parametrize("unique", corners(["constraint", "expression", "others"], "constraint"))
+async def test_a_unique_index_that_holds_deleted_rows_is_refused(target_database: str, unique: str) -> None:
+    made = f"email text{' UNIQUE' if unique == 'constraint' else ''}"
+    await make_users(target_database, made, ", gone_at timestamptz")
+    if unique == "expression":
+        await execute(target_database, "CREATE UNIQUE INDEX lowered ON own.users (lower(email))")
+    elif unique == "others":
+        await execute(target_database, "CREATE UNIQUE INDEX named ON own.users (email) WHERE name <> 'x'")
+    async with given(target_database, SOFT) as at:
+        table = users(at)
+        table.create(user(1, "a@x"))
+        said = await at.refused()
+        assert "holds rows that are deleted, too: under delete: soft(gone_at)" in said
+        cure = said.partition("-> ")[2].removesuffix(" or write delete: apply")
+        await execute(target_database, *filter(None, map(str.strip, cure.split(";"))))
+        await at.apply()
+        table.delete({"id": 1})
+        table.create(user(2, "a@x"))
+        await at.apply()
+        table.delete({"id": 2})
+        await at.apply()
+        table.create(user(1, "a@x"))
+        await at.apply()
+        found = "SELECT id, email, gone_at IS NULL FROM own.users ORDER BY id"
+        assert await at.rows(found) == [(1, "a@x", True), (2, "a@x", False)]
+        assert await at.target.parked() == []
+
+
+async def test_unique_indexes_that_no_deleted_row_stands_in(target_database: str) -> None:
+    """Of live rows, of the key and more, of columns that the flow does not send."""
+    await make_users(
+        target_database, "email text", ", gone_at timestamptz, mine serial UNIQUE, UNIQUE (id, name)"
+    )
+    await execute(
+        target_database,
+        "CREATE UNIQUE INDEX ON own.users (lower(email)) WHERE name <> '' AND gone_at IS NULL",
+    )
+    async with given(target_database, SOFT) as at:
+        table = users(at)
+        table.create(user(1, "a@x"))
+        table.delete({"id": 1})
+        table.create(user(2, "a@x"))
+        await at.apply()
+        assert await at.rows("SELECT id FROM own.users WHERE gone_at IS NULL") == [(2,)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 
+from consumers.apply.checkpoint import Move, Place
+from consumers.targets.base import Batch, Parked
 from streamer.changes.kinds import UNAVAILABLE
 from tests.harness.given import execute, given, people, person
 
@@ -302,3 +306,33 @@ async def test_h05_a_truncate_without_versions_needs_one_partition(target_databa
         people(at).truncate()
         await at.apply()
         assert await at.rows("SELECT count(*) FROM own.people") == [(4,)]
+
+
+# Marks of parked keys
+
+
+_LOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = '_tailrace.parked'::regclass"
+
+
+async def test_h24_a_mark_waits_for_the_batch_that_writes_its_key_anew(target_database: str) -> None:
+    """An UPDATE that began before would find the old rows, which are gone, and not the new ones."""
+    async with given(target_database, {}) as at:
+        place, key = Place(at.flows[0].name, "shop.public.people", 0), b'{"id":1}'
+        entry = Parked(
+            place, key, 1, 0, (1, 8, 0), b"old", True, "public", "people", False, "23514", "m", 1, 1
+        )
+        await at.target.checkpoints([place])
+        await at.target.apply(Batch([], [Move(place, 0, 1, None)], {}, "c", parks=[entry]))
+        async with await psycopg.AsyncConnection.connect(target_database) as batch:
+            await batch.execute("CREATE TEMP TABLE kept AS TABLE _tailrace.parked")
+            await batch.execute("DELETE FROM _tailrace.parked")
+            await batch.execute("UPDATE kept SET payload = 'new'")
+            await batch.execute("INSERT INTO _tailrace.parked TABLE kept")
+            asked = asyncio.create_task(at.target.ask([(place, key)], "retry", "ann@host"))
+            async with asyncio.timeout(10):
+                while await at.rows(_LOCKED) != [(1,)]:
+                    assert not asked.done()
+            await batch.commit()
+        assert await asked == 1
+        (found,) = await at.target.parked()
+        assert (found.payload, found.asked) == (b"new", "retry")

@@ -149,6 +149,11 @@ MADE = "CREATE TABLE own.people (id int PRIMARY KEY, full_name text, seen text, 
         ({"columns": {"n": {"value": "x"}}}, MADE.format(", n int"), "the constant 'x' is no integer"),
         ({}, MADE.format(", must int NOT NULL"), "column 'must' must not be null"),
         (
+            {},
+            MADE.format("").replace("PRIMARY KEY", "").replace("extra text", "n int, PRIMARY KEY (id, n)"),
+            "its key is (id, n), and the flow's is (id)",
+        ),
+        (
             {"delete": "soft(gone)"},
             MADE.format(", gone int"),
             "column 'gone', where a delete writes its time, is integer",
@@ -182,6 +187,22 @@ async def test_what_does_not_fit_stops_the_flow_with_its_cure(
     async with given(target_database, flow) as at:
         people(at).create(person(1))
         assert words in await at.refused()
+
+
+async def test_a_deferrable_key_is_made_one_that_an_upsert_can_use(target_database: str) -> None:
+    """A unique index beside it is none: ON CONFLICT takes both, and fails."""
+    await execute(
+        target_database,
+        "CREATE SCHEMA own",
+        "CREATE TABLE own.people (id int PRIMARY KEY DEFERRABLE, full_name text, seen text, extra text)",
+        "CREATE UNIQUE INDEX ON own.people (id)",
+    )
+    async with given(target_database, {}) as at:
+        people(at).create(person(1))
+        said = await at.refused()
+        await execute(target_database, said[said.index("ALTER TABLE") : said.index(";")])
+        await at.apply()
+        assert await at.rows("SELECT id FROM own.people") == [(1,)]
 
 
 async def test_a_foreign_table_is_refused(target_database: str) -> None:

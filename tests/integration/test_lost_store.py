@@ -164,7 +164,7 @@ async def test_what_the_log_has_no_more_is_an_error_with_its_cure(
         await store.flushall()
         error = str(await run.fails())
     assert "Kafka's retention has removed 3 offsets that flow 'mirror' has not applied" in error
-    assert f"`tailrace reset {feeder.source}`" in error
+    assert f"`tailrace reset {feeder.source} --yes`" in error
 
 
 @pytest.mark.thorough

@@ -15,6 +15,7 @@ import pytest
 from consumers.apply import keeping
 from consumers.commands.gates import decide_held
 from streamer.config import Config, load, parse
+from streamer.resetting import reset_steps
 from streamer.runner import reset_source
 from tests.harness.capture import capturing, until
 from tests.harness.feeder import Feeder, Table, applying, config_of, config_text
@@ -67,7 +68,7 @@ async def test_a_table_that_is_gone_stalls_its_flow_until_it_is_back(
             f"flow 'people' has written rows of {table.topic} to it",
             "restore it",
             "goes on by itself",
-            f"`tailrace reset {feeder.source}` while its capture is stopped, which makes it again and copies",
+            f"{reset_steps(feeder.source)}, which makes it again and copies",
         ):
             assert words in record.reason
         await execute(target_database, "ALTER TABLE mirror.away RENAME TO people")
@@ -105,8 +106,8 @@ async def test_a_copy_makes_the_table_again(
     make_config: Callable[..., Config],
     tmp_path: Path,
 ) -> None:
-    """With changes of the older epoch on their way, which the flow waited with; then it is as before: a table
-    that is gone is waited for."""
+    """With another key, and changes of the older epoch on their way, which the flow waited with and which do
+    not fit it; then it is as before: a table that is gone is waited for."""
     await execute(
         database,
         "CREATE TABLE people (id int PRIMARY KEY, name text)",
@@ -128,15 +129,16 @@ async def test_a_copy_makes_the_table_again(
             await execute(database, "DELETE FROM people WHERE id > 15", "UPDATE people SET name = 'b'")
             await capture.caught_up()
             await run.until(lambda: run.status.record.state == "waiting", "waiting")
-            assert "`tailrace reset shop`" in run.status.record.reason
+            assert "`tailrace reset shop --yes`" in run.status.record.reason
+        await execute(database, "ALTER TABLE people RENAME id TO number")
         await reset_source(config, "shop", brokers=config.kafka.brokers)
         async with capturing(config) as capture:
-            rows = await execute(database, NAMES.format("public"))
+            rows = await execute(database, "SELECT number, name FROM people ORDER BY 1")
             assert len(rows) == 15
-            await run.rows(target_database, NAMES.format("mirror"), rows)
+            await run.rows(target_database, "SELECT number, name FROM mirror.people ORDER BY 1", rows)
             await run.until(lambda: run.status.record.state == "streaming", "streaming")
             await execute(target_database, "DROP TABLE mirror.people")
-            await execute(database, "UPDATE people SET name = 'c' WHERE id = 1")
+            await execute(database, "UPDATE people SET name = 'c' WHERE number = 1")
             await capture.caught_up()
             await run.until(lambda: run.status.record.state == "waiting", "waiting")
     assert await there(target_database) == []

@@ -145,7 +145,7 @@ async def test_h17_a_lost_tail_is_named(bench: Bench) -> None:
     await again.start()
     with pytest.raises(PositionError, match=rf"topic {bench.topic} was made again: partition \d") as caught:
         await again.load()
-    assert "`tailrace reset shop`" in caught.value.fix
+    assert "`tailrace reset shop --yes`" in caught.value.fix
 
 
 async def test_h17_a_deleted_topic_is_named_and_a_reset_goes_on(bench: Bench) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import aclosing, closing
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
 
+from consumers.reconcile.compare import compare
 from consumers.reconcile.dialects.postgres import SqlColumn
+from consumers.reconcile.dialects.sqlite import STRANGE
 from consumers.reconcile.fast import (
     COLLATION_FACTS,
     OLDEST_MAJOR,
@@ -18,7 +23,15 @@ from consumers.reconcile.fast import (
     why_not,
 )
 from consumers.reconcile.forms import Held, forms
+from consumers.reconcile.mapping import Incomparable
+from consumers.reconcile.origins.base import Refused
+from consumers.reconcile.origins.registry import make_origin
+from consumers.reconcile.proof import Limits, make_plan
+from consumers.reconcile.stores.registry import make_store
+from consumers.reconcile.tables import make_sides
+from streamer.config import parse
 from streamer.postgres.connection import SESSION_SETTINGS
+from tests.harness.given import execute
 
 PLAIN = Collation("en_US.UTF-8", "2.36", True)
 SERVER = Server(18, "UTF8", 42, {"name": PLAIN})
@@ -103,3 +116,52 @@ def test_two_servers_prove_it(database: str, target_database: str) -> None:
     assert source.collations["code"] == Collation("C", None, True)
     assert source == target
     assert why_not(source, target, [TEXT, NUMBER]) is None
+
+
+@pytest.mark.parametrize("store", ["postgres", "sqlite"])
+async def test_a_row_with_null_in_the_key_of_a_given_table_is_found(
+    store: str, database: str, target_database: str, tmp_path: Path
+) -> None:
+    """A unique index lets it be; ranges of a key that may be null would pass it by."""
+    rows = "SELECT generate_series(1, 12000)"
+    made = "CREATE TABLE item (id int PRIMARY KEY)", f"INSERT INTO item {rows}", "ANALYZE item"
+    await execute(database, *made)
+    file = tmp_path / "copy.db"
+    url = f"sqlite:///{file}" if store == "sqlite" else target_database
+    if store == "postgres":
+        given = "CREATE TABLE mirror.item (id int UNIQUE)", f"INSERT INTO mirror.item {rows}"
+        await execute(target_database, "CREATE SCHEMA mirror", *given)
+    else:
+        with closing(sqlite3.connect(file)) as line, line:
+            line.execute("CREATE TABLE item (id INT UNIQUE)")
+            line.executemany("INSERT INTO item VALUES (?)", [(n,) for n in range(1, 12_001)])
+    text = f"""
+name: acme
+sources: {{shop: {{kind: postgres, url: "{database}", tables: {{public.item: {{}}}}}}}}
+targets: {{copy: {{kind: {"sql" if store == "sqlite" else store}, url: "{url}"}}}}
+flows: {{mirror: {{from: shop.public.item, to: copy.mirror}}}}
+"""
+    config = parse(text, tmp_path / "tailrace.yaml", environ={})
+    flow = config.flows["mirror"]
+    origin, target = make_origin(config, flow), make_store(config, flow)
+    await origin.open()
+    await target.open()
+    try:
+        async with aclosing(origin.tables(flow)) as tables:
+            captured = await anext(tables)
+        assert not isinstance(captured, Refused)
+        sides = await make_sides(captured, target, flow, where="", only=())
+        parts = (await make_plan(sides, Limits())).parts()
+        found = await compare(sides.source, sides.target, parts)
+        assert (found.source_rows, found.target_rows, found.suspects) == (12_000, 12_000, set())
+        if store == "postgres":
+            await execute(target_database, "INSERT INTO mirror.item VALUES (NULL)")
+            with pytest.raises(Incomparable, match=r"\(NULL\) 1 times"):
+                await compare(sides.source, sides.target, parts)
+        else:
+            with closing(sqlite3.connect(file)) as line, line:
+                line.execute("INSERT INTO item VALUES (NULL)")
+            assert (await compare(sides.source, sides.target, parts)).suspects == {(STRANGE,)}
+    finally:
+        await target.close()
+        await origin.close()

@@ -42,6 +42,22 @@ async def test_h18_only_a_committed_position_of_the_stream_counts(bench: Bench) 
         await becomes(log, 600)
 
 
+async def test_h18_positions_before_the_last_one_do_not_count(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reset the source may be another server, whose LSNs are lower."""
+    monkeypatch.setattr("consumers.reconcile.fence.POSITIONS_AT_ONCE", 1)
+    publisher = await bench.open()
+    for lsn in (90_000, 90_001, 90_002):
+        await publisher.flush(at(lsn))
+    async with opened_log(config_of(bench), bench.brokers, "shop") as log:
+        found = [await log.position()]
+        async with asyncio.timeout(10):
+            while found[-1] != 90_002:
+                found.append(await log.position())
+    assert set(found) == {0, 90_002}
+
+
 async def test_h18_an_open_transaction_does_not_hide_a_topics_end(bench: Bench) -> None:
     """A reader of committed records sees the end in front of it, and would let the fence pass too early."""
     publisher = await bench.open()

@@ -17,8 +17,9 @@ from consumers.reconcile.history import History
 from consumers.reconcile.job import jobs_of
 from consumers.reconcile.report import TableReport
 from consumers.reconcile.run import Options, run_jobs
+from consumers.reconcile.sides.postgres import Session
 from streamer.config import Config, parse
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, SourceUnavailable, TargetUnavailable
 from tests.harness.given import execute, rows
 from tests.harness.reconcile import SCHEMA, sqlite_target
 
@@ -167,6 +168,50 @@ async def test_a_table_in_sqlite(database: str, tmp_path: Path) -> None:
     with closing(sqlite3.connect(file)) as line, line:
         line.execute("UPDATE entry_topics SET published = NULL WHERE topic = 4 AND entry = 'e4'")
     assert found(await prove(config)) == {("different", "4", "e4", "published")}
+
+
+@pytest.mark.parametrize("store", ["postgres", "sqlite"])
+async def test_doubled_rows_and_nulls_in_the_key_of_the_table_are_no_proof(
+    store: str, database: str, target_database: str, tmp_path: Path
+) -> None:
+    """The table is somebody else's, and need not have a unique index."""
+    await execute(
+        database, "CREATE TABLE topic_tags (topic int)", "INSERT INTO topic_tags VALUES (1), (2)"
+    )
+    file = tmp_path / "copy.db"
+    target = sqlite_target(file) if store == "sqlite" else {"kind": "postgres", "url": target_database}
+    config = config_of(tmp_path, database, target, "SELECT topic FROM topic_tags", "topic")
+
+    async def written(statement: str) -> TableReport:
+        if store == "postgres":
+            await execute(target_database, statement)
+        else:
+            with closing(sqlite3.connect(file)) as line, line:
+                line.execute(statement)
+        return await prove(config)
+
+    await written("CREATE TABLE entry_topics (topic int)")
+    assert (await written("INSERT INTO entry_topics VALUES (1), (2)")).verdict == "equal"
+    doubled = await written("INSERT INTO entry_topics VALUES (2)")
+    assert doubled.verdict == "incomplete"
+    assert "its key does not tell the rows of" in doubled.reason
+    assert "(2) 2 times" in doubled.reason
+    null = await written("UPDATE entry_topics SET topic = NULL WHERE topic = 2")
+    assert null.verdict == "incomplete"
+    assert "(NULL) 2 times" in null.reason
+
+
+async def test_a_statement_that_takes_too_long_is_given_up(database: str) -> None:
+    for role, kind in (("source", SourceUnavailable), ("target", TargetUnavailable)):
+        session = Session(database, role)
+        await session.open()
+        try:
+            assert await session.rows("SHOW statement_timeout") == [("5min",)]
+            await session.connection.execute("SET statement_timeout = '10ms'")
+            with pytest.raises(kind, match="has not read a part of the table within 300 s"):
+                await session.rows("SELECT pg_sleep(5)")
+        finally:
+            await session.close()
 
 
 async def test_a_key_that_does_not_tell_rows_apart_is_said_with_its_rows(

@@ -38,6 +38,11 @@ async def in_target(pipeline: Pipeline) -> set[tuple[Any, ...]]:
         return set(await (await connection.execute(query)).fetchall())
 
 
+async def target_ids(pipeline: Pipeline) -> list[int]:
+    async with await psycopg.AsyncConnection.connect(pipeline.target_url) as connection:
+        return [n for (n,) in await (await connection.execute("SELECT id FROM mirror.part")).fetchall()]
+
+
 async def noted(pipeline: Pipeline, count: int) -> bool:
     with closing(sqlite3.connect(pipeline.folder / ".tailrace" / "control.db")) as connection:
         return connection.execute("SELECT count(*) FROM reconcile_repairs").fetchone() == (count,)
@@ -103,6 +108,39 @@ async def test_faults_are_repaired_and_verified(pipeline: Pipeline) -> None:
 
 
 @pytest.mark.thorough
+async def test_h05_a_repair_ends_the_finding_of_partitions_that_are_gone(pipeline: Pipeline) -> None:
+    """Of one with rows by what it takes out, of one without by finding nothing to take out."""
+    await execute(
+        pipeline.source_url,
+        "CREATE TABLE part (id int PRIMARY KEY) PARTITION BY LIST (id)",
+        *(f"CREATE TABLE part{n} PARTITION OF part FOR VALUES IN ({n})" for n in (1, 2, 3)),
+        "INSERT INTO part VALUES (1), (2)",
+    )
+    await pipeline.start_both()
+    await proved(pipeline)
+
+    async def findings(count: int) -> bool:
+        record = (await pipeline.status("capture"))[-1]
+        return [f.split(" ")[0] for f in record.detail["findings"]] == ["partition"] * count
+
+    for gone, verdict in (
+        ("DROP TABLE part2", "repaired"),
+        ("ALTER TABLE part DETACH PARTITION part3", "equal"),
+    ):
+        await execute(pipeline.source_url, gone)
+        await pipeline.until("it is a finding", lambda: findings(1))
+        words = ("mirror", "--repair", "--refuse-above", "100%")
+        if verdict == "repaired":
+            code, report = await reconcile(pipeline, *words)
+            assert (code, report["verdict"]) == (1, "drift")
+            assert await findings(1)
+        code, report = await reconcile(pipeline, *words, "--delete-extra")
+        assert report["verdict"] == verdict
+        await pipeline.until("it is none any more", lambda: findings(0))
+    assert await target_ids(pipeline) == [1]
+
+
+@pytest.mark.thorough
 async def test_the_file_says_what_is_repaired_and_keys_of_any_kind_are(pipeline: Pipeline) -> None:
     """A row that apply will not take back, as its version is newer than every event, is left and named."""
     pipeline.config["flows"]["mirror"]["delete"] = "soft(gone_at)"
@@ -153,6 +191,48 @@ async def test_the_file_says_what_is_repaired_and_keys_of_any_kind_are(pipeline:
 
 
 @pytest.mark.thorough
+async def test_a_key_that_the_source_spells_otherwise_is_repaired(pipeline: Pipeline) -> None:
+    """Where the target takes both spellings for one key (citext, numeric), and where it has two rows."""
+    citext = "CREATE EXTENSION IF NOT EXISTS citext SCHEMA public"
+    tables = {"name": "citext", "price": "numeric", "code": "char(4)"}
+    await execute(
+        pipeline.source_url,
+        citext,
+        *(f"CREATE TABLE {table} (k {type_} PRIMARY KEY, v int)" for table, type_ in tables.items()),
+        "INSERT INTO name VALUES ('Ann', 1), ('Bob', 2)",
+        "INSERT INTO price VALUES (1.00, 1), (2.50, 2)",
+        "INSERT INTO code VALUES ('a', 1), ('b', 2)",
+    )
+    await execute(
+        pipeline.target_url,
+        citext,
+        "CREATE SCHEMA mirror",
+        "CREATE TABLE mirror.name (k citext PRIMARY KEY, v int)",
+        "CREATE TABLE mirror.price (k numeric PRIMARY KEY, v int)",
+        "CREATE TABLE mirror.code (k text PRIMARY KEY, v int)",
+    )
+    pipeline.start("capture")
+    pipeline.start("apply")
+    await proved(pipeline)
+    await execute(
+        pipeline.target_url,
+        "UPDATE mirror.name SET k = 'ANN' WHERE k = 'ann'",
+        "UPDATE mirror.price SET k = 1.0 WHERE k = 1",
+        "INSERT INTO mirror.code VALUES ('a', 1), ('c', 3)",
+    )
+    code, report = await reconcile(pipeline, "--repair", "--delete-extra", "--refuse-above", "100%")
+    assert samples(report) == {
+        *[("extra", key) for key in ("ANN", "1.0", "a", "c")],
+        *[("missing", key) for key in ("Ann", "1.00")],
+    }
+    assert (code, report["verdict"]) == (4, "repaired"), report
+    assert {t["source"]: (t["repair"]["verified"], t["repair"]["left"]) for t in report["tables"]} == {
+        f"public.{table}": (2, 0) for table in tables
+    }
+    await proved(pipeline)
+
+
+@pytest.mark.thorough
 async def test_a_copy_in_sqlite_is_repaired(
     tmp_path: Path, database: str, kafka: str, kafka_name: str
 ) -> None:
@@ -161,7 +241,8 @@ async def test_a_copy_in_sqlite_is_repaired(
     async with Pipeline(
         tmp_path, source_url=database, target_url=database, brokers=kafka, name=kafka_name, target=target
     ) as pipeline:
-        await execute(database, *ITEMS)
+        prices = "CREATE TABLE price (k numeric PRIMARY KEY, v int)"
+        await execute(database, *ITEMS, prices, "INSERT INTO price VALUES (1.00, 1), (2.50, 2)")
         pipeline.start("capture")
         pipeline.start("apply")
         await proved(pipeline)
@@ -169,7 +250,12 @@ async def test_a_copy_in_sqlite_is_repaired(
             connection.execute("DELETE FROM item WHERE id = 7")
             connection.execute("UPDATE item SET price = '1' WHERE id = 8")
             connection.execute("INSERT INTO item (id, name) VALUES (9999, 'x')")
-        code, report = await reconcile(pipeline, "--repair", "--delete-extra")
-        repair = report["tables"][0]["repair"]
-        assert (code, repair["verified"], repair["left"]) == (4, 3, 0), report
+            connection.execute("INSERT INTO price (k, v) VALUES ('1.0', 1)")  # as text another key than 1.00
+        code, report = await reconcile(pipeline, "--repair", "--delete-extra", "--refuse-above", "100%")
+        repaired = {table["source"]: table["repair"] for table in report["tables"]}
+        assert code == 4, report
+        assert [(r["verified"], r["left"]) for r in map(repaired.get, ("public.item", "public.price"))] == [
+            (3, 0),
+            (1, 0),
+        ]
         await proved(pipeline)

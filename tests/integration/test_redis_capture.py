@@ -16,6 +16,7 @@ from consumers.views import build
 from streamer.changes.topics import bad_topic
 from streamer.config import Config
 from streamer.errors import ConfigError
+from streamer.runner import reset_source
 from streamer.sandbox import ValkeyServer
 from tests.harness.redis_capture import (
     ENTITIES,
@@ -182,6 +183,30 @@ async def test_h20_the_shadow_is_made_anew_from_its_topic(
     found = await until_count(config, "sessions", 299)
     assert len(found.events) == 302
     assert len([v for v in (await shadow_records(config)).values() if v is not None]) == 299
+
+
+async def test_h22_another_row_key_stops_the_capture_until_the_source_is_reset(
+    redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
+) -> None:
+    await client.zadd("board:daily", {"u1": 1})
+    scores, players = ENTITIES["scores"], ENTITIES["players"]
+    async with capturing_redis(make_redis_config(redis_server.url, {"scores": scores})) as capture:
+        epoch = capture.detail("epoch")
+    other = {**scores, "rows": {"member": "who", "score": "points"}, "columns": {"points": "int"}}
+    config = make_redis_config(redis_server.url, {"scores": other, "players": players})
+    error = await fails_redis(config)
+    assert isinstance(error, ConfigError)
+    assert error.what.startswith("the row key of entity scores was (period, user_id) and is (period, who)")
+    assert "give back the old key" in error.fix
+    assert "`tailrace reset game --yes`" in error.fix
+    assert await reset_source(config, "game", brokers=config.kafka.brokers) == epoch + 1
+    async with capturing_redis(config):
+        row = {"period": "daily", "who": "u1", "points": 1}
+        found = await until_count(config, "scores", 2)  # the floor takes out the one of before
+        assert found.plain[1] == row
+    numbered = {**other, "key": {"period": "int"}}
+    error = await fails_redis(make_redis_config(redis_server.url, {"scores": numbered}))
+    assert "(period text, who text) and is (period bigint, who text)" in str(error)
 
 
 async def test_what_an_entity_cannot_use_goes_to_the_topic_of_bad_values(

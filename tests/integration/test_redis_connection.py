@@ -383,13 +383,13 @@ async def test_tls(valkey_server: ValkeyServer) -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("http://h/0", "cannot be read"),
+        ("http://h/0", "is not the url of a Redis server"),
         ("redis://h/abc", "not a database's number"),
-        ("redis://h/0?db=x", "cannot be read"),
+        ("redis://h/0?db=x", "not a database's number"),
         ("redis://h/0?decode_responses=1", "decode_responses"),
         ("redis://h/0?ssl_ca_certs=/x", "only a rediss:// url uses TLS"),
         ("rediss://h/0?ssl_ca_certs=/not/there", "TLS file"),
-        ("redis://h:port/0", "cannot be read"),
+        ("redis://h:port/0", "'h:port', which is no host and port"),
         ("unix://", "without a path"),
     ],
 )

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import redis.asyncio as aioredis
 
 from consumers.reconcile.fence import opened_log
-from consumers.reconcile.origins.redis import RedisLog
+from consumers.reconcile.origins.redis import RedisClock
 from streamer.config import Config
 from streamer.redis.connection import connect
 from streamer.redis.notifications import canary_channel
@@ -59,11 +59,11 @@ async def test_h19_what_was_written_before_a_moment_is_in_kafka_when_it_has_pass
     ):
         await capture.state("streaming")
         progress = await stack.enter_async_context(opened_log(config, config.kafka.brokers, "game"))
-        log = RedisLog(line, canary_channel(config.name, "game"))
+        clock = RedisClock(line, canary_channel(config.name, "game"))
         for n in range(MOMENTS):
             await client.zadd("board:all", {"last": n})
             await client.hset("player:last", mapping={"score": n})
-            moment_us = await log.insert_lsn()
+            moment_us = await clock.mark()
             async with asyncio.timeout(WAIT_S):
                 while await progress.position() < moment_us:
                     pass

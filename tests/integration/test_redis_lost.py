@@ -131,7 +131,7 @@ async def test_h03_a_clock_that_went_back_is_a_finding_that_names_the_cure(copie
     config, client = copied.config, copied.client
     async with capturing_redis(config) as capture, applying(config) as run, capture.status:
         await client.set("session:3", "33")
-        cure = f"`tailrace reset game --above {FAR}`"
+        cure = f"`tailrace reset game --above {FAR} --yes`"
         await run.until(
             lambda: any(cure in told for told in run.status.record.detail.get("findings", ())), "a finding"
         )

@@ -58,7 +58,10 @@ def operator(folder: Path, feeder: Feeder, url: str, more: str = "", batch: str 
 
 
 def replays(run: Running) -> list[str]:
-    return [text for text in run.status.record.detail.get("findings", []) if "replayed as" in text]
+    flows = run.status.record.detail.get("flows", {}).values()
+    return [
+        flow["reason"] for flow in flows if flow["state"] == "rewound" and "replayed as" in flow["reason"]
+    ]
 
 
 async def ends(url: str) -> dict[int, int]:
@@ -429,20 +432,28 @@ async def test_flows_that_cannot_be_replayed_say_what_can_be_done(
         await person.replay(capfd)
     with pytest.raises(ConfigError, match="begins at one place"):
         await person.replay(capfd, from_start=True, from_time="1h")
-    with pytest.raises(ConfigError, match=r"key 1, .* begins as JSON and is none"):
-        await person.replay(capfd, from_start=True, keys=["{id"])
+    for key, what in [("{id", "begins as JSON and is none"), ("x", "an integer was expected, not 'x'")]:
+        with pytest.raises(ConfigError, match=what):
+            await person.replay(capfd, from_start=True, keys=[key])
+    lists = tmp_path / "keys"
+    lists.write_text("# two of them\n\n1\n{\n")
+    with pytest.raises(ConfigError, match="begins as JSON and is none") as caught:
+        await person.replay(capfd, from_start=True, key_file=str(lists))
+    assert caught.value.where == f"{lists}:4"
     async with applying(person.config) as run:
         await run.settled(feeder)
         with pytest.raises(ConfigError, match="has 2 of them"):
             await person.replay(capfd, from_offset=0)
         with pytest.raises(ConfigError, match="no topic of flow"):
-            await person.replay(capfd, from_start=True, topic=f"{feeder.source}.public.peeple")
+            await person.replay(capfd, from_start=True, topics=[f"{feeder.source}.public.peeple"])
         await feeder.table("lines", [("text", "text", "text")], key=(), identity="f")
         table = await feeder.table("lines", [("text", "text", "text")], key=(), identity="f")
         table.create({"text": "a"}, 300)
         await feeder.flush()
         await run.settled(feeder)
+        keyless = f"{feeder.source}.public.lines"
         with pytest.raises(ConfigError, match=r"public\.lines has no key"):
-            await person.replay(capfd, from_start=True)
-        code, _ = await person.replay(capfd, from_start=True, topic=f"{feeder.source}.public.people")
-        assert code == 0
+            await person.replay(capfd, from_start=True, topics=[f"{feeder.source}.public.people", keyless])
+        code, said = await person.replay(capfd, from_start=True)
+        assert (code, said["left_out"]) == (0, [keyless])
+        assert {place["topic"] for place in said["partitions"]} == {f"{feeder.source}.public.people"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -21,7 +22,8 @@ from consumers.control.lease import Lease
 from consumers.schedule.plan import Outcome, planned
 from consumers.schedule.runner import Runner
 from consumers.schedule.view import Past
-from streamer.config import Config, load
+from streamer.config import Config
+from tests.harness.control import control_config
 from tests.harness.receiver import receiving
 
 WAIT_S = 30.0
@@ -64,22 +66,28 @@ def shouts():
     print("x" * 100_000)
     print("the end")
 """
-SOURCE = "sources: {shop: {kind: postgres, url: 'postgresql://127.0.0.1/shop', tables: {'*.*': {}}}}\n"
-
 Make = Callable[..., Config]
+
+
+def maker(folder: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> Make:
+    monkeypatch.chdir(folder)
+    (folder / "chores.py").write_text(TASKS)
+
+    def made(jobs: str, more: str = "", *, enabled: bool = True) -> Config:
+        text = f"schedules: {{jobs: {{{jobs}}}}}\n{more}"
+        return control_config(folder, text, url=url, enabled=enabled)
+
+    return made
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "chores.py").write_text(TASKS)
+    return maker(tmp_path, monkeypatch, "sqlite:///control.db")
 
-    def made(jobs: str, more: str = "") -> Config:
-        path = tmp_path / "tailrace.yaml"
-        path.write_text(f"name: acme\n{SOURCE}schedules: {{jobs: {{{jobs}}}}}\n{more}")
-        return load(path)
 
-    return made
+@pytest.fixture
+def make_in_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control_url: str) -> Make:
+    return maker(tmp_path, monkeypatch, control_url)
 
 
 def jobs_of(config: Config) -> Jobs:
@@ -90,6 +98,12 @@ def jobs_of(config: Config) -> Jobs:
 
 @asynccontextmanager
 async def running(config: Config, holder: str = "one") -> AsyncIterator[Jobs]:
+    async with scheduling(config, holder) as (_, jobs):
+        yield jobs
+
+
+@asynccontextmanager
+async def scheduling(config: Config, holder: str = "one") -> AsyncIterator[tuple[Runner, Jobs]]:
     database = Database(config)
     lease, jobs = Lease(database, "jobs", holder), Jobs(database)
     lease.open()
@@ -99,7 +113,7 @@ async def running(config: Config, holder: str = "one") -> AsyncIterator[Jobs]:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(runner.run(stop))
         try:
-            yield jobs
+            yield runner, jobs
         finally:
             stop.set()
 
@@ -223,8 +237,8 @@ async def test_what_a_job_leaves_behind_is_ended_at_its_limit(make: Make) -> Non
     await gone(*pids())
 
 
-async def test_a_second_request_joins_and_a_pause_holds(make: Make) -> None:
-    config = make("a: {exec: 'chores:hangs', at: ['00:00']}, b: {exec: 'chores:quick', every: 1s}")
+async def test_a_second_request_joins_and_a_pause_holds(make_in_each: Make) -> None:
+    config = make_in_each("a: {exec: 'chores:hangs', at: ['00:00']}, b: {exec: 'chores:quick', every: 1s}")
     jobs = jobs_of(config)
     jobs.know(config.schedules.jobs, 1)
     jobs.pause("b", "me", paused=True)
@@ -243,8 +257,32 @@ async def test_a_second_request_joins_and_a_pause_holds(make: Make) -> None:
     assert jobs.history("a")[0].text.endswith("the scheduler was stopped")
 
 
+async def test_a_database_that_is_away_is_told_and_jobs_go_on_when_it_is_back(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran meanwhile is ended in it afterwards, and nothing is begun beside itself."""
+    monkeypatch.setattr("consumers.control.database.SQLITE_BUSY_MS", 300)
+    monkeypatch.setattr("consumers.schedule.runner.PATIENCE_S", 0.1)
+    config = make("a: {exec: 'chores:quick', every: 1s}")
+    async with scheduling(config) as (runner, jobs):
+        await over(jobs, "a")
+        locked = sqlite3.connect("control.db", isolation_level=None)
+        locked.execute("BEGIN EXCLUSIVE")
+        await until(lambda: "not answered for" in runner.problem or "locked" in runner.problem)
+        locked.execute("ROLLBACK")
+        locked.close()
+        before = len(jobs.history("a"))
+        await over(jobs, "a", before + 2)
+        await until(lambda: not runner.problem)
+    runs = [run for run in reversed(jobs.history("a", 1000)) if run.outcome is not Outcome.SKIPPED]
+    assert len(notes()) <= len(runs)
+    for earlier, later in pairwise(runs):
+        assert earlier.ended_us is not None
+        assert earlier.ended_us <= later.began_us, "two runs at once"
+
+
 async def test_disabled_control_starts_nothing(make: Make) -> None:
-    config = make("a: {exec: 'chores:quick', every: 1s}", "control: {enabled: false}\n")
+    config = make("a: {exec: 'chores:quick', every: 1s}", enabled=False)
     async with running(config) as jobs:
         await until(lambda: "a" in jobs.states())
         assert jobs.history("a") == []
@@ -272,9 +310,11 @@ def scheduler(config: Config, name: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.thorough
-async def test_of_two_one_runs_the_jobs_and_the_other_takes_over_within_15_s(make: Make) -> None:
+async def test_of_two_one_runs_the_jobs_and_the_other_takes_over_within_15_s(
+    make_in_each: Make,
+) -> None:
     """The first is killed with a job in hand: that ends with it, is noted as cut off, and runs once more."""
-    config = make("a: {exec: 'chores:hangs', at: ['00:00'], retries: 1}")
+    config = make_in_each("a: {exec: 'chores:hangs', at: ['00:00'], retries: 1}")
     jobs = jobs_of(config)
     jobs.know(config.schedules.jobs, 1)
     jobs.ask("a", "me", 2)
@@ -297,8 +337,8 @@ async def test_of_two_one_runs_the_jobs_and_the_other_takes_over_within_15_s(mak
 
 
 @pytest.mark.thorough
-async def test_a_frozen_one_starts_nothing_when_it_wakes(make: Make) -> None:
-    config = make("a: {exec: 'chores:quick', every: 1s}")
+async def test_a_frozen_one_starts_nothing_when_it_wakes(make_in_each: Make) -> None:
+    config = make_in_each("a: {exec: 'chores:quick', every: 1s}")
     jobs = jobs_of(config)
     one = scheduler(config, "one")
     try:

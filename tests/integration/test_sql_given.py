@@ -86,6 +86,11 @@ async def test_a_table_that_is_there_is_found_in_any_case_and_keeps_what_is_its_
     [
         ("id integer, name text, email text", "no unique index on the key (id)", "CREATE UNIQUE INDEX"),
         ("id integer, name text, UNIQUE (id COLLATE NOCASE)", "no unique index on the key (id)", "CREATE"),
+        (
+            "id integer, tenant text NOT NULL, name text, email text, PRIMARY KEY (id, tenant)",
+            "its key is (id, tenant), and the flow's is (id)",
+            """DROP TABLE "people"; and stop `tailrace run`""",
+        ),
         ("id integer PRIMARY KEY, name numeric, email text", "'name' is NUMERIC", "cast: real"),
         ("id real PRIMARY KEY, name text, email text", "'id' is REAL", "INTEGER"),
         ("id integer PRIMARY KEY, email text, must text NOT NULL", "'must' must not be null", "value:"),
@@ -103,6 +108,19 @@ async def test_a_table_that_does_not_fit(file: Path, definition: str, word: str,
         error = (await at.refused()).replace("numeric", "NUMERIC").replace("is real", "is REAL")
         assert word in error
         assert fix in error
+
+
+async def test_a_table_that_was_made_for_another_key_names_the_drop_and_the_reset(file: Path) -> None:
+    async with lite(file) as at:
+        people(at).create(person(1, "Ann"))
+        await at.apply()
+        wider = at.log.table("people", {**PEOPLE, "tenant": "text"}, key=("id", "tenant"))
+        wider.create({**person(2), "tenant": "acme"})
+        error = await at.refused()
+        assert "its key is (id), and the flow's is (id, tenant)" in error
+        run(file, error.partition("has changed: ")[2].partition(";")[0])
+        assert "run `tailrace reset shop --yes`" in error
+        assert at.rows("SELECT name FROM sqlite_master WHERE name = 'people'") == []
 
 
 async def test_a_view_is_refused(file: Path) -> None:
@@ -253,3 +271,31 @@ async def test_foreign_keys_are_off_for_what_is_applied(file: Path) -> None:
         people(at).delete(person(5))
         await at.apply()
         assert at.rows("SELECT id, person FROM orders") == [(1, 5)]
+
+
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_unique_index_that_holds_deleted_rows_is_refused(file: Path, own: bool) -> None:
+    columns = "id INTEGER PRIMARY KEY, name TEXT, note TEXT, gone_at TEXT"
+    made = [f"CREATE TABLE people ({columns}{', UNIQUE (name)' if own else ''})"]
+    made += [] if own else ["CREATE UNIQUE INDEX named ON people (name)"]
+    run(file, *made)
+    async with lite(file, {"delete": "soft(gone_at)"}) as at:
+        table = people(at)
+        table.create(person(1, "a"))
+        said = await at.refused()
+        assert "holds rows that are deleted, too: under delete: soft(gone_at)" in said
+        cure = said.partition("-> ")[2].removesuffix(" or write delete: apply")
+        if own:  # what is to be made again stands in words
+            assert 'make "people" again without this UNIQUE' in cure
+            run(file, "DROP TABLE people", f"CREATE TABLE people ({columns})")
+            cure = cure[cure.index("CREATE UNIQUE INDEX") :]
+        run(file, *filter(None, map(str.strip, cure.split(";"))))
+        await at.apply()
+        table.delete(person(1))
+        table.create(person(2, "a"))
+        await at.apply()
+        assert at.rows("SELECT id, name, gone_at IS NULL FROM people ORDER BY id") == [
+            (1, "a", 0),
+            (2, "a", 1),
+        ]
+        assert await at.target.parked() == []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +21,7 @@ from streamer import status as heartbeat
 from streamer.changes.topics import status_topic
 from streamer.cli import run_command
 from streamer.errors import EXIT_FINDING, FatalError, KafkaUnavailable
+from streamer.members import client_id
 from streamer.sandbox import KafkaServer
 from streamer.status import State, StatusReader, StatusRecord, StatusWriter, read_status
 
@@ -62,6 +65,26 @@ async def put(brokers: str, topic: str, key: bytes, value: bytes | None) -> None
         await producer.send_and_wait(topic, value, key=key, partition=0)
     finally:
         await producer.stop()
+
+
+async def test_a_kafka_that_is_away_is_tried_at_intervals_however_much_there_is_to_say(
+    kafka_name: str,
+) -> None:
+    tries = 0
+
+    async def refuse(_: asyncio.StreamReader, peer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        peer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        async with writer(f"{host}:{port}", kafka_name) as status:
+            await until(lambda: bool(status.trouble))
+            at_first, began = tries, time.monotonic()
+            status.update(state=State.STREAMING)
+            await until(lambda: time.monotonic() - began > heartbeat.RETRY_S[0] / 2)
+            assert tries <= at_first + 1
 
 
 async def test_nothing_is_known_before_the_first_process(kafka: str, kafka_name: str) -> None:
@@ -131,6 +154,59 @@ async def test_a_killed_process_is_silent_and_a_wrong_clock_is_not(kafka: str, k
         await reader.prove_silence()
         silent = {record.instance: record.silent(heartbeat.now_us()) for record in reader.records()}
         assert silent == {status.record.instance: False, "elsewhere-1": True}
+
+
+async def test_who_begins_says_which_of_its_part_were_killed_here(kafka: str, kafka_name: str) -> None:
+    """And not of one that is frozen."""
+    topic = status_topic(kafka_name)
+    killed, frozen = sleeps = [await asyncio.create_subprocess_exec("sleep", "600") for _ in range(2)]
+    try:
+        async with writer(kafka, kafka_name, "crm") as first:
+            for sleep in sleeps:
+                process = client_id("capture", sleep.pid)
+                other = replace(
+                    first.record,
+                    part="capture:shop",
+                    name="shop",
+                    instance=f"x-{sleep.pid}",
+                    process=process,
+                )
+                await put(kafka, topic, other.key(), other.dump())
+        frozen.send_signal(signal.SIGSTOP)
+        killed.kill()
+        await killed.wait()
+        async with writer(kafka, kafka_name), StatusReader(kafka, None, topic) as reader:
+            records = {record.instance: record for record in await records_when(reader, 4)}
+        assert records[f"x-{killed.pid}"].ended
+        assert not records[f"x-{frozen.pid}"].ended
+    finally:
+        for sleep in sleeps:
+            with contextlib.suppress(ProcessLookupError):
+                sleep.kill()
+            await sleep.wait()
+
+
+async def test_who_reads_on_needs_no_right_clock(
+    kafka: str, kafka_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the last poll did not see is of now, without a wait for the next heartbeat."""
+    ahead_us = 60_000_000
+    clock = heartbeat.now_us
+    async with (
+        writer(kafka, kafka_name) as status,
+        StatusReader(kafka, None, status_topic(kafka_name)) as reader,
+    ):
+        monkeypatch.setattr(heartbeat, "now_us", lambda: clock() + ahead_us)
+        [first] = await records_when(reader)
+        sent = status.sent
+
+        async def heard() -> bool:
+            await reader.poll()
+            return reader.records()[0].at_us > first.at_us
+
+        while not await heard():
+            await until(lambda: status.sent > sent)
+        assert not reader.records()[0].silent(heartbeat.now_us())
 
 
 async def test_a_deleted_topic_is_made_again(

@@ -16,7 +16,7 @@ import orjson
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from consumers.bounds import Bound, Kind, parse_bound
+from consumers.bounds import Bound, Kind, parse_bound, parse_time
 from consumers.commands.tail import line_of, plain
 from consumers.keys import WantedKey
 from consumers.tail import Record, Wanted, tail
@@ -171,8 +171,10 @@ def test_a_place_that_is_none_says_what_one_is() -> None:
     assert parse_bound("1970-01-01T01:00+01:00", "--from", 0) == Bound(Kind.TIME, 0)
     assert parse_bound("17", "--to", 0) == Bound(Kind.OFFSET, 17)
     for text in ("yesterday", "10 parsecs", "-5", "2026-13-01"):
-        with pytest.raises(ConfigError, match=r"--from .* is no place in a log"):
+        with pytest.raises(ConfigError, match=r"--from .* is no place in a log(.|\n)*write start, end"):
             parse_bound(text, "--from", 0)
+        with pytest.raises(ConfigError, match=r"--from-time .* is no time(.|\n)*write a time \("):
+            parse_time(text, "--from-time", 0)
 
 
 async def test_the_command_follows_until_ctrl_c(feeder: Feeder, tmp_path: Path) -> None:
@@ -219,6 +221,9 @@ async def test_the_command_with_a_key_a_place_and_a_format_and_its_reader_gone(
     out, err = await process.communicate()
     lsns = [orjson.loads(line)["source"]["commit_lsn"] for line in out.splitlines()]
     assert (process.returncode, lsns, err) == (0, [100, 200], b"")
+    process = await asyncio.create_subprocess_exec(*words, "-k", "x7", cwd=REPO, stdout=pipe, stderr=pipe)
+    _, err = await process.communicate()
+    assert (process.returncode, b"an integer was expected, not 'x7'" in err) == (64, True), err
     ours, theirs = os.pipe()
     process = await asyncio.create_subprocess_exec(*words, cwd=REPO, stdout=theirs, stderr=pipe)
     os.close(theirs)

@@ -143,7 +143,7 @@ async def test_another_function_is_refused_until_all_is_embedded_again(
     async with applying(other) as run:
         error = str(await run.fails())
     assert "its vectors were not made by recorded:doubled" in error
-    assert 'DROP TABLE "search"."notes"; then `tailrace reset shop`' in error
+    assert 'DROP TABLE "search"."notes"; then stop `tailrace run`' in error
     assert await rows(target_database, vectors) == [("[5,5,5]", 20)]
     settings = other.targets["copy"]
     assert isinstance(settings, Settings)

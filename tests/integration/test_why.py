@@ -47,5 +47,7 @@ async def test_where_a_row_is(pipeline: Pipeline) -> None:
     assert (code, answer["state"]) == (0, "on_its_way")
     assert [event["value"]["op"] for event in answer["events"]] == ["r", "u"]
 
+    code, out = await pipeline.run("why", "item", "three")
+    assert (code, "an integer was expected, not 'three'" in out) == (64, True), out
     code, out = await pipeline.run("why", "itme", "3")
     assert (code, "did you mean 'item'" in out) == (64, True), out

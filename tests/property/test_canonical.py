@@ -252,6 +252,39 @@ def test_edges_of_every_type(stores: Stores, type_name: str) -> None:
     check(stores, type_name, kind, texts if expressions else [*texts, *MORE_TEXTS, *MORE_TEXTS[:3]])
 
 
+BOUNDED = {
+    "int[]": ("array:number", "[0:0][-1:0]={{1,2}}"),
+    "double precision[]": ("array:float", "[0:0][-1:0]={{NaN,-0}}"),
+    "real[]": ("array:float", "[0:1]={0.1,NULL}"),
+    "numeric[]": ("array:numeric", "[2:3]={1.50,NULL}"),
+    "money[]": ("array:money", "[0:1]={1234.11,-5}"),
+    "text[]": ("array:text", '[-1:0]={a,"b c"}'),
+    "boolean[]": ("array:bool", "[0:1]={t,f}"),
+    "bit(1)[]": ("array:bit1", "[0:1]={0,1}"),
+    "date[]": ("array:date", "[0:0]={2016-11-04}"),
+    "timestamptz[]": ("array:timestamptz", "[0:0]={2016-11-04 13:51:30.5+02}"),
+    "timetz[]": ("array:timetz", "[0:0]={11:51+02:30}"),
+    "jsonb[]": ("array:json", '[0:0]={"{\\"a\\":1}"}'),
+    "hstore[]": ("array:hstore", '[0:0]={"a=>1"}'),
+}
+
+
+@pytest.mark.parametrize("type_name", BOUNDED)
+def test_an_array_with_other_lower_bounds_is_another_value(stores: Stores, type_name: str) -> None:
+    """`check` finds as many texts and hashes as there are ways to print a value."""
+    kind, bounded = BOUNDED[type_name]
+    texts: list[str | None] = []
+    for text in (bounded, bounded.partition("=")[2]):
+        query = sql.SQL("SELECT {}::{}").format(sql.Literal(text), sql.SQL(type_name))
+        cursor = stores.postgres.cursor().execute(query)
+        assert cursor.pgresult is not None
+        raw = cursor.pgresult.get_value(0, 0)
+        assert raw is not None
+        texts.append(raw.decode())
+    assert len(set(texts)) == 2
+    check(stores, type_name, kind, texts)
+
+
 @pytest.mark.parametrize("type_name", GENERATED)
 def test_any_value_of(stores: Stores, type_name: str) -> None:
     kind = KINDS.get(type_name) or CASES[type_name][0]

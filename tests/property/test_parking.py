@@ -16,7 +16,7 @@ from consumers.apply.dead_letters import DeadLetter
 from consumers.apply.feed import Fetched, Standing
 from consumers.apply.parking import Parking
 from consumers.apply.queues import UNDECODABLE
-from consumers.targets.base import RowsRefused
+from consumers.targets.base import AskedAnew, Batch, Outcome, RowsRefused
 from consumers.targets.memory import MemoryStore, MemoryTarget
 from consumers.testing import CLUSTER_ID, Log, LogTable
 from streamer.changes.kinds import UNAVAILABLE
@@ -53,6 +53,7 @@ class Model:
         self._log = log
         self._table = table
         self._count = 0
+        self._epoch = 1
 
     def change(self, n: int, *, bad: bool, unchanged: bool) -> None:
         """Make the row, or update it; `unchanged`: with a placeholder for its note."""
@@ -61,26 +62,50 @@ class Model:
         known = self.rows.get(n)
         if known is None:
             self.rows[n] = {"id": n, "name": name, "note": f"note {self._count}"}
-            self._table.create(self.rows[n])
+            self._table.create(self.rows[n], epoch=self._epoch)
         elif unchanged:
             self.rows[n] = {**known, "name": name}
-            self._table.update({**self.rows[n], "note": UNAVAILABLE})
+            self._table.update({**self.rows[n], "note": UNAVAILABLE}, epoch=self._epoch)
             return
         else:
             self.rows[n] = {"id": n, "name": name, "note": f"note {self._count}"}
-            self._table.update(self.rows[n])
+            self._table.update(self.rows[n], epoch=self._epoch)
 
     def delete(self, n: int) -> None:
         if self.rows.pop(n, None) is not None:
-            self._table.delete({"id": n})
+            self._table.delete({"id": n}, epoch=self._epoch)
 
     def truncate(self) -> None:
         self.rows.clear()
-        self._table.truncate()
+        self._table.truncate(epoch=self._epoch)
+
+    def reset(self) -> None:
+        """A copy of everything under the next epoch, and the floor at its end."""
+        self._epoch += 1
+        for row in self.rows.values():
+            self._table.read(row, epoch=self._epoch)
+        self._table.floor(self._epoch)
+
+    def lose(self, n: int) -> None:
+        """What nobody captures: a reset tells of it."""
+        self.rows.pop(n, None)
+        self.reset()
 
     def poison(self, n: int) -> None:
         self._log.append(self._table.topic, self._table.key_of({"id": n}), b"\xff not an event")
         self.poisoned.add(n)
+
+
+class Between(MemoryTarget):
+    """`wish`: what an operator asks for of everything, between what is read of a batch and its writing."""
+
+    wish = ""
+
+    async def apply(self, batch: Batch) -> Outcome:
+        wish, self.wish = self.wish, ""
+        if wish:
+            await self.ask([(entry.place, entry.key) for entry in await self.parked()], wish, "ann@host")
+        return await super().apply(batch)
 
 
 class Process:
@@ -90,11 +115,13 @@ class Process:
         self._log = log
         self._letters = letters
         self._assembler = Assembler(log)
-        self.target = MemoryTarget(SETTINGS, store.group, [FLOW], store=store)
+        self.target = Between(SETTINGS, store.group, [FLOW], store=store)
         self.parking = Parking(self.target, letters, [FLOW], log, SETTINGS.dead_letters, queue_changes=3)
         self._known: set[Place] = set()
 
-    async def batch(self) -> None:
+    async def batch(self, wish: str = "") -> bool:
+        """`wish`: what an operator asks for of everything while it is written; whether that was so."""
+        self.target.wish = wish
         places = self._log.places([FLOW])
         checkpoints = await self.target.checkpoints(places)
         added = {place: at for place, at in checkpoints.items() if place not in self._known}
@@ -113,13 +140,18 @@ class Process:
             await self.parking.stage(prepared)
             try:
                 outcome = await self.target.apply(prepared.batch)
+            except AskedAnew:
+                continue
             except RowsRefused as error:
                 await self.parking.refuse(prepared, error.rows)
                 continue
             assert not outcome.lost
             self.parking.committed(prepared, outcome)
             break
+        asked = self.target.wish != wish
+        self.target.wish = ""
         await self.attend()
+        return asked
 
     async def mark(self, action: str = "retry") -> None:
         """An operator asks, and a batch may come before the owner looks."""
@@ -155,6 +187,10 @@ async def drive(steps: list[Step]) -> None:
             model.delete(n)
         elif what == "truncate":
             model.truncate()
+        elif what == "reset":
+            model.reset()
+        elif what == "lose":
+            model.lose(n)
         elif what == "poison":
             model.poison(n)
         elif what == "rules":
@@ -168,8 +204,9 @@ async def drive(steps: list[Step]) -> None:
         elif what == "retry":
             await process.retry()
         elif what == "batch":
+            parked = {entry.key for entry in await process.target.parked()}
             marked = {entry.key for entry in await process.target.parked(asked=True)}
-            await process.batch()
+            marked |= parked if await process.batch("retry" if unchanged else "") else set()
             left = {e.key for e in await process.target.parked() if e.code != UNDECODABLE}
             assert store.rules or not left & marked  # carried out, whatever came in between
             await others_flow(process, store, model, letters, table)
@@ -196,7 +233,7 @@ async def others_flow(
 
 
 WHATS = ["change"] * 6 + ["delete", "batch", "batch", "mark", "retry", "rules", "restart", "poison"]
-WHATS += ["truncate"]
+WHATS += ["truncate", "reset", "lose"]
 STEPS = st.tuples(st.sampled_from(WHATS), st.integers(1, KEYS), st.booleans(), st.booleans())
 
 
@@ -210,6 +247,8 @@ MARKED = [step("change", bad=True), step("batch"), step("rules"), step("mark")]
 
 @example([*MARKED, step("change", unchanged=True), step("batch")])
 @example([*MARKED, step("change"), step("batch")])
+@example([*MARKED[:3], step("change"), step("batch", unchanged=True)])
+@example([*MARKED[:3], step("change", unchanged=True), step("batch", unchanged=True)])
 @given(st.lists(STEPS, max_size=40))
 def test_h24_after_a_retry_the_target_has_what_a_fold_of_everything_gives(steps: list[Step]) -> None:
     asyncio.run(drive(steps))
@@ -231,3 +270,40 @@ async def test_h24_a_discard_takes_no_newer_row_with_it() -> None:
     assert store.rows(*TABLE) == [{"id": 1, "name": "mended", "note": ""}]
     assert await process.target.parked() == []
     assert [(letter.key, letter.action) for letter in letters.letters[2:]] == [(b'{"id":2}', "discarded")]
+
+
+async def test_h24_a_row_that_comes_after_a_truncate_waits_behind_nothing() -> None:
+    """What was parked is at or below the floor: it is over, and the key flows again in the same batch."""
+    store, letters, log = MemoryStore("acme.copy"), Kept(), Log("shop")
+    store.rules[TABLE] = rule
+    table = log.table("people", {"id": "integer", "name": "text", "note": "text"})
+    process = Process(log, store, letters)
+    await process.target.open()
+    table.create({"id": 1, "name": "bad", "note": ""})
+    await process.batch()
+    table.truncate()
+    table.create({"id": 1, "name": "good", "note": ""})
+    await process.batch()
+    assert store.rows(*TABLE) == [{"id": 1, "name": "good", "note": ""}]
+    assert await process.target.parked() == []
+
+
+async def test_h24_a_discard_between_the_reading_of_a_mark_and_its_writing_wins() -> None:
+    """A retry is being carried out when the operator changes their mind: nothing of it is written."""
+    store, letters, log = MemoryStore("acme.copy"), Kept(), Log("shop")
+    store.rules[TABLE] = rule
+    table = log.table("people", {"id": "integer", "name": "text", "note": "text"})
+    process = Process(log, store, letters)
+    await process.target.open()
+    table.create({"id": 1, "name": "bad", "note": ""})
+    await process.batch()
+    store.rules.clear()
+    await process.mark("retry")
+    process.target.wish = "discard"
+    await process.attend()
+    assert store.rows(*TABLE) == []
+    assert [entry.asked for entry in await process.target.parked()] == ["discard"]
+    await process.attend()
+    assert await process.target.parked() == []
+    assert [letter.action for letter in letters.letters] == ["parked", "discarded"]
+    assert store.rows(*TABLE) == []

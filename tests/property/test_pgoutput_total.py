@@ -202,7 +202,7 @@ EVENTS = st.fixed_dictionaries(
 @given(st.binary(max_size=64) | EVENTS.map(orjson.dumps) | JSON.map(orjson.dumps))
 def test_any_record_value_gives_a_change_or_a_decode_error(value: bytes) -> None:
     try:
-        change = decode_value(value, where="t[0]@0")
+        change = decode_value(value, where="t[0]@0", offset=0)
     except DecodeError as error:
         inside(error, value)
     else:

@@ -13,17 +13,19 @@ from consumers.apply.epochs import Epochs
 from consumers.apply.feed import Feed
 from consumers.apply.report import Report
 from consumers.apply.resets import Resets
-from streamer.errors import TargetUnavailable
-from streamer.status import StatusWriter
+from consumers.views.parts import Part
+from streamer.errors import ConfigError, TargetUnavailable
+from streamer.status import REASON_LIMIT, StatusWriter
 
 BROKERS = "127.0.0.1:1"  # nothing is asked of them
 
 
-def made() -> tuple[Condition, StatusWriter]:
+def made(*flows: str) -> tuple[Condition, StatusWriter]:
+    names = list(flows) or ["people"]
     status = StatusWriter(BROKERS, None, "test", kind="apply", part_name="copy")
-    report = Report(["people"], None, lambda _: None, Epochs({"people": "shop"}, lambda _: 0))
+    report = Report(names, None, lambda _: None, Epochs(dict.fromkeys(names, "shop"), lambda _: 0))
     feed = Feed(BROKERS, None, "test.copy", [], Resets(BROKERS, None, "test"))
-    return Condition(["people"], asyncio.Event(), status, feed, report), status
+    return Condition(names, asyncio.Event(), status, feed, report), status
 
 
 async def test_h24_a_store_that_does_not_take_writes_is_tried_again_with_growing_pauses(
@@ -57,3 +59,14 @@ async def test_h24_a_store_that_does_not_take_writes_is_tried_again_with_growing
     assert {state for state, _, _ in first} == {"waiting"}
     assert len({since_us for _, _, since_us in first}) == 1, "since when, not since the last try"
     assert first[-1][1].startswith(f"full, look {len(limits) - 1}")
+
+
+@pytest.mark.parametrize("what", ["short", "long " * REASON_LIMIT])
+async def test_what_stops_a_flow_is_shown_of_that_flow_alone(what: str) -> None:
+    """From the first record on that tells of it, before the keeper reports the next time."""
+    condition, status = made("people", "things")
+    condition.stop_flow("people", ConfigError(what))
+    part = Part("apply:copy", [status.record], status.record.at_us)
+    assert part.is_partly_well
+    told = {name: (flow["state"], flow["reason"][:5]) for name, flow in status.record.detail["flows"].items()}
+    assert told == {"people": ("error", what[:5]), "things": ("streaming", "")}

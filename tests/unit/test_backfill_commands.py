@@ -9,7 +9,7 @@ import pytest
 
 from consumers.commands.backfill import Wish, check
 from consumers.commands.backfill_runs import act, find
-from consumers.commands.key_file import KEYS_LIMIT, LINE_LIMIT_BYTES, read_keys
+from consumers.key_file import KEYS_LIMIT, LINE_LIMIT_BYTES, read_keys
 from streamer.changes.backfill import Progress, Request, Run, State
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import Config, parse
@@ -148,12 +148,12 @@ def test_columns_are_in_the_order_of_the_key(tmp_path: Path) -> None:
         ("9" * 5_000, [ID], "a number of 5000 digits"),
         ("1.5", [ID], "an integer was expected, not '1.5'"),
         ("[null]", [ID], "it is null, and a key never is"),
-        ("[1, 2]", [ID], "the key has 1 column (id), the line 2"),
-        ("[1", [ID], "the line begins as JSON and is none"),
-        ("[" * 5_000, [ID], "the line begins as JSON and is none"),
-        ('{"ID": 1}', [ID], "the key is id, the line has ID"),
+        ("[1, 2]", [ID], "the key has 1 column (id); these are 2 values"),
+        ("[1", [ID], "it begins as JSON and is none"),
+        ("[" * 5_000, [ID], "it begins as JSON and is none"),
+        ('{"ID": 1}', [ID], "the key is id, not ID"),
         ('{"id": {"a": 1}}', [ID], 'an integer was expected, not {"a": "1"}'),
-        ("7", [ID, ("region", "text", "text")], "the key has 2 columns (id, region), the line one value"),
+        ("7", [ID, ("region", "text", "text")], "the key has 2 columns (id, region); this is one value"),
         ("x", [("u", "uuid", "text")], "'x' is not a uuid"),
         ("1_000", [("n", "numeric", "numeric")], "a number was expected"),
         ("1e400", [("f", "real", "float")], "1e400 is beyond what the column holds"),
@@ -172,7 +172,7 @@ def test_a_malformed_line_is_named_by_its_number(
         keys_of(tmp_path, b"# first\n\n" + raw + b"\n", *columns)
     assert caught.value.where == f"{tmp_path / 'keys'}:3"
     assert said in caught.value.what
-    assert caught.value.fix.startswith("write one key a line: ")
+    assert caught.value.fix.startswith("write a key as ")
 
 
 def test_a_file_without_a_key_or_without_a_file(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_file_without_a_key_or_without_a_file(tmp_path: Path) -> None:
 
 def test_more_keys_than_a_capture_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert KEYS_LIMIT == 1_000_000
-    monkeypatch.setattr("consumers.commands.key_file.KEYS_LIMIT", 3)
+    monkeypatch.setattr("consumers.key_file.KEYS_LIMIT", 3)
     with pytest.raises(ConfigError) as caught:
         keys_of(tmp_path, "1\n2\n3\n3\n4\n", ID)
     assert caught.value.where.endswith(":5")

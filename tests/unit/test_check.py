@@ -28,6 +28,10 @@ def problems(*flows: dict[str, Any], lag_s: float | None = 60, age_s: float | No
     [
         ({"state": "HELD", "reason": "a truncate\n  -> approve"}, "flow mirror is HELD: a truncate"),
         ({"state": "UNKNOWN"}, "flow mirror is UNKNOWN: no reason is known"),
+        (
+            {"state": "PAUSED", "reason": "paused by ann", "lag_s": 61.0},
+            "flow mirror is PAUSED, and 1m 1s behind: paused by ann",
+        ),
         ({"lag_s": 61.0}, "flow mirror is 1m 1s behind: more than 1m"),
         ({"lag_s": None}, "flow mirror has 3 records to apply, and for how long is not known"),
         ({"proof": None}, "flow mirror was never proven: `tailrace reconcile mirror`"),
@@ -56,3 +60,10 @@ def test_only_the_named_flows_are_looked_at() -> None:
     assert beyond(status, max_lag_s=None, max_proof_age_s=1e5, flows=["b"]) == []
     assert well(status, ["b"]) == "the flow runs, at most 0.5 s behind, proven within 1h"
     assert well(status, []) == "all 2 flows run, at most 0.5 s behind"
+
+
+def test_a_paused_flow_within_its_limits_is_told_and_well() -> None:
+    paused = flow("b", state="PAUSED", reason="paused by ann")
+    assert problems(flow("a"), paused) == []
+    status = Status("acme", NOW_US, [], [], [flow("a"), paused], [])
+    assert well(status, []).startswith("1 of 2 flows run, paused: b, at most 0.5 s behind")

@@ -245,7 +245,7 @@ def test_every_fault_of_a_config_is_in_the_json(tmp_path: Path, capsys: pytest.C
     ("arguments", "kind", "names", "near"),
     [
         (["capture", "shp"], "source", "shop", "shop"),
-        (["reset", "shp", "--yes"], "source", "shop", "shop"),
+        (["reset", "shp", "--yes"], "source or processor", "shop", "shop"),
         (["apply", "warehose"], "target", "warehouse", "warehouse"),
         (["apply", "xyz"], "target", "warehouse", ""),
     ],
@@ -261,7 +261,7 @@ def test_a_name_that_the_file_does_not_have(
     assert run_command(app, [*arguments, "-c", str(config)]) == 64
     shown = capsys.readouterr().err
     assert f"{config}: there is no {kind} {arguments[1]!r}" in shown
-    assert f"the file's {kind}s: {names}" in shown
+    assert f"the file's {kind.replace(' or ', 's or ')}s: {names}" in shown
     assert (f"did you mean {near!r}?" in shown) is bool(near)
 
 

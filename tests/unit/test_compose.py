@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,13 @@ def environment(service: dict[str, Any]) -> dict[str, str]:
 
 def test_it_follows_the_compose_specification() -> None:
     """The schema comes with check-jsonschema, which takes it from compose-spec (Apache-2.0)."""
-    folder = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    package = find_spec("check_jsonschema")
+    assert package is not None
+    assert package.origin is not None
+    folder = Path(package.origin).parent / "builtin_schemas" / "vendor"
     schema = orjson.loads((folder / "compose-spec.json").read_bytes())
-    validator = jsonschema.validators.validator_for(schema)
+    assert "draft-07" in schema["$schema"]
+    validator = jsonschema.Draft7Validator
     validator.check_schema(schema)
     validator(schema).validate(COMPOSE)
 

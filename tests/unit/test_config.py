@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from streamer.config import (
     load,
     parse,
 )
+from streamer.config.stores import if_shared
 from streamer.errors import EXIT_USAGE, ConfigError
 
 REFERENCE = Path(__file__).parents[2] / "config" / "tailrace.yaml"
@@ -25,7 +27,7 @@ URL = f"postgresql://app:{SECRET}@db.example:5433/shop"
 ENVIRON = {
     "SHOP_URL": URL,
     "WAREHOUSE_URL": URL,
-    "VECTORS_URL": URL,
+    "VECTORS_URL": URL.replace("/shop", "/vectors"),
     "GAME_REDIS_URL": f"redis://:{SECRET}@cache",
     "CACHE_URL": f"redis://:{SECRET}@cache",
     "WIKI_TOKEN": SECRET,
@@ -246,39 +248,100 @@ def test_faults_between_parts_of_the_file_are_told_at_once() -> None:
         assert words in told
 
 
-@pytest.mark.parametrize(
-    ("flow", "fix"),
-    [
-        ("{from: game.boards, to: lite}", "write `to: lite.main.two_boards`, or give one of them a target"),
-        ('{from: "game.*", to: lite}', "tables of one name meet: give one of them a target of its own"),
-    ],
-)
-def test_sqlite_has_no_other_schema_to_go_to(flow: str, fix: str) -> None:
-    """And what the message says instead is a config."""
-    text = """\
+WRITERS = """\
 name: acme
 sources:
-  game: {kind: redis, url: redis://h/0, entities: {boards: {pattern: "b:{id}", type: string}}}
+  game:
+    kind: redis
+    url: redis://h/0
+    entities: {boards: {pattern: "b:{id}", type: string}, users: {pattern: "u:{id}", type: string}}
   shop: {kind: postgres, url: postgresql://u:p@h/shop, tables: {"public.*": {}}}
 targets:
   lite: {kind: sql, url: "sqlite:///copy.db"}
   lite2: {kind: sql, url: "sqlite:///copy2.db"}
+  copy: {kind: postgres, url: postgresql://u:p@h/copy}
 flows:
-  one: {from: "shop.public.*", to: lite}
-  two: FLOW
 """
-    told = mistake(text.replace("FLOW", flow))
-    assert "SQLite has no schemas" in told
-    assert fix in told
-    assert "another schema" not in told
-    parse(text.replace("FLOW", flow.replace("lite", "lite2")), environ={})
-    if "main" in fix:
-        parse(
-            text.replace('one: {from: "shop.public.*"', "one: {from: shop.public.boards").replace(
-                "FLOW", flow.replace("lite", "lite.main.two_boards")
-            ),
-            environ={},
-        )
+
+
+def writers(one: tuple[str, str], two: tuple[str, str]) -> str:
+    """(from, to) of two flows."""
+    flows = [f'  {n}: {{from: "{f}", to: {t}}}\n' for n, (f, t) in (("one", one), ("two", two))]
+    return WRITERS + "".join(flows)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "table"),
+    [
+        (("shop.public.boards", "lite"), ("game.boards", "lite"), "lite.main.boards"),
+        (("shop.public.boards", "lite"), ("game.*", "lite"), "lite.main.boards"),
+        (("game.*", "lite"), ("shop.public.Users", "lite"), "lite.main.users"),
+        (("shop.public.*", "lite"), ("game.boards", "lite"), "lite.main.boards"),
+        (("shop.public.*", "lite"), ("game.*", "lite"), "lite.main.boards"),
+        (("game.boards", "lite.main.b"), ("shop.public.x", "lite.main.b"), "lite.main.b"),
+        (("game.*", "copy.all"), ("shop.public.*", "copy.all"), "copy.all.*"),
+        (("shop.*.*", "copy"), ("game.users", "copy.crm.users"), "copy.crm.users"),
+        (("shop.public.users", "copy.all.users"), ("game.users", "copy.all.users"), "copy.all.users"),
+    ],
+)  # fmt: skip
+def test_what_the_message_about_two_writers_says_is_a_config(
+    one: tuple[str, str], two: tuple[str, str], table: str
+) -> None:
+    told = mistake(writers(one, two))
+    assert f"the flows 'one' and 'two' both write {table}\n" in told
+    if found := re.search(r"write `to: (\S+)` in the flow '(one|two)'", told):
+        cured = (one[0], found[1]) if found[2] == "one" else one
+        parse(writers(cured, (two[0], found[1]) if found[2] == "two" else two), environ={})
+    else:
+        assert "give one of them a target of its own, with another file" in told
+        parse(writers(one, (two[0], two[1].replace("lite", "lite2"))), environ={})
+
+
+def test_a_pattern_of_a_redis_source_is_its_entities() -> None:
+    parse(writers(("game.*", "lite"), ("shop.public.orders", "lite")), environ={})
+    parse(writers(("game.*", "copy.all"), ("shop.public.orders", "copy.all")), environ={})
+
+
+AT_H = "postgresql://u:p@h"
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "same"),
+    [
+        (("postgres", f"{AT_H}/copy"), ("postgres", "postgres://v@H:5432/copy?sslmode=require"), True),
+        (("postgres", "postgresql://localhost/copy"), ("pgvector", "host=127.0.0.1 dbname=copy"), True),
+        (("postgres", "postgresql://copy@h"), ("postgres", f"{AT_H}/copy"), True),
+        (("postgres", f"{AT_H}/copy"), ("postgres", f"{AT_H}/other"), False),
+        (("postgres", f"{AT_H}/copy"), ("postgres", f"{AT_H}:5433/copy"), False),
+        (("redis", "redis://h"), ("redis", "rediss://u:p@h:6379/0"), True),
+        (("redis", "redis://h/0"), ("redis", "redis://h/1"), False),
+        (("sql", "sqlite:///copy.db"), ("sql", "sqlite:///./here/../copy.db"), True),
+        (("sql", "sqlite:///copy.db"), ("sql", "sqlite:///copy2.db"), False),
+    ],
+)
+def test_h30_two_targets_that_are_one_store_are_refused(
+    one: tuple[str, str], two: tuple[str, str], same: bool
+) -> None:
+    of_vectors = ', text: "{a}", embed: "m:f", dimensions: 2' if two[0] == "pgvector" else ""
+    text = f"""\
+name: acme
+sources: {{shop: {{kind: postgres, url: postgresql://u:p@h/shop, tables: {{"public.*": {{}}}}}}}}
+targets:
+  one: {{kind: {one[0]}, url: "{one[1]}"}}
+  two: {{kind: {two[0]}, url: "{two[1]}"}}
+flows:
+  a: {{from: "shop.public.*", to: one.a}}
+  b: {{from: "shop.crm.*", to: two.b{of_vectors}}}
+"""
+    if not same:
+        parse(text, environ={})
+        return
+    told = mistake(text)
+    assert "t.yaml:5: targets.two.url: the targets 'one' and 'two' are one store" in told
+    assert "(`to: one`), or give two another" in told
+    if not of_vectors:
+        parse(text.replace("to: two.b", "to: one.b"), environ={})
+    parse("".join(line for line in text.splitlines(keepends=True) if "  b:" not in line), environ={})
 
 
 def test_a_file_without_sources() -> None:
@@ -501,3 +564,14 @@ def test_names_in_the_reference_are_checked(old: str, new: str, word: str) -> No
 
 def test_the_reference_is_plain_yaml_for_other_tools() -> None:
     assert yaml.safe_load(REFERENCE.read_text())["name"] == "acme"
+
+
+@pytest.mark.parametrize(("kind", "instead"), [("sql", "another file"), ("redis", "another database of the")])
+def test_h30_a_store_that_is_another_targets_names_both(kind: str, instead: str) -> None:
+    """What apply says when only the store could tell."""
+    told = if_shared("acme.other", "acme.copy", kind)
+    assert told.startswith(
+        "where other and copy are both in the file: a store is one target's: send the flows"
+    )
+    assert f"(`to: other`), or give copy {instead}" in told
+    assert if_shared("other.copy", "acme.copy", kind) == ""

@@ -24,7 +24,12 @@ from streamer.config import (
 REFERENCE = Path(__file__).parents[2] / "config" / "tailrace.yaml"
 URL = "postgresql://u:p@h/d"
 NAMES = ("SHOP_URL", "WAREHOUSE_URL", "VECTORS_URL", "GAME_REDIS_URL", "CACHE_URL", "WIKI_TOKEN")
-ENVIRON = dict.fromkeys(NAMES, URL)
+ENVIRON = {
+    **dict.fromkeys(NAMES, URL),
+    "VECTORS_URL": f"{URL}2",
+    "GAME_REDIS_URL": "redis://h",
+    "CACHE_URL": "redis://h",
+}
 
 
 def config_with(source: str = "", flow: str = "", head: str = "") -> Config:
@@ -129,7 +134,9 @@ def test_of_a_jobs_steps_the_backup_is_refused_by_name() -> None:
     steps = "before: [{exec: 'a:b'}, {backup: t}], on_done: [{http: 'http://h/'}]"
     jobs = f"b: {{exec: 'a:b', every: 1h, {steps}}}, c: {{exec: 'a:b', every: 1h}}"
     config = config_with(head=f"schedules: {{jobs: {{{jobs}}}}}\nalerts: {{}}\ncontrol: {{http: 'h:1'}}")
-    assert [u.path for u in unbuilt_sections(config)] == ["schedules.jobs.b.before.1.backup"]
+    (found,) = unbuilt_sections(config)
+    assert found.path == "schedules.jobs.b.before.1.backup"
+    assert "`exec:" in str(found.error())
 
 
 @pytest.mark.parametrize("default", ["encoding: debezium", "on_oversize: dead_letter"])

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from consumers.commands.run import refusals
 from consumers.reconcile.job import jobs_of
-from streamer.config import Config, parse, unbuilt_sections
+from consumers.views import expected_parts
+from streamer.config import Config, is_only_compared, parse, unbuilt_sections
 from streamer.errors import ConfigError
 
 TEXT = """
@@ -36,6 +38,16 @@ def test_it_is_a_job_beside_the_flows() -> None:
     assert (mirror.name, links.name, links.refused, links.threshold) == ("mirror", "links", "", 0.01)
     assert (links.flow.source, links.flow.place("", "links")) == ("links", ("public", "entries"))
     assert [job.flow for job in jobs_of(asked, ["links"])] == [links.flow]
+
+
+def test_a_query_that_is_only_compared_is_no_refusal() -> None:
+    asked = config("from: links, to: copy.public.entries")
+    assert refusals(asked) == []
+    assert expected_parts(asked) == ["capture:shop", "apply:copy"]
+    assert is_only_compared(asked, asked.sources["links"])
+    raw = TEXT.replace("mirror: {{from: shop.public.*", "mirror: {{from: links")
+    stopped = parse(raw.format(flow="from: links, to: copy.public.entries"), environ={})
+    assert any("capturing a query is not built yet" in refusal for refusal in refusals(stopped))
 
 
 @pytest.mark.parametrize(

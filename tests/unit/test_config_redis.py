@@ -47,15 +47,59 @@ def test_defaults() -> None:
     [
         ("redis://h", 0),
         ("redis://h/4", 4),
-        ("rediss://u:p@h:6380/5?timeout=1", 5),
+        ("rediss://u:p@h:6380/5?ssl_cert_reqs=none", 5),
         ("redis://h/4?db=6", 6),
         ("unix:///run/redis/7?db=8", 8),
         ("unix:///run/redis/7", 0),
+        ("redis+sentinel://one/7/4", 4),
+        ("redis+sentinel://me:p%40w@one,two:5000,[::1]:5001/shop?role=replica", 0),
     ],
 )
 def test_the_urls_database_is_the_default(url: str, database: int) -> None:
     found = source('a: {pattern: "a:{id}", type: hash}', url=url)
     assert found.databases_of(found.entities["a"]) == (database,)
+
+
+SENTINEL = "redis+sentinel://me:secret@"
+
+
+@pytest.mark.parametrize(
+    ("url", "what", "fix"),
+    [
+        ("http://me:secret@h", "is not the url of a Redis server", "redis://user:password@host:6379/0"),
+        ("redis://me:secret@h:none", "'h:none', which is no host and port", "host:6379/0"),
+        ("redis://me:secret@h:70000", "'h:70000', which is no host and port", "host:6379/0"),
+        ("redis://me:secret@[h/0", "cannot be read", "host:6379/0"),
+        ("redis://me:secret@h/zero", "'zero', which is not a database's number", "host:6379/0"),
+        ("redis://me:secret@h?colour=red", "that is not known: colour", "known are db, ssl_ca_certs"),
+        ("redis://me:secret@h?db=1&db=2", "the option db twice", "one of them"),
+        ("redis://me:secret@h?ssl_cert_reqs=none", "only a rediss:// url uses TLS", "write rediss://"),
+        ("rediss://me:secret@h?ssl_cert_reqs=no", "ssl_cert_reqs=no", "ssl_cert_reqs=none"),
+        ("redis://me:secret#1@h/0", "cuts it in two", "write %23 for #"),
+        ("redis://me:secret/1@h/0", "cuts it in two", "%2F for /"),
+        ("redis://me:secret?1@h/0", "cuts it in two", "%3F for ?"),
+        ("unix://me:secret@", "without a path", "unix:///path/to/socket"),
+        (SENTINEL + "/shop", "names no Sentinel", "host:26379,host:26379/NAME/0"),
+        (SENTINEL + "one:26379", "no NAME that they watch", "host:26379/NAME/0"),
+        (SENTINEL + "one:none/shop", "'one:none', which is no Sentinel's host and port", "host:26379,"),
+        (SENTINEL + "one:0/shop", "'one:0', which is no Sentinel's host and port", "host:26379,"),
+        (SENTINEL + "one,,two/shop", "'', which is no Sentinel's host and port", "host:26379,"),
+        (SENTINEL + "one/shop/zero", "'zero', which is not a database's number", "NAME/0"),
+        (SENTINEL + "one/shop?role=boss", "has role=boss", "write role=primary or role=replica"),
+        (SENTINEL + "one/shop?colour=red", "not known: colour", "known are role, sentinel_user"),
+        (SENTINEL + "one/shop?ssl_ca_certs=x", "only a rediss+sentinel:// url", "write rediss+sentinel://"),
+        ("redis+sentinel://me:secret/1@one/shop", "cuts it in two", "%2F for /"),
+    ],
+)
+def test_a_url_that_cannot_be_is_told_at_load_without_the_password(url: str, what: str, fix: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        source('a: {pattern: "a:{id}", type: hash}', url=f"'{url}'")
+    told = str(caught.value)
+    assert "t.yaml:5: " in told
+    assert "sources.game.url" in told
+    assert what in told
+    assert fix in told
+    assert "secret" not in told
 
 
 def test_the_forms_that_validate() -> None:
@@ -66,7 +110,8 @@ typed: {pattern: "t:{id}", type: string, value: epoch_ms, key: {id: int}, databa
 text: {pattern: "j:{id}", type: json, columns: {at: {field: ts, cast: timestamptz, naive_is: Europe/Paris}}}
 one: {pattern: board, type: zset, rows: {member: who}, columns: {score: int}}
 log: {pattern: "log{{x}}", type: stream, columns: {n: int}}
-deep: {pattern: "d:{id}:{rest*}", type: set}"""
+deep: {pattern: "d:{id}:{rest*}", type: set}
+plain: {pattern: "p:{id}", type: zset, rows: {}}"""
     )
     assert found.entities["raw"].value == "text"
     assert found.entities["raw"].debounce_s == 0.5
@@ -75,6 +120,8 @@ deep: {pattern: "d:{id}:{rest*}", type: set}"""
     assert found.entities["one"].row_parts == {"member": "who", "score": "score"}
     assert found.entities["log"].row_parts == {"id": "id"}
     assert found.entities["deep"].key_parts == ("id", "rest")
+    assert found.entities["plain"].row_parts == {"member": "member", "score": "score"}
+    assert found.entities["deep"].row_parts == {}
 
 
 HASH = 'pattern: "a:{id}", type: hash'
@@ -117,8 +164,11 @@ HASH = 'pattern: "a:{id}", type: hash'
         (f"{{{HASH}, rows: {{member: m}}}}", ["a hash has no 'member'", "field, value"]),
         (
             '{pattern: "a:{id}", type: string, rows: {member: m}}',
-            ["a string has no 'member'", "a string is one row"],
+            ["a string has no `rows`", "a string is one row"],
         ),
+        ('{pattern: "a:{id}", type: json, rows: {}}', ["e.rows: a json has no `rows`", "is one row"]),
+        (f"{{{HASH}, rows: }}", ["e.rows: must hold keys"]),
+        ('{pivot: id, rows: {}, columns: {a: {string: "a:{id}"}}}', ["a pivot has no `rows`"]),
         (f"{{{HASH}, value: int}}", ["`value` is for a string, not a hash"]),
         ('{pattern: "a:{id}", type: json, value: int}', ["type: json has its value"]),
         ('{pattern: "a:{id}", type: string, columns: {n: int}}', ["a string has no column 'n'"]),

@@ -1,4 +1,4 @@
-"""Whom the crash run kills: everybody at least once, as far as its rounds allow."""
+"""Whom the crash run kills: everybody at least once, as far as its rounds allow; and what a writer sends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from tests.crash.redis.writer import RESTORE, Mill
 from tests.crash.run import KILLS_A_ROUND, VICTIMS, victims_of_round
 
 
@@ -34,3 +35,11 @@ def test_too_few_rounds_kill_as_many_as_they_can() -> None:
 def test_the_seed_names_the_plan() -> None:
     assert plan(7, 4) == plan(7, 4)
     assert len({str(plan(seed, 4)) for seed in range(20)}) > 10
+
+
+def test_the_writer_of_a_redis_run_sends_every_command_that_leaves_a_mark() -> None:
+    mill = Mill(7, big_members=10, calamities=True)
+    sent = {command[0] for operation in mill.operations * 500 for command in operation()}
+    wanted = b"SET DEL EXPIRE RENAME HSET ZADD ZINCRBY ZREM FLUSHDB SWAPDB MULTI EVAL COPY MOVE XADD".split()
+    assert sent >= set(wanted)
+    assert b"RESTORE" in RESTORE

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 import subprocess
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
+from hashlib import sha256
 from pathlib import Path
 
 import orjson
@@ -193,6 +195,16 @@ async def test_docs_and_page_name_no_other_host(served: Served) -> None:
     page = await served.http.get("/page/app.js")
     again = await served.http.get("/page/app.js", headers={"If-None-Match": page.headers["etag"]})
     assert again.status_code == 304
+
+
+async def test_the_page_has_its_style_in_it_and_may_have_no_other(served: Served) -> None:
+    """Nothing but the page itself is waited for before it is painted."""
+    answer = await served.http.get("/")
+    style = answer.text.partition("<style>")[2].partition("</style>")[0]
+    assert style == (await served.http.get("/page/app.css")).text
+    allowed = b64encode(sha256(style.encode()).digest()).decode()
+    assert f"style-src 'self' 'sha256-{allowed}'" in answer.headers["content-security-policy"]
+    assert 'rel="stylesheet"' not in answer.text
 
 
 async def test_a_viewer_that_does_not_read_is_cut_off_and_nobody_waits(served: Served) -> None:

@@ -66,7 +66,7 @@ def test_every_op_is_written_with_debeziums_fields_and_read_again(
     raw, example = orjson.loads(value), orjson.loads(CREATE)
     assert list(raw) == list(example)
     assert list(raw["source"]) == list(example["source"])
-    change = decode_value(value, where="t[0]@1")
+    change = decode_value(value, where="t[0]@1", offset=0)
     assert (change.op, change.before, change.after) == (op, before, after)
     assert change.version == (1, 25919700, 4)
     assert change.schema_id == "00ff"
@@ -79,10 +79,17 @@ def test_every_op_is_written_with_debeziums_fields_and_read_again(
     assert not change.is_floor
 
 
+def test_a_processors_row_has_its_records_offset_for_an_lsn() -> None:
+    value = rows(commit_lsn=None).create(AFTER, 25919648, 4)
+    assert value == CREATE.replace(b'"commit_lsn":25919700', b'"commit_lsn":null') != CREATE
+    assert decode_value(value, where="", offset=41).version == (1, 41, 4)
+    assert decode_value(CREATE, where="", offset=41).version == (1, 25919700, 4)
+
+
 def test_names_may_hold_quotes_percent_signs_and_any_script() -> None:
     template = source(name="50%b", db="d%%d", schema='"ü"', table="%s\\t")
     value = rows(template, origin="o%d%").create(b'{"100%":1}', 9, 4)
-    change = decode_value(value, where="")
+    change = decode_value(value, where="", offset=0)
     assert change.after == {"100%": 1}
     written = orjson.loads(value)["source"]
     assert (written["name"], written["schema"], written["table"]) == ("50%b", '"ü"', "%s\\t")
@@ -115,11 +122,11 @@ def test_logical_message_event() -> None:
     assert raw["source"] == orjson.loads(CREATE)["source"]
     assert (raw["op"], raw["ts_ms"]) == ("m", 1795312202495)
     assert raw["message"] == {"prefix": "foo%b", "content": "AP94"}
-    assert decode_value(value, where="").message == MessageContent("foo%b", b"\x00\xffx")
+    assert decode_value(value, where="", offset=0).message == MessageContent("foo%b", b"\x00\xffx")
 
 
 def test_floor_is_a_message_of_version_zero_of_its_epoch() -> None:
-    change = decode_value(source().floor(lsn=77, commit_us=5, now_us=6000), where="")
+    change = decode_value(source().floor(lsn=77, commit_us=5, now_us=6000), where="", offset=0)
     assert change.is_floor
     assert (change.version, change.schema_id) == ((1, 0, 0), "00ff")
     assert change.message == MessageContent(envelope.FLOOR_PREFIX, b"")
@@ -169,11 +176,11 @@ def edited(path: str, value: object) -> bytes:
 )
 def test_what_is_not_an_event_is_an_error_that_names_its_place(value: bytes, what: str) -> None:
     with pytest.raises(DecodeError, match=what) as error:
-        decode_value(value, where="shop.public.t[2]@17")
+        decode_value(value, where="shop.public.t[2]@17", offset=0)
     assert error.value.where == "shop.public.t[2]@17"
 
 
 def test_a_message_whose_content_is_not_base64_is_an_error() -> None:
     value = source().floor(lsn=77, commit_us=5, now_us=6).replace(b'"content":""', b'"content":"%"')
     with pytest.raises(DecodeError):
-        decode_value(value, where="")
+        decode_value(value, where="", offset=0)

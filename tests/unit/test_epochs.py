@@ -40,7 +40,7 @@ def test_a_capture_below_what_was_applied_is_told_when_it_lasts() -> None:
     assert scene.told() == "", "no capture speaks"
     scene.epoch = 6
     assert not scene.epochs.findings(), "its heartbeat may be older than the events"
-    assert "`tailrace reset shop --above 7`" in scene.told()
+    assert "`tailrace reset shop --above 7 --yes`" in scene.told()
     scene.epoch = 8
     assert scene.told() == ""
 

@@ -283,6 +283,8 @@ async def test_what_was_refused_is_taken_out_with_a_letter_each(clock: Clock) ->
     gates = await gates_of(store, clock)
     events = [event("c", 0, 7), event("t", 1), event("c", 2, 8)]
     assert await gates.judge(flow_both(), TOPIC, RECORD, decoded(*events)) == {0: 1}
+    gates.count(prepared())
+    gates.written()
     await gates.poll()
     await target_of(gates).decide("both", "refused", "ann@host", clock.us)
     await gates.poll()
@@ -295,7 +297,7 @@ async def test_what_was_refused_is_taken_out_with_a_letter_each(clock: Clock) ->
     (letter,) = handed.letters
     assert (letter.place, letter.offset, letter.action) == (Place("both", TOPIC, 0), 1, "refused")
     assert "ann@host" in letter.message
-    assert decode_value(letter.payload, where="").op == "t"
+    assert decode_value(letter.payload, where="", offset=0).op == "t"
 
 
 def target_of(gates: Gates) -> MemoryTarget:
@@ -464,7 +466,7 @@ async def test_a_reset_that_is_refused_leaves_its_record(clock: Clock) -> None:
     gates.count(handed)
     (letter,) = handed.letters
     assert (letter.code, letter.action) == ("floor", "refused")
-    assert decode_value(letter.payload, where="").is_floor
+    assert decode_value(letter.payload, where="", offset=0).is_floor
 
 
 async def test_a_reset_that_lacks_little_goes_on_by_itself(clock: Clock) -> None:
@@ -502,3 +504,40 @@ async def test_checkpoints_of_a_kafka_that_was_replaced_say_nothing_of_the_copy(
     assert await gates.poll() == {("both", TOPIC)}
     (gate,) = gates.held()
     assert gate.rows == 100
+
+
+async def test_a_truncate_behind_a_floor_tells_what_the_floor_leaves(clock: Clock) -> None:
+    """The floor is approved and goes in the batch that ends at the truncate: until that is written, what the
+    truncate would take is not known, and nobody is asked."""
+    both = Rule(truncates=True, share=None, floors=0.1)
+    store = MemoryStore("acme.copy", clock_us=clock)
+    log = Log("shop", partitions=1)
+    table = log.table("people", {"id": "integer"})
+    for number in range(100):
+        table.create({"id": number})
+    for number in range(60):
+        table.read({"id": number}, epoch=2)
+    gates = await gates_of(store, clock, both, ranges={0: (0, 160)})
+    target = target_of(gates)
+    await log.apply(target, [flow_both()])
+    truncate = event("t", 161)
+    change = truncate.change._replace(epoch=2, commit_lsn=log.commit_lsn + 8, capture_us=clock.us)
+    truncate = truncate._replace(change=change)
+    events = floor_of(2, 160), truncate
+    assert await gates.judge(flow_both(), TOPIC, table.record, decoded(*events)) == {0: 160}
+    gates.count(prepared())
+    gates.written()
+    await gates.poll()
+    await target.decide("both", "approved", "ann@host", clock.us + 1)
+    await gates.poll()
+    assert await gates.judge(flow_both(), TOPIC, table.record, decoded(*events)) == {0: 161}
+    gates.count(prepared())
+    await gates.poll()
+    assert [gate.state for gate in await target.gates()] == ["approved"], "of the floor still"
+    assert gates.holds("both", TOPIC)
+    table.floor(2)
+    await log.apply(target, [flow_both()])
+    gates.written()
+    await gates.poll()
+    (gate,) = await target.gates()
+    assert (gate.kind, gate.state, gate.rows, gate.table_rows) == ("truncate", "held", 60, 60)

@@ -71,14 +71,16 @@ def test_a_replay_is_no_loss_and_is_said_until_it_is_done(caplog: pytest.LogCapt
     losses.placed({ZERO: Checkpoint(ZERO, 4, replay_until=10), OTHER: Checkpoint(OTHER, 5)}, {})
     assert (losses.passed(ZERO), losses.stays(ZERO)) == (10, True)
     assert (losses.passed(OTHER), losses.stays(OTHER)) == (0, False)
-    (text,) = losses.findings({ZERO: 4})
+    assert losses.findings({ZERO: 4}) == []
+    ((flow, text),) = losses.rewound({ZERO: 4}).items()
     assert "people[0] from offset 10 back to 4" in text
     assert "replayed as a person has asked" in text
-    assert [record.getMessage() for record in caplog.records] == [text]
+    assert [record.getMessage() for record in caplog.records] == [f"flow {flow}: {text}"]
     losses.placed({ZERO: Checkpoint(ZERO, 7, replay_until=10)}, {ZERO: 7})
     assert len(caplog.records) == 1, "placed again on the way, it has been said"
-    assert losses.findings({}) == [], "another process has it now"
+    assert losses.rewound({}) == {}, "another process has it now"
     assert losses.findings({ZERO: 10}) == []
+    assert losses.rewound({ZERO: 10}) == {}
     assert (losses.passed(ZERO), losses.stays(ZERO)) == (0, False)
     losses.placed({ZERO: Checkpoint(ZERO, 10, replay_until=10)}, {ZERO: 10})
     assert losses.findings({ZERO: 10}) == []
@@ -88,9 +90,17 @@ def test_a_store_that_goes_back_further_than_a_replay_has_lost_rows() -> None:
     losses = Losses()
     losses.placed({ZERO: Checkpoint(ZERO, 4, replay_until=10)}, {ZERO: 30})
     assert losses.passed(ZERO) == 30
-    lost, replayed = losses.findings({ZERO: 4})
+    (lost,) = losses.findings({ZERO: 4})
     assert "has lost rows" in lost
+    (replayed,) = losses.rewound({ZERO: 4}).values()
     assert "replayed as" in replayed
+
+
+def test_a_flow_is_rewound_until_what_was_lost_is_there_again() -> None:
+    losses = Losses()
+    losses.placed(stands(zero=0), {ZERO: 10})
+    assert "applied again from Kafka's log" in losses.rewound({ZERO: 9})[ZERO.flow]
+    assert losses.rewound({ZERO: 10}) == {}
 
 
 def test_a_second_loss_on_the_way_keeps_the_end() -> None:

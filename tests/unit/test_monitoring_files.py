@@ -7,7 +7,7 @@ import re
 import typer
 
 from consumers.cli import app
-from tests.harness.monitoring import RULES, dashboard, expressions, labels_used, queries
+from tests.harness.monitoring import RULE_TESTS, RULES, dashboard, expressions, labels_used, queries
 
 
 def test_every_rule_waits_and_says_what_to_do() -> None:
@@ -17,6 +17,19 @@ def test_every_rule_waits_and_says_what_to_do() -> None:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert {*rule["annotations"]} == {"summary", "description"}
         assert re.search(r"`tailrace |restart|Look at", rule["annotations"]["description"]), rule["alert"]
+
+
+def test_every_rule_is_tried_for_promtool() -> None:
+    """Each has a case in which it fires, and series that it reads in the one in which nothing does."""
+    fired = {
+        str(sample["labels"]).partition('alertname="')[2].partition('"')[0]
+        for case in RULE_TESTS
+        for tried in case["promql_expr_test"]
+        for sample in tried["exp_samples"]
+    } - {""}
+    assert fired == {rule["alert"] for rule in RULES}
+    well = {name for series in RULE_TESTS[0]["input_series"] for name in labels_used(series["series"])}
+    assert well == {name for rule in RULES for name in labels_used(rule["expr"])}
 
 
 def test_the_commands_that_rules_name_are_there() -> None:

@@ -10,6 +10,7 @@ from streamer.errors import ConfigError, FencedError, KafkaUnavailable, Position
 from streamer.kafka import client_options, translate
 from streamer.publisher.state import check_chain
 from streamer.publisher.topics import weak_points
+from streamer.resetting import reset_steps
 
 POSITION = Position("shop", 0, 1, Stage.STREAMING, "7000", 1, 100, flush=9)
 STATE = TopicState("shop", "shop.public.orders", 2, {0: 10, 1: 20}, 9)
@@ -35,7 +36,7 @@ def test_h17_each_loss_is_named(ends: dict[str, dict[int, int]], message: str) -
     with pytest.raises(PositionError) as caught:
         check_chain(POSITION, {STATE.topic: STATE}, ends)
     assert message in caught.value.what
-    assert caught.value.fix.startswith("`tailrace reset shop`")
+    assert caught.value.fix.startswith(reset_steps("shop"))
 
 
 def test_h17_a_topic_ahead_of_the_position() -> None:

@@ -49,10 +49,17 @@ def test_the_names_of_a_rebuild() -> None:
     for into in ("orders", "orders_old", "x" * 64, "mirror."):
         assert "no name for a table beside mirror.orders" in refused(whole, into)
     assert "in the same schema" in refused(whole, "public.orders_new")
+    assert "write orders_new" in refused(whole, "public.orders")  # not the live table's own name
     both = config(others='  more: {from: "shop.more.ord*", to: copy.mirror}')
     assert "flow 'more' writes to mirror.orders, too" in refused(both, "orders_new")
     apart = config(others='  more: {from: "shop.more.*", to: copy.more}')
     assert names_of(apart, apart.flows["mirror"], SUBJECT, "orders_new")
+
+
+def test_a_flows_settings_are_written_out_with_its_columns() -> None:
+    """As the table beside remembers them; filterwarnings makes a warning of pydantic's an error."""
+    given = config(", columns: {a: b, c: {to: d, cast: text}, e: {value: 1}}").flows["mirror"]
+    assert given.model_dump(mode="json")["columns"]["c"] == {"to": "d", "value": None, "cast": "text"}
 
 
 @pytest.mark.parametrize(
@@ -75,9 +82,9 @@ def test_one_table_of_a_flow_with_several_is_named() -> None:
     records = {each.table: each for each in (record(), record("items"), record("log", key=False))}
     topics = [f"shop.public.{table}" for table in records]
     with pytest.raises(ConfigError, match="--into is one table, and flow 'mirror' has 3"):
-        subject_of(flow, topics, records, "")
-    assert subject_of(flow, topics[1:2], records, topics[1]).record.table == "items"
+        subject_of(flow, topics, records)
+    assert subject_of(flow, topics[1:2], records).record.table == "items"
     with pytest.raises(ConfigError, match=r"public\.log has no key"):
-        subject_of(flow, topics[2:], records, topics[2])
+        subject_of(flow, topics[2:], records)
     with pytest.raises(ConfigError, match="was published so far"):
-        subject_of(flow, ["shop.public.other"], records, "")
+        subject_of(flow, ["shop.public.other"], records)

@@ -9,6 +9,7 @@ import pytest
 from orjson import loads
 
 from consumers.apply.checkpoint import Place
+from consumers.apply.pauses import Pause
 from consumers.reconcile.fence import ROUNDS, Fence, Judged, NotPassed, Path
 from consumers.reconcile.sides.base import Key, Row
 from consumers.targets.base import Gate, Look, Parked, Unwhole
@@ -33,6 +34,7 @@ class World:
         self.end = 7
         self.hidden = False
         self.held = False
+        self.paused = False
         self.unwhole: list[Unwhole] = []
         self.trace: list[str] = []
         self.now_s = 0.0
@@ -81,7 +83,8 @@ class World:
         return []
 
     async def gates(self) -> list[Gate]:
-        return [Gate("mirror", PATH.topic, "truncate", "held", 1, 1, 0)] if self.held else []
+        gates = [Gate("mirror", PATH.topic, "truncate", "held", 1, 1, 0)] if self.held else []
+        return gates + ([Pause("mirror", True, "ann@host", "", 0).gate] if self.paused else [])
 
     async def rereads(self, topics: Collection[str], limit: int) -> list[Unwhole]:
         return [row for row in self.unwhole if row.topic in topics][:limit]
@@ -247,6 +250,16 @@ async def test_h18_what_does_not_move_is_not_passed() -> None:
     world.applied = 6
     with pytest.raises(NotPassed, match="tailrace apply copy"):
         await judge(world)
+
+
+async def test_a_paused_flow_is_not_waited_for() -> None:
+    world = World(A, B)
+    world.paused, world.applied = True, 6
+    with pytest.raises(NotPassed, match=r"was paused by ann@host at .*\n.*`tailrace resume mirror`"):
+        await judge(world)
+    assert world.now_s < 5
+    world.applied = 7  # nothing waits: it is compared
+    assert kinds(await judge(world)) == ["different"]
 
 
 async def test_behind_a_gate_nothing_is_waited_for() -> None:

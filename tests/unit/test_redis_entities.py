@@ -71,9 +71,11 @@ def shape(found: Entities, name: str) -> list[tuple[str, str, bool]]:
 
 
 def test_the_reference() -> None:
-    config = parse(REFERENCE.read_text(), environ=dict.fromkeys(NAMES, "postgresql://u:p@h/d")).sources[
-        "game"
-    ]
+    environ = {
+        name: "redis://h" if "REDIS" in name or "CACHE" in name else f"postgresql://h/{name}"
+        for name in NAMES
+    }
+    config = parse(REFERENCE.read_text(), environ=environ).sources["game"]
     assert isinstance(config, RedisSource)
     found = Entities(config)
     globs = found.globs()[0]

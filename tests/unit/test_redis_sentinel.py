@@ -9,8 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from hiredis import pack_command
 
-from streamer.config import parse
-from streamer.config.redis_entities import RedisSource
 from streamer.errors import ConfigError, SourceUnavailable
 from streamer.redis.address import parse_address
 from streamer.redis.sentinel import locate, parse_sentinels
@@ -41,37 +39,9 @@ def test_tls_is_for_the_sentinels_too() -> None:
     assert found.server.role == "master"
 
 
-@pytest.mark.parametrize(
-    ("url", "what"),
-    [
-        ("redis+sentinel://me:secret@one:26379", "no NAME"),
-        ("redis+sentinel://me:secret@one:26379/shop?role=boss", "role=boss"),
-        ("redis+sentinel://me:secret@one:none/shop", "no Sentinel's host"),
-        ("redis+sentinel://me:secret@one,,two/shop", "no Sentinel's host"),
-        ("redis+sentinel://me:secret@one/shop/zero", "no"),
-        ("redis+sentinel://me:secret@one/shop?colour=red", "colour"),
-    ],
-)
-def test_what_cannot_be_read_is_told_without_the_password(url: str, what: str) -> None:
-    with pytest.raises(ConfigError, match=what) as told:
-        parse_sentinels(url)
-    assert "secret" not in str(told.value)
-
-
 def test_a_target_names_its_server_itself() -> None:
     with pytest.raises(ConfigError, match="for a source alone"):
         parse_address("redis+sentinel://one/shop")
-
-
-def test_the_database_of_such_a_url_is_the_entities() -> None:
-    text = """
-    name: test
-    sources:
-      game: {kind: redis, url: "redis+sentinel://one/7/4", entities: {s: {pattern: "s:{id}", type: string}}}
-    """
-    source = parse(text, environ={}).sources["game"]
-    assert isinstance(source, RedisSource)
-    assert source.databases_of(source.entities["s"]) == (4,)
 
 
 @asynccontextmanager

@@ -206,7 +206,10 @@ def test_no_message_names_a_hazard_by_its_number() -> None:
     found = []
     for folder in ("streamer", "consumers"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if not re.search(r"\bH\d{1,2}\b", text):
+                continue
+            tree = ast.parse(text)
             said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
             found += [
                 f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"

@@ -14,8 +14,8 @@ name: acme
 sources: {shop: {kind: postgres, url: "postgresql://u@localhost/none", tables: {"public.*": {}}}}
 targets:
   copy: {kind: postgres, url: "postgresql://u@localhost:1/none"}
-  vectors: {kind: pgvector, url: "postgresql://u@localhost:1/none"}
-  empty: {kind: pgvector, url: "postgresql://u@localhost:1/none"}
+  vectors: {kind: pgvector, url: "postgresql://u@localhost:1/vectors"}
+  empty: {kind: pgvector, url: "postgresql://u@localhost:1/empty"}
 flows:
   mirror: {from: "shop.public.*", to: copy}
   notes: {from: shop.public.notes, to: vectors.a, text: "{t}", embed: "one.model:embed", dimensions: 3}

@@ -134,6 +134,17 @@ def test_eighty_columns_cut_no_header_and_no_figure(config: Config) -> None:
         assert word in wide
 
 
+def test_a_long_finding_is_folded_below_its_first_word(config: Config) -> None:
+    reason = "the slot is gone " * 12 + "\n  -> " + "make it again, " * 10
+    ill = capture(state="error", reason=reason), apply(state="error", reason=reason)
+    above, _, _ = text(build(config, *ill), width=80).partition("FLOW")
+    lines = above.splitlines()
+    marks = [n for n, line in enumerate(lines) if "✗" in line]
+    assert [lines[n].index("✗") for n in marks] == [0, 2]
+    assert all(line.startswith("  ") for n, line in enumerate(lines) if n and line.strip())
+    assert all(line.startswith("    ") for line in lines[marks[1] + 1 :] if line.strip())
+
+
 def test_nothing_runs(config: Config) -> None:
     status = build(config)
     assert status.exit_code == 1
@@ -327,6 +338,18 @@ def test_one_that_was_started_again_hides_the_silent_one(config: Config) -> None
     assert status.flows[0]["captured"] == 20, "both have counted"
 
 
+def test_one_that_froze_as_another_began_is_told(config: Config) -> None:
+    """Had it been killed, the one that began after it would have said so."""
+    frozen = capture(seen_us=NOW_US - 20 * S, at_us=NOW_US - 20 * S, process="tailrace-capture/host.1/2/3/4")
+    beside = capture(instance="host-2", pid=2, started_us=NOW_US - 20 * S + 1)
+    assert "host-1 is silent" in build(config, frozen, beside, apply()).verdict
+    killed = replace(frozen, ended=True)
+    assert build(config, killed, beside, apply()).exit_code == 0
+    assert [p["instance"] for p in build(config, killed, beside).parts if p["part"] == "capture:shop"] == [
+        "host-2"
+    ]
+
+
 def test_what_a_killed_process_said_last_is_not_the_state_of_the_one_that_follows(config: Config) -> None:
     """It is not silent yet, and its successor has not spoken of its flows."""
     at_us = NOW_US - 3 * S
@@ -403,6 +426,21 @@ def test_a_stopped_flow_is_an_error_of_its_own_and_of_no_other(config: Config) -
     assert [finding.text for finding in status.findings] == ["flow mirror is STALLED: " + reason]
     paused = replace(broken, reason="too much is refused")
     assert {flow["state"] for flow in build(both, capture(), paused).flows} == {"ERROR"}, "the process's own"
+
+
+def test_flows_that_all_stopped_keep_each_its_own_reason_when_the_part_has_ended() -> None:
+    second = CONFIG + '  history: {from: "shop.public.*", to: warehouse.history}\n'
+    config = parse(second, Path("tailrace.yaml"), environ={})
+    one, other = {"state": "error", "reason": "no such key"}, {"state": "error", "reason": "no such type"}
+    ended = {"ended": True, "state": "error", "reason": "no such type"}
+    status = build(config, capture(), apply(detail={"flows": {"mirror": one, "history": other}}, **ended))
+    assert {f["name"]: (f["state"], f["reason"]) for f in status.flows} == {
+        "mirror": ("ERROR", "no such key"),
+        "history": ("ERROR", "no such type"),
+    }
+    running = {**one, "state": "streaming"}
+    status = build(config, capture(), apply(detail={"flows": {"mirror": running, "history": other}}, **ended))
+    assert {f["reason"] for f in status.flows} == {"apply:warehouse: no such type"}, "it ended for itself"
 
 
 def _flows_of(changes: dict[str, Any]) -> dict[str, Any]:
@@ -577,6 +615,23 @@ def test_a_backfill_that_failed_is_a_finding(config: Config) -> None:
     (finding,) = found.findings
     assert finding.text.startswith("shop: the backfill of public.orders failed: the table is gone\n")
     assert "`tailrace backfills resume 20261122T115639-1f3a`" in finding.text
+
+
+def test_a_reset_settles_the_drift_that_was_found_before(config: Config) -> None:
+    began_us = NOW_US - 60_000_000
+    proof = {
+        "run": "r",
+        "verdict": "drift",
+        "drift": 0.1,
+        "rows": 9,
+        "began_us": began_us,
+        "ended_us": NOW_US,
+    }
+    for since_us, proofs in ((began_us - 1, [proof]), (began_us + 1, [None])):
+        records = [capture(detail={"since_us": since_us}), apply()]
+        found = views.build(config, records, NOW_US, {"mirror": proof})
+        assert [flow["proof"] for flow in found.flows] == proofs
+        assert ["was not equal" in finding.text for finding in found.findings] == [True for p in proofs if p]
 
 
 def test_the_pace_of_a_backfill_is_that_of_its_last_seconds() -> None:

@@ -74,6 +74,22 @@ def status(config: Config, *records: StatusRecord, proofs: Any = None) -> views.
     return views.build(config, records, NOW_US, proofs)
 
 
+def with_parked(keys: int) -> StatusRecord:
+    """As apply says it: in its figures, and as a finding."""
+    its = apply({"parked": keys})
+    return replace(
+        its, detail={**its.detail, "set_aside": {"mirror": f"flow mirror: {keys} keys are parked"}}
+    )
+
+
+def test_parked_keys_are_no_drift(config: Config) -> None:
+    """Their rows are in a topic, and the rest goes on."""
+    assert [*looked(config, capture(), with_parked(3))] == [("dead_letter", "flow mirror")]
+    found = status(config, capture(), with_parked(3))
+    assert [(f.rank, f.counts) for f in found.findings] == [(views.Grade.SET_ASIDE, True)]
+    assert found.exit_code == 1
+
+
 def looked(
     config: Config, *records: StatusRecord, young: bool = False, proofs: Any = None
 ) -> dict[tuple[str, str], str]:

@@ -12,6 +12,7 @@ const POINTS = 360;
 const FOLLOW_MS = 700;
 const KEYS_SHOWN = 100;
 const CELLS_SHOWN = 12;
+const WHY_LIMIT = 200; // as the command has it
 
 export class FlowPage {
   constructor(root, name) {
@@ -33,6 +34,7 @@ export class FlowPage {
     this.letters = h("div");
     this.runs = h("div");
     this.acts = h("div", { class: "acts-box" });
+    this.pausing = h("div", { class: "do" });
     this.output = h("section", { class: "output", hidden: true, "aria-label": "What the command says" });
     root.replaceChildren(
       h("p", {}, h("a", { href: "#/" }, "← all flows")),
@@ -90,6 +92,7 @@ export class FlowPage {
       h("th", { scope: "row" }, each.topic), h("td", { class: "num" }, String(each.partition)),
       ...[number(each.offset), number(each.end), number(each.lag_records), seconds(each.lag_s)].map((text) => figure(text, "td", { class: "num" })))));
     this.showHeld(flow.held);
+    this.showPause(flow.paused);
   }
 
   async loadPast() {
@@ -115,6 +118,21 @@ export class FlowPage {
         this.confirmed("Refuse", "refuse", "Drop it? The target keeps rows that the source has no more; the dead-letter topic keeps a record.")));
   }
 
+  showPause(paused) {
+    const key = JSON.stringify(paused) + this.admin;
+    if (key === this.pauseKey) return;
+    this.pauseKey = key;
+    const { admin } = this;
+    if (paused) {
+      this.pausing.replaceChildren(button("Resume", () => this.run("resume", {}), { admin, primary: true }),
+        h("span", { class: "muted" }, `it goes on from where it is; paused by ${paused.by}, ${ago(paused.since_us)}${paused.why ? `: ${paused.why}` : ""}`));
+      return;
+    }
+    const why = h("input", { type: "text", size: 24, maxlength: WHY_LIMIT, "aria-label": "Why it is paused" });
+    this.pausing.replaceChildren(button("Pause", () => this.run("pause", why.value.trim() ? { why: why.value.trim() } : {}), { admin }),
+      h("label", {}, "why ", why), h("span", { class: "muted" }, "nothing more of it is written, and its place is kept; the others go on"));
+  }
+
   confirmed(text, verb, question, primary = false) {
     return button(text, async () => {
       if (await ask(`${text}: ${this.name}`, question, { yes: text })) await this.run(verb, {});
@@ -136,9 +154,13 @@ export class FlowPage {
       h("div", { class: "do" }, button("Repair…", () => this.foretold("reconcile", { repair: true, delete_extra: extra.checked }), { admin }),
         h("label", {}, extra, " delete rows that only the target has"), h("span", { class: "muted" }, "publishes what differs again; foretold first")),
       h("div", { class: "do" }, button("Replay…", () => this.foretold("replay", replay()), { admin }),
-        h("label", {}, "from ", from), h("label", {}, all, " all of the log"), h("span", { class: "muted" }, "rows that are newer stay; foretold first")));
-    this.heldKey = this.lettersKey = null;
-    if (this.flow) this.showHeld(this.flow.held);
+        h("label", {}, "from ", from), h("label", {}, all, " all of the log"), h("span", { class: "muted" }, "rows that are newer stay; foretold first")),
+      this.pausing);
+    this.heldKey = this.lettersKey = this.pauseKey = null;
+    if (this.flow) {
+      this.showHeld(this.flow.held);
+      this.showPause(this.flow.paused);
+    }
     if (this.known) this.showLetters(this.known);
   }
 

@@ -7,10 +7,10 @@ import {
 
 const SPARK_S = 120;
 const HOUR_S = 3600;
-const NODES = ["source", "capture", "kafka", "apply", "target"];
-const TITLES = { source: "Source", capture: "Capture", kafka: "Kafka", apply: "Apply", target: "Target" };
+const NODES = ["source", "capture", "kafka", "process", "apply", "target"];
+const TITLES = { source: "Source", capture: "Capture", kafka: "Kafka", process: "Process, Kafka", apply: "Apply", target: "Target" };
 // A hop's figure is of the way into its node; the last one is told at apply, which commits.
-const HOPS = { capture: "capture", kafka: null, apply: "kafka", target: "apply" };
+const HOPS = { capture: "capture", kafka: null, process: "process", apply: "kafka", target: "apply" };
 
 export class Overview {
   constructor(root) {
@@ -104,6 +104,10 @@ export class Overview {
     const p50 = Object.fromEntries(stages.map((stage) => [stage.stage, stage]));
     for (const name of NODES) {
       const { item, hop, state } = this.nodes[name];
+      if (name === "process") {
+        item.hidden = !("process" in states);
+        if (item.hidden) continue;
+      }
       const stage = HOPS[name];
       const worst = stage && stage === slowest && !broken;
       const stuck = (broken && name === slowest) || (name === "kafka" && away);
@@ -214,6 +218,7 @@ export class Overview {
     const waits = h("span", { class: "why" });
     const [next, last, age, share] = Array.from({ length: 4 }, () => h("td"));
     share.className = "num";
+    for (const cell of [next, last, age]) cell.className = "time";
     const path = `/api/jobs/${encodeURIComponent(first.name)}`;
     const admin = this.frame.admin;
     let paused = false;

@@ -48,6 +48,33 @@ class SourceSide(Side, Protocol):
         """Ranges of about so many rows. Asked of an origin with an `order` only."""
 
 
+class Logged(fence.Source, Protocol):
+    """What the log gives of one table: the fence's source, how rows are seen to move, and a backfill."""
+
+    @property
+    def topic(self) -> str:
+        """Where its changes are."""
+
+    @property
+    def source(self) -> str:
+        """Whose log it is: a name of the config."""
+
+    @property
+    def hops(self) -> fence.Hops | None:
+        """What is between the capture and the topic."""
+
+    def moves(self, side: SourceSide) -> Moves:
+        """What the fence sees of writes to `side`'s rows."""
+
+    def shown(self, lsn: int) -> str:
+        """A place in the log, for people."""
+
+    @property
+    def request(self) -> Callable[[str], Request] | None:
+        """A backfill of the table, by its run; what is wanted of it is put in by who asks. None: nothing
+        brings its rows one by one."""
+
+
 class Captured(Protocol):
     """One table of an origin, described as its capture does."""
 
@@ -66,10 +93,6 @@ class Captured(Protocol):
     def record(self) -> SchemaRecord: ...
 
     @property
-    def topic(self) -> str:
-        """Where its changes are."""
-
-    @property
     def order(self) -> Order | None:
         """None: rows come in no order of their keys, and are cut into buckets."""
 
@@ -78,9 +101,9 @@ class Captured(Protocol):
         """Of a Postgres, for the fast path."""
 
     @property
-    def log(self) -> fence.Source | None:
-        """The source's log, for the fence. None: nothing captures it; what stays different is drift (settle),
-        and nothing publishes a row again."""
+    def log(self) -> Logged | None:
+        """None: nothing captures it; what stays different is drift (settle), and nothing publishes a row
+        again."""
 
     async def count(self) -> int:
         """Its rows, exactly."""
@@ -90,15 +113,6 @@ class Captured(Protocol):
 
     def side(self, compared: Compared, where: str, *, server_hash: bool) -> SourceSide:
         """Raises ConfigError: a condition that there is no language for."""
-
-    def moves(self, side: SourceSide) -> Moves:
-        """What the fence sees of writes to `side`'s rows."""
-
-    def shown(self, lsn: int) -> str:
-        """A place in its log, for people."""
-
-    def request(self, run: str) -> Request:
-        """A backfill of this table; what is wanted of it is put in by who asks."""
 
 
 class Origin(Protocol):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import psycopg
 
-from consumers.reconcile import expressions, fast
+from consumers.reconcile import expressions, fast, fence
 from consumers.reconcile import mapping as maps
 from consumers.reconcile.expressions import literal, quote
 from consumers.reconcile.fast import COLLATION_FACTS, SERVER_FACTS, Collation
 from consumers.reconcile.mapping import Compared, Incomparable
-from consumers.reconcile.origins.base import Captured, Moves, Refused, SourceSide
+from consumers.reconcile.origins.base import Captured, Logged, Moves, Refused, SourceSide
 from consumers.reconcile.sides import postgres
 from consumers.reconcile.sides.base import Order
 from consumers.reconcile.sides.postgres import PostgresSide
@@ -52,8 +52,11 @@ class PostgresOrigin:
 
 async def describe_table(session: postgres.Session, source: str, table: Table) -> PostgresTable:
     record = await describe(session.connection, source, table)
+    compared_lsn = await session.insert_lsn() if table.partitioned else 0  # asked for partitions only
     name = f"{quote(table.schema)}.{quote(table.name)}"
-    return PostgresTable(session, table, record, await session.server(), await server_facts(session, name))
+    log = PostgresLog(session, record, compared_lsn)
+    facts = await server_facts(session, name)
+    return PostgresTable(session, table, record, log, await session.server(), facts)
 
 
 async def describe(connection: Connection, source: str, table: Table) -> SchemaRecord:
@@ -76,12 +79,42 @@ async def server_facts(session: postgres.Session, name: str) -> fast.Server:
     return fast.Server(major, encoding, probe, {column: Collation(*rest) for column, *rest in found})
 
 
+class PostgresLog:
+    """See base.Logged. A place is an LSN. `compared_lsn`: of before the table was looked at."""
+
+    def __init__(self, session: postgres.Session, record: SchemaRecord, compared_lsn: int) -> None:
+        self.topic = data_topic(record.source, record.schema, record.table)
+        self.source = record.source
+        self.hops: fence.Hops | None = None
+        self.request: Callable[[str], Request] | None = self._request
+        self._session = session
+        self._record = record
+        self._compared_lsn = compared_lsn
+
+    async def insert_lsn(self) -> int:
+        return await self._session.insert_lsn()
+
+    async def holds_commits(self) -> bool:
+        return await self._session.holds_commits()
+
+    def moves(self, side: SourceSide) -> Moves:
+        return Moves()  # xmin tells
+
+    def shown(self, lsn: int) -> str:
+        return format_lsn(lsn)
+
+    def _request(self, run: str) -> Request:
+        record, lsn = self._record, self._compared_lsn
+        return Request(run, record.source, schema=record.schema, table=record.table, compared_lsn=lsn)
+
+
 class PostgresTable:
     def __init__(
         self,
         session: postgres.Session,
         table: Table,
         record: SchemaRecord,
+        log: Logged,
         server: postgres.Server,
         facts: fast.Server,
     ) -> None:
@@ -89,10 +122,9 @@ class PostgresTable:
         self.schema = table.schema
         self.name = table.name
         self.record = record
-        self.topic = data_topic(record.source, record.schema, record.table)
         self.order: Order | None = Order(facts.collations)
         self.facts: fast.Server | None = facts
-        self.log = session
+        self.log: Logged | None = log
         self._session = session
         self._table = table
         self._server = server
@@ -121,16 +153,6 @@ class PostgresTable:
         if compared.made is not None:
             return rendered_side(self._session, reading, self._server, compared.made)
         return PostgresSide(self._session, reading, self._server, server_hash=server_hash)
-
-    def moves(self, side: SourceSide) -> Moves:
-        return Moves()  # xmin tells
-
-    def shown(self, lsn: int) -> str:
-        return format_lsn(lsn)
-
-    def request(self, run: str) -> Request:
-        record = self.record
-        return Request(run, record.source, schema=record.schema, table=record.table)
 
 
 async def settle_casts(session: postgres.Session, compared: Compared) -> None:

@@ -6,21 +6,21 @@ Nothing captures it: there is no log to wait for, and nothing that publishes a r
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
 
 import psycopg
 from psycopg import generators, pq
 from psycopg.pq.abc import PGresult
 
-from consumers.reconcile import expressions, fast, fence, settle
+from consumers.reconcile import expressions, fast, settle
 from consumers.reconcile.dialects.postgres import printed
 from consumers.reconcile.expressions import quote
 from consumers.reconcile.mapping import Compared
-from consumers.reconcile.origins.base import Captured, Moves, Refused, SourceSide
+from consumers.reconcile.origins.base import Captured, Logged, Refused, SourceSide
 from consumers.reconcile.origins.postgres import settle_casts
 from consumers.reconcile.sides import postgres
 from consumers.reconcile.sides.base import Order
 from consumers.reconcile.sides.query import QueryReading, QuerySide, subquery
-from streamer.changes.backfill import Request
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow, PostgresSource, QuerySource
 from streamer.config.base import nearest
@@ -33,11 +33,21 @@ KEYS_SHOWN = 3  # that do not tell rows apart
 _SYNTAX_ERROR = "42601"
 
 
+@dataclass(frozen=True, slots=True)
+class Query:
+    """`place`: of the config, for messages: `sql` and `key` stand there."""
+
+    name: str
+    sql: str
+    key: tuple[str, ...]
+    place: str
+
+
 class QueryOrigin:
     """`on`: the source on whose server it runs."""
 
     def __init__(self, settings: QuerySource, on: PostgresSource) -> None:
-        self._settings = settings
+        self._query = Query(settings.name, settings.sql, settings.key, f"sources.{settings.name}")
         self._session = postgres.Session(on.url.get_secret_value(), "source")
 
     async def open(self) -> None:
@@ -47,33 +57,32 @@ class QueryOrigin:
         await self._session.close()
 
     async def tables(self, flow: Flow) -> AsyncGenerator[Captured | Refused, None]:
-        settings, session = self._settings, self._session
-        record = await describe_query(session.connection, settings)
-        why = await _not_told_apart(session, settings)
+        query, session = self._query, self._session
+        record = await describe_query(session.connection, query)
+        why = await not_told_apart(session, query)
         if why:
-            yield Refused(settings.name, "", settings.name, why)
+            yield Refused(query.name, "", query.name, why)
         else:
-            yield QueryTable(session, settings, record, await session.server())
+            yield QueryTable(session, query, record, await session.server())
 
 
 class QueryTable:
-    topic = ""
     order: Order | None = None
     facts: fast.Server | None = None
-    log: fence.Source | None = None
 
     def __init__(
         self,
         session: postgres.Session,
-        settings: QuerySource,
+        query: Query,
         record: SchemaRecord,
         server: postgres.Server,
     ) -> None:
-        self.qualified = self.name = settings.name
+        self.qualified = self.name = query.name
         self.schema = ""
         self.record = record
+        self.log: Logged | None = None
         self._session = session
-        self._sql = settings.sql
+        self._sql = query.sql
         self._server = server
 
     async def count(self) -> int:
@@ -82,10 +91,14 @@ class QueryTable:
 
     async def settle(self, compared: Compared) -> None:
         await settle_casts(self._session, compared)
-        compared.notes.append(settle.NOTE)
+        if self.log is None:
+            compared.notes.append(settle.NOTE)
 
     def side(self, compared: Compared, where: str, *, server_hash: bool) -> SourceSide:
-        reading = QueryReading(
+        return QuerySide(self._session, self.name, self._reading(compared, where), self._server)
+
+    def _reading(self, compared: Compared, where: str) -> QueryReading:
+        return QueryReading(
             "",
             self.name,
             False,
@@ -95,22 +108,12 @@ class QueryTable:
             where=where,
             sql=self._sql,
         )
-        return QuerySide(self._session, self.name, reading, self._server)
-
-    def moves(self, side: SourceSide) -> Moves:
-        raise NotImplementedError("nothing captures a query")
-
-    def shown(self, lsn: int) -> str:
-        raise NotImplementedError("a query has no log")
-
-    def request(self, run: str) -> Request:
-        raise NotImplementedError("nothing publishes what a query gives")
 
 
-async def describe_query(connection: Connection, settings: QuerySource) -> SchemaRecord:
+async def describe_query(connection: Connection, query: Query) -> SchemaRecord:
     """Raises ConfigError: it is no query, or does not give its key."""
-    where = f"sources.{settings.name}"
-    columns = await _columns(connection, settings, f"{where}.sql")
+    where = query.place
+    columns = await _columns(connection, query, f"{where}.sql")
     names = [column.name for column in columns]
     for name in names:
         if names.count(name) > 1:
@@ -119,28 +122,28 @@ async def describe_query(connection: Connection, settings: QuerySource) -> Schem
                 where=f"{where}.sql",
                 fix=f"name each with AS; it has: {', '.join(names)}",
             )
-    for name in settings.key:
+    for name in query.key:
         if name not in names:
             raise ConfigError(
                 f"the key names {name!r}, which the query does not have",
                 where=f"{where}.key",
                 fix=f"{nearest(name, names)}; the query has: {', '.join(names)}",
             )
-    relation = Relation(0, "", settings.name, "d", tuple(columns))
-    return await catalog.describe(connection, settings.name, relation, None, ())
+    relation = Relation(0, "", query.name, "d", tuple(columns))
+    return await catalog.describe(connection, query.name, relation, None, ())
 
 
-async def _columns(connection: Connection, settings: QuerySource, where: str) -> list[RelationColumn]:
+async def _columns(connection: Connection, query: Query, where: str) -> list[RelationColumn]:
     """As the server describes the query, which is not run for it. What it takes alone and as a subquery is
     one statement that reads: of two it prepares none, and one that writes is no subquery."""
-    result = await _described(connection, settings.sql, where)
+    result = await _described(connection, query.sql, where)
     if result.nparams:
         raise ConfigError("the query has parameters ($1)", where=where, fix="write their values")
-    await _described(connection, f"SELECT * FROM {subquery(settings.sql)}", where)
+    await _described(connection, f"SELECT * FROM {subquery(query.sql)}", where)
     columns = []
     for at in range(result.nfields):
         name = (result.fname(at) or b"").decode()
-        columns.append(RelationColumn(name, result.ftype(at), result.fmod(at), name in settings.key))
+        columns.append(RelationColumn(name, result.ftype(at), result.fmod(at), name in query.key))
     return columns
 
 
@@ -167,21 +170,21 @@ def _checked(results: Sequence[PGresult], sql: str, where: str) -> PGresult:
     raise ConfigError(what, where=where, fix=fix) from error
 
 
-async def _not_told_apart(session: postgres.Session, settings: QuerySource) -> str:
+async def not_told_apart(session: postgres.Session, query: Query) -> str:
     """Why the key is none: rows with the same one, or without; empty when it is one."""
-    names = [quote(name) for name in settings.key]
+    names = [quote(name) for name in query.key]
     nulls = " OR ".join(f"{name} IS NULL" for name in names)
     found = await session.rows(
-        f"SELECT {', '.join(map(printed, names))}, count(*) FROM {subquery(settings.sql)}"
+        f"SELECT {', '.join(map(printed, names))}, count(*) FROM {subquery(query.sql)}"
         f" GROUP BY {', '.join(names)} HAVING count(*) > 1 OR {nulls} LIMIT {KEYS_SHOWN}"
     )
     if not found:
         return ""
     shown = "; ".join(f"({_shown(key)}) {count} times" for *key, count in found)
     return (
-        f"its key ({', '.join(settings.key)}) does not tell the query's rows apart: {shown}\n  -> write a"
+        f"its key ({', '.join(query.key)}) does not tell the query's rows apart: {shown}\n  -> write a"
         " query that gives each key once (DISTINCT, GROUP BY) and none with NULL, or another"
-        f" `sources.{settings.name}.key`"
+        f" `{query.place}.key`"
     )
 
 

@@ -7,11 +7,11 @@ says when it has published all of those. What was never notified is not waited f
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
-from consumers.reconcile import fast
+from consumers.reconcile import fast, fence
 from consumers.reconcile import mapping as maps
 from consumers.reconcile.dialects.postgres import SqlColumn
 from consumers.reconcile.event_texts import EventTexts, uncast
@@ -19,7 +19,7 @@ from consumers.reconcile.expressions import quote
 from consumers.reconcile.fast import Pair
 from consumers.reconcile.forms import Form, Held
 from consumers.reconcile.mapping import Compared, Incomparable
-from consumers.reconcile.origins.base import Captured, Moves, Refused, SourceSide
+from consumers.reconcile.origins.base import Captured, Logged, Moves, Refused, SourceSide
 from consumers.reconcile.sides.base import Order
 from consumers.reconcile.sides.redis_entity import EntityReader
 from consumers.reconcile.sides.redis_touches import Touches
@@ -63,31 +63,60 @@ class RedisOrigin:
         settings = self._settings
         commands, notices = self._lines
         entities, touches = Entities(settings), Touches(notices)
-        log = RedisLog(commands, self._canary)
+        clock = RedisClock(commands, self._canary)
         for name, entity in entities.by_name.items():
             if flow.matches(entity_topic(settings.name, name)):
-                table = RedisTable(settings, entities, entity, commands, touches, log)
+                table = RedisTable(settings, entities, entity, commands, touches, clock)
                 try:
                     yield table
                 finally:
                     await table.forget()
 
 
-class RedisLog:
-    """See fence.Source. A place is the server's clock in microseconds."""
+class RedisClock:
+    """A source's places: its server's time in microseconds, sent behind the notifications before it."""
 
     def __init__(self, connection: RedisConnection, canary: bytes) -> None:
         self._connection = connection
         self._canary = canary
 
-    async def insert_lsn(self) -> int:
+    async def mark(self) -> int:
+        """The moment now, which the capture is told of."""
         seconds, micros = await self._connection.command("TIME")
         moment_us = int(seconds) * 1_000_000 + int(micros)
         await self._connection.command("PUBLISH", self._canary, mark_message(moment_us))
         return moment_us
 
+
+class RedisLog:
+    """See base.Logged. `tells`: whether a write of a key is one of its row."""
+
+    def __init__(self, clock: RedisClock, source: str, entity: str, *, tells: bool) -> None:
+        self.topic = entity_topic(source, entity)
+        self.source = source
+        self.hops: fence.Hops | None = None
+        self.request: Callable[[str], Request] | None = self._request
+        self._clock = clock
+        self._entity = entity
+        self._tells = tells
+
+    async def insert_lsn(self) -> int:
+        return await self._clock.mark()
+
     async def holds_commits(self) -> bool:
         return False  # what is notified is there
+
+    def moves(self, side: SourceSide) -> Moves:
+        assert isinstance(side, RedisSide)
+        if not self._tells:
+            return Moves(UNSTAMPED_ROUNDS, unusable=side.reader.passed_over)
+        return Moves(moved=side.reader.moved, unusable=side.reader.passed_over)
+
+    def shown(self, lsn: int) -> str:
+        return datetime.fromtimestamp(lsn / 1_000_000, UTC).isoformat(timespec="microseconds")
+
+    def _request(self, run: str) -> Request:
+        return Request(run, self.source, entity=self._entity)
 
 
 class RedisTable:
@@ -98,16 +127,16 @@ class RedisTable:
         entity: PlainEntity | PivotEntity,
         connection: RedisConnection,
         touches: Touches,
-        log: RedisLog,
+        clock: RedisClock,
     ) -> None:
         self.qualified = entity.name
         self.schema = settings.name
         self.name = entity.name
         self.record = entity.record
-        self.topic = entity_topic(settings.name, entity.name)
         self.order: Order | None = None
         self.facts: fast.Server | None = None
-        self.log = log
+        self._tells = _tells(entity)
+        self.log: Logged | None = RedisLog(clock, settings.name, entity.name, tells=self._tells)
         self._settings = settings
         self._entities = entities
         self._entity = entity
@@ -165,24 +194,12 @@ class RedisTable:
             compared.notes.append,
         )
 
-    @property
-    def _tells(self) -> bool:
-        """Whether a write of a key is one of its row: a key of many rows is written for each of them."""
-        if isinstance(self._entity, PlainEntity):
-            return not self._entity.explodes
-        return all(column.fixed_key is None for column in self._entity.columns)
 
-    def moves(self, side: SourceSide) -> Moves:
-        assert isinstance(side, RedisSide)
-        if not self._tells:
-            return Moves(UNSTAMPED_ROUNDS, unusable=side.reader.passed_over)
-        return Moves(moved=side.reader.moved, unusable=side.reader.passed_over)
-
-    def shown(self, lsn: int) -> str:
-        return datetime.fromtimestamp(lsn / 1_000_000, UTC).isoformat(timespec="microseconds")
-
-    def request(self, run: str) -> Request:
-        return Request(run, self._settings.name, entity=self._entity.name)
+def _tells(entity: PlainEntity | PivotEntity) -> bool:
+    """Whether a write of a key is one of its row: a key of many rows is written for each of them."""
+    if isinstance(entity, PlainEntity):
+        return not entity.explodes
+    return all(column.fixed_key is None for column in entity.columns)
 
 
 class RedisSide(SpooledSide):

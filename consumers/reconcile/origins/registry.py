@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from consumers.reconcile.job import query_job
 from consumers.reconcile.origins.base import Origin
+from consumers.reconcile.origins.derived import DerivedOrigin
 from consumers.reconcile.origins.postgres import PostgresOrigin
 from consumers.reconcile.origins.query import QueryOrigin
 from consumers.reconcile.origins.redis import RedisOrigin
@@ -11,6 +13,9 @@ from streamer.config import Config, Flow, PostgresSource, QuerySource, RedisSour
 
 def make_origin(config: Config, flow: Flow) -> Origin:
     """Of a flow that job has not refused."""
+    job = query_job(config, flow)
+    if job is not None:
+        return DerivedOrigin(config, flow, job)
     settings = config.sources[flow.source]
     if isinstance(settings, QuerySource):
         on = config.sources[settings.on]

@@ -7,18 +7,23 @@ high end does not; None is open.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import md5
 from itertools import pairwise
 from typing import Protocol
 
 from consumers.reconcile.canonical import row_text
+from consumers.reconcile.dialects.sqlite import STRANGE
 from consumers.reconcile.digest import RangeDigest, RowHash
 from consumers.reconcile.fast import Collation
 from consumers.reconcile.groups import Counts, Grouping
+from consumers.reconcile.mapping import Incomparable
 
 Key = tuple[str, ...]
+_NULLS = (None, STRANGE)  # the latter where a side has a text for it
+KEYS_SHOWN = 3  # that do not tell rows apart
 KEY_HASH_HEX = 8  # digits of the md5 of a key's text that buckets are made by
 
 
@@ -53,6 +58,30 @@ def ranges_between(bounds: Sequence[Key], whole: KeyRange = WHOLE) -> list[KeyRa
 
 def buckets(of: int) -> list[Bucket]:
     return [Bucket(of, at) for at in range(of)]
+
+
+def by_key(rows: Iterable[tuple[Sequence[str | None], RowHash]], place: str) -> dict[Key, RowHash]:
+    """Raises Incomparable where the key does not tell the rows apart: a table that somebody else made need
+    not have it unique, and of doubled rows one would be as good as the other."""
+    found: dict[Key, RowHash] = {}
+    wrong: Counter[Sequence[str | None]] = Counter()
+    for texts, row_hash in rows:
+        key = tuple([text for text in texts if text is not None])
+        if len(key) < len(texts) or key in found:
+            wrong[tuple(texts)] += 1
+        else:
+            found[key] = row_hash
+    if not wrong:
+        return found
+    shown = "; ".join(
+        f"({', '.join('NULL' if text in _NULLS else text for text in texts)})"
+        f" {times + (None not in texts)} times"
+        for texts, times in wrong.most_common(KEYS_SHOWN)
+    )
+    raise Incomparable(
+        f"its key does not tell the rows of {place} apart: {shown}\n  -> delete what is there twice or has"
+        " NULL in its key, and give the table a primary key"
+    )
 
 
 def key_hash(key: Key) -> int:
@@ -112,7 +141,8 @@ class Side(Protocol):
         """By this side's keys, of which there are about `rows`, about evenly; one range where there is
         nothing to split."""
 
-    async def hashes(self, parts: Sequence[Part]) -> dict[Key, RowHash]: ...
+    async def hashes(self, parts: Sequence[Part]) -> dict[Key, RowHash]:
+        """Raises Incomparable: see by_key."""
 
     async def rows(self, keys: Sequence[Key]) -> Mapping[Key, Row]:
         """Those that are there, whether a condition takes them or not."""

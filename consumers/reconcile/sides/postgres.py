@@ -31,6 +31,7 @@ from consumers.reconcile.sides.base import (
     Part,
     Plan,
     Row,
+    by_key,
     ranges_between,
 )
 from streamer.changes.kinds import ARRAY
@@ -268,7 +269,7 @@ class PostgresSide:
             conditions = [self._within(part) for part in parts]
         queries = [self._hash.hashes(self._keys, self._reading.rows(condition)) for condition in conditions]
         found = await self._rows(" UNION ALL ".join(f"({query})" for query in queries))
-        return {tuple(row[:-2]): RowHash.of(row[-2], row[-1]) for row in found}
+        return by_key([(row[:-2], RowHash.of(row[-2], row[-1])) for row in found], self.place)
 
     # Groups
 

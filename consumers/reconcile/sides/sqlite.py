@@ -17,7 +17,7 @@ from consumers.reconcile.dialects.sqlite import FETCH_ROWS, STRANGE, RowHasher, 
 from consumers.reconcile.digest import EMPTY, RangeDigest, RowHash
 from consumers.reconcile.forms import Form
 from consumers.reconcile.groups import GROUPS_LIMIT, Counts, Grouping
-from consumers.reconcile.sides.base import Bucket, Key, KeyRange, Part, Row, key_hash, ranges_between
+from consumers.reconcile.sides.base import Bucket, Key, KeyRange, Part, Row, by_key, key_hash, ranges_between
 from streamer.errors import TargetUnavailable
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class SqliteSide:
 
     async def hashes(self, parts: Sequence[Part]) -> dict[Key, RowHash]:
         def read(line: sqlite3.Connection) -> dict[Key, RowHash]:
-            found: dict[Key, RowHash] = {}
+            found: list[tuple[Key, RowHash]] = []
             ranges = [part for part in parts if isinstance(part, KeyRange)]
             wanted = {part.at: part.of for part in parts if isinstance(part, Bucket)}
             of = next(iter(wanted.values()), 1)
@@ -137,8 +137,8 @@ class SqliteSide:
                 for rows in self._read(line, part):
                     for key, row_hash in zip(self._keys_of(rows), self._hasher.hashes(rows), strict=True):
                         if not wanted or key_hash(key) % of in wanted:
-                            found[key] = row_hash
-            return found
+                            found.append((key, row_hash))
+            return by_key(found, self.place)
 
         return await self._session.run(read)
 

@@ -19,6 +19,7 @@ from streamer.postgres.catalog import Table
 
 _OID = """SELECT c.oid::bigint, c.relkind = 'p' FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND n.nspname = {} AND c.relname = {}"""
+_NULLABLE = "SELECT attname::text FROM pg_attribute WHERE attrelid = {} AND attnum > 0 AND NOT attnotnull"
 _UNIQUE = """SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k
 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k) FROM pg_index i
 WHERE i.indrelid = {} AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL"""
@@ -47,8 +48,11 @@ class PostgresStore:
         columns = (await describe(session.connection, record.source, table)).columns
         held: dict[str, Held | None] = {column.name: Held(column.kind, column.type) for column in columns}
         unique = [frozenset(names) for (names,) in await session.rows(_UNIQUE.format(oid))]
+        nullable = frozenset(name for (name,) in await session.rows(_NULLABLE.format(oid)))
         facts = await server_facts(session, f"{quote(schema)}.{quote(name)}")
-        return PostgresKept(session, table, mapping.Target(held, unique), facts, await session.server())
+        return PostgresKept(
+            session, table, mapping.Target(held, unique, nullable=nullable), facts, await session.server()
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,8 +43,10 @@ class SqliteStore:
     async def table(self, flow: Flow, record: SchemaRecord, schema: str, name: str) -> Kept:
         spelt = await self._spelt(name)
         assert spelt is not None
-        columns, unique = await self._session.run(lambda line: _described(line, spelt))
-        there = mapping.Target(_known_as(flow, record, columns), unique, signed_zero=False, typed=False)
+        columns, unique, nullable = await self._session.run(lambda line: _described(line, spelt))
+        known = _known_as(flow, record, columns)
+        null = frozenset(name for name in known if name.lower() in nullable)
+        there = mapping.Target(known, unique, signed_zero=False, typed=False, nullable=null)
         return SqliteKept(self._session, spelt, columns, there)
 
 
@@ -70,15 +72,19 @@ class SqliteKept:
         return SqliteSide(self.session, reading)
 
 
-def _described(line: sqlite3.Connection, name: str) -> tuple[list[str], list[frozenset[str]]]:
-    """Columns that are no generated ones, and those of each unique index."""
+def _described(line: sqlite3.Connection, name: str) -> tuple[list[str], list[frozenset[str]], set[str]]:
+    """Columns that are no generated ones, those of each unique index, and those that may be null, in lower
+    case: a primary key may, where it is no number of the row."""
     found: Sequence[tuple[Any, ...]] = line.execute(f"PRAGMA table_xinfo({quote(name)})").fetchall()
     unique = [frozenset(str(row[1]) for row in found if row[5])]
     for _, index, is_unique, _, partial in line.execute(f"PRAGMA index_list({quote(name)})").fetchall():
         if is_unique and not partial:
             parts = line.execute(f"PRAGMA index_info({quote(index)})").fetchall()
             unique.append(frozenset(str(part[2]) for part in parts))
-    return [str(row[1]) for row in found if row[6] == 0], unique
+    keys = [row for row in found if row[5]]
+    numbered = {keys[0][1]} if len(keys) == 1 and str(keys[0][2]).upper() == "INTEGER" else set()
+    nullable = {str(row[1]).lower() for row in found if not row[3] and row[1] not in numbered}
+    return [str(row[1]) for row in found if row[6] == 0], unique, nullable
 
 
 def _known_as(flow: Flow, record: SchemaRecord, columns: Sequence[str]) -> Mapping[str, Held | None]:

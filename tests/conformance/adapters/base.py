@@ -35,6 +35,10 @@ class Adapter(ABC):
     tells_versions: ClassVar[bool] = True  # of single keys
     writes_whole: ClassVar[bool] = True  # of a batch with a refused row, nothing
     sweeps: ClassVar[int] = 1  # until all of the store was looked at
+    dearness: ClassVar[int] = 1  # of a run of the machine: so many times fewer are run
+
+    name = NAME  # of the config; where Kafka is shared, one that no other test has
+    brokers = "localhost:9092"  # of nobody, unless the test has one
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -99,7 +103,8 @@ class Adapter(ABC):
         base = {"from": f"{source}.public.*", "to": f"copy.{SCHEMA}"}
         text = yaml.safe_dump(
             {
-                "name": NAME,
+                "name": self.name,
+                "kafka": {"brokers": self.brokers},
                 "sources": {source: SOURCE_CONFIG},
                 "targets": {"copy": self.settings()},
                 "flows": {name: self.flow({**base, **keys}) for name, keys in wanted.items()},

@@ -32,7 +32,7 @@ class MemoryAdapter(Adapter):
 
     @property
     def store(self) -> MemoryStore:
-        return memory_store(NAME, "copy")
+        return memory_store(self.name, "copy")
 
     def settings(self) -> dict[str, Any]:
         return {"kind": "memory"}

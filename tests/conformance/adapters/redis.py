@@ -69,12 +69,15 @@ class RedisAdapter(Adapter):
         rows = []
         async with self.client() as client:
             async for key in client.scan_iter(match=f"{schema}:{table}:*", _type=self.redis_type):
-                rows.append(await self.read(client, key))
+                row = await self.read(client, key)
+                if row is not None:
+                    rows.append(row)
         return rows
 
     redis_type: ClassVar[str]
 
-    async def read(self, client: Redis, key: bytes) -> Row:
+    async def read(self, client: Redis, key: bytes) -> Row | None:
+        """None: it was deleted since the scan."""
         raise NotImplementedError
 
     async def cut(self) -> None:
@@ -166,15 +169,15 @@ class RedisHashAdapter(RedisAdapter):
         rows = await super().read_rows(table, schema)
         return [{**dict.fromkeys(self._columns.get(table, ())), **row} for row in rows]
 
-    async def read(self, client: Redis, key: bytes) -> Row:
+    async def read(self, client: Redis, key: bytes) -> Row | None:
         found = {name.decode(): value.decode() for name, value in (await client.hgetall(key)).items()}
-        return {**found, "id": int(found["id"])}
+        return {**found, "id": int(found["id"])} if found else None
 
 
 class RedisJsonAdapter(RedisAdapter):
     layout = "json"
     redis_type = "string"
 
-    async def read(self, client: Redis, key: bytes) -> Row:
-        row: Row = json.loads(await client.get(key))
+    async def read(self, client: Redis, key: bytes) -> Row | None:
+        row: Row | None = json.loads(await client.get(key) or "null")
         return row

@@ -23,6 +23,7 @@ class RedisClusterAdapter(RedisHashAdapter):
     writes_whole: ClassVar[bool] = False
     killed_at: ClassVar[str | None] = "consumers.targets.redis_cluster_rows:send_state"
     sweeps: ClassVar[int] = 8  # a sweep looks at a part of the slots
+    dearness: ClassVar[int] = 5  # a truncate goes to each of 16,384 slots
 
     @classmethod
     @asynccontextmanager

@@ -30,12 +30,13 @@ Row = dict[str, Any]
 class Expected:
     """By entity. `anything`: rows that keep what was published last, as their value cannot be used;
     `unread`: entities of which that is so in a whole database.
-    `logs`: (db, id) of streams that are there; entries that were trimmed stay in their topic."""
+    `logs`: (db, id) of streams -> the first entry's id; entries that were trimmed in front of it stay in
+    their topic."""
 
     rows: dict[str, dict[RowKey, Row]] = field(default_factory=dict)
     anything: set[tuple[str, RowKey]] = field(default_factory=set)
     unread: set[tuple[str, int]] = field(default_factory=set)
-    logs: set[RowKey] = field(default_factory=set)
+    logs: dict[RowKey, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -101,6 +102,10 @@ def text(raw: bytes) -> str:
     return "\\x" + raw.hex() if found.startswith("\\x") or "\0" in found else found
 
 
+def id_of(entry: str) -> tuple[int, ...]:
+    return tuple(map(int, entry.split("-")))
+
+
 # One function an entity: the rows of one key
 
 
@@ -161,7 +166,7 @@ class _Family:
         identity = db, self.name(part)
         head = {"db": db, "id": self.name(part)}
         if self.type == "stream":
-            expected.logs.add(identity)
+            expected.logs[identity] = id_of(key.value[0][0].decode())  # the game empties none
         if self.members is not None:
             for member, rest in self.members(key):
                 rows[*identity, member] = {**head, self.member: member, **rest}

@@ -43,7 +43,7 @@ _SCRIPT = (
     b"redis.pcall('ZINCRBY', KEYS[3], ARGV[2], ARGV[1]); redis.pcall('HSET', KEYS[4], 'name', ARGV[1]);"
     b"return redis.call('PEXPIRE', KEYS[1], ARGV[3])"
 )
-_RESTORE = (
+RESTORE = (
     b"local d = redis.call('DUMP', KEYS[1]); if d then"
     b" return redis.call('RESTORE', KEYS[2], ARGV[1], d, 'REPLACE') end"
 )
@@ -63,12 +63,12 @@ class Mill:
         self.all = [key for keys in (*self.keys.values(), *self.user_keys.values()) for key in keys]
         self.loose = [key for key in self.all if key not in FIXED]  # of any type at any time
         table = self._table()
-        self._operations = [operation for _, operation in table]
+        self.operations = [operation for _, operation in table]
         self._weights = list(accumulate(weight for weight, _ in table))
 
     def commands(self) -> list[Command]:
         """One operation."""
-        (operation,) = self.random.choices(self._operations, cum_weights=self._weights)
+        (operation,) = self.random.choices(self.operations, cum_weights=self._weights)
         return operation()
 
     def big(self) -> Iterator[Command]:
@@ -217,7 +217,7 @@ class Mill:
         def restore() -> list[Command]:
             one, other = self.family_pair()
             ttl = r.choice((0, 0, r.randrange(1, SHORT_MS)))
-            return [(b"EVAL", _RESTORE, 2, one, other, ttl)]
+            return [(b"EVAL", RESTORE, 2, one, other, ttl)]
 
         def script() -> list[Command]:
             keys = key(*strings), loose(), r.choice((DAILY, WEEKLY, key(b"rank"))), key(b"card")

@@ -1,0 +1,65 @@
+"""`tailrace init --processor NAME`: an agent, its test, and what goes into the config."""
+
+from __future__ import annotations
+
+import keyword
+import os
+import re
+from importlib import resources
+from pathlib import Path
+
+import typer
+
+from streamer.cli import print_json
+from streamer.errors import ConfigError
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+_TEMPLATES = {"agent.py.txt": "{module}.py", "test_agent.py.txt": "test_{module}.py"}
+_CONFIG = """\
+processors:
+  {name}:
+    agent: "{module}:{module}"              # {module}.py beside this file
+    in: [SOURCE.public.orders]              # topics of `sources:`, or the `out` of another processor
+    out: {name}                             # the topic of the derived rows; flows say `from: {name}`
+    key: [id]
+"""
+
+
+def init(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
+    """Raises ConfigError: no name for it, or a file that is there (without `force`) or cannot be written."""
+    module = name.replace("-", "_")
+    if not _NAME.fullmatch(name) or keyword.iskeyword(module):
+        raise ConfigError(
+            f"{name!r} is no name for a processor's module",
+            where="--processor",
+            fix="begin with a letter, and use letters, digits, '_' and '-'",
+        )
+    paths = {folder / path.format(module=module): template for template, path in _TEMPLATES.items()}
+    if not force:
+        for path in paths:
+            if path.exists():
+                fix = "keep it, write into another folder, or write over it with --force"
+                raise ConfigError("is there already, and was not changed", fix=fix, where=str(path))
+    for path, template in paths.items():
+        text = resources.files("consumers.commands").joinpath(template).read_text(encoding="utf-8")
+        _write(path, text.replace("{module}", module))
+    snippet = _CONFIG.format(name=name, module=module)
+    commands = [f"pytest {folder / f'test_{module}.py'}", f"tailrace process {name} --dry-run --from-start"]
+    if as_json:
+        print_json({"paths": [str(path) for path in paths], "config": snippet, "next": commands})
+        return
+    typer.echo("".join(f"wrote {path}\n" for path in paths))
+    typer.echo(f"Put this into tailrace.yaml:\n\n{snippet}\nNext:")
+    for line in commands:
+        typer.echo(f"  {line}")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        with open(os.open(path, flags, 0o644), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise ConfigError(what, fix="choose another folder, or mend its rights", where=str(path)) from None

@@ -1,0 +1,73 @@
+"""Topic to topic: users' own agents and the helpers, supervised and exactly once.
+
+What users import. Neither Faust nor Kafka is imported here: only a worker needs them.
+"""
+
+from consumers.processors.agents import Agent, Changes, Yielded, agent, definition_of, table
+from consumers.processors.context import (
+    Change,
+    Context,
+    Definition,
+    Derived,
+    Forwarded,
+    Given,
+    Hop,
+    Input,
+    Row,
+    Table,
+    Version,
+)
+from consumers.processors.helpers import (
+    aggregate,
+    avg,
+    count,
+    expand,
+    explode,
+    filter_,
+    join,
+    lookup,
+    map_,
+    max_,
+    min_,
+    rename,
+    route,
+    sum_,
+    top,
+    window,
+)
+
+__all__ = [
+    "Agent",
+    "Change",
+    "Changes",
+    "Context",
+    "Definition",
+    "Derived",
+    "Forwarded",
+    "Given",
+    "Hop",
+    "Input",
+    "Row",
+    "Table",
+    "Version",
+    "Yielded",
+    "agent",
+    "aggregate",
+    "avg",
+    "count",
+    "definition_of",
+    "expand",
+    "explode",
+    "filter_",
+    "join",
+    "lookup",
+    "map_",
+    "max_",
+    "min_",
+    "rename",
+    "route",
+    "sum_",
+    "table",
+    "top",
+    "window",
+]

@@ -1,0 +1,185 @@
+"""What most processors are, in a line each.
+
+    big = filter_(lambda row: row["total"] > 100)
+    by_customer = aggregate(by=["customer_id"], revenue=sum_("total"), orders=count())
+    named = join("shop.public.orders", "shop.public.customers", on={"customer_id": "id"}, take=["name"])
+
+A row is a dict of JSON values, as in the topics: numerics and times are texts. A function given here must
+give the same for the same row, and do nothing else: it may be asked again after a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+from consumers.processors.context import Row
+from consumers.processors.operators.aggregate import Aggregate
+from consumers.processors.operators.derive import Body, Derive, expanded, exploded, renamed
+from consumers.processors.operators.join import Join
+from consumers.processors.operators.measures import Average, Count, Extreme, Measure, Sum, Top
+from consumers.processors.operators.plain import Flatten, OutboxRouter
+from consumers.processors.operators.windows import seconds, windows_of
+from streamer.errors import ConfigError
+
+By = Sequence[str] | Mapping[str, str]
+
+
+def map_(body: Body, *, columns: Mapping[str, str] | None = None) -> Derive:
+    """Each row becomes what `body` returns: a row, several, or None for none.
+
+    `columns`: the types of derived columns ({"total": "numeric(12,2)"}) that the input does not have.
+    """
+    return Derive(body, declared=columns or {})
+
+
+def filter_(keep: Callable[[Row], object]) -> Derive:
+    """The rows for which `keep` is true; one that stops being so is deleted."""
+    return Derive(lambda row: row if keep(row) else None)
+
+
+def rename(columns: Mapping[str, str], *, drop: Iterable[str] = ()) -> Derive:
+    """Columns under other names (from -> to), without those in `drop`."""
+    body, types = renamed(columns, drop)
+    return Derive(body, types=types)
+
+
+def route(table: Callable[[Row], str], body: Body | None = None) -> Derive:
+    """Each row to the topic `<out>.<table(row)>`; a row that changes its table is deleted from the other."""
+    return Derive(body or (lambda row: row), table=table)
+
+
+def flatten(body: Body | None = None) -> Flatten:
+    """Plain rows, {"id": 1, ..}, without an envelope, for other readers; a tombstone for a delete."""
+    return Flatten(body)
+
+
+def outbox(*, route: str, key: str, payload: str) -> OutboxRouter:
+    """Each inserted row of an outbox table as a message of the topic `<out>.<value of the column route>`.
+
+    Its key and value are the columns `key` and `payload` as they are. Messages of one partition of the
+    outbox table's topic keep their order; those of one `key` do when that topic has one partition.
+    """
+    return OutboxRouter(route, key, payload)
+
+
+def expand(
+    columns: Sequence[str] | None = None, *, separator: str = "_", types: Mapping[str, str] | None = None
+) -> Derive:
+    """Objects in JSON columns become columns: address {"city": ..} becomes address_city."""
+    return Derive(expanded(separator, columns), declared=types or {})
+
+
+def explode(
+    column: str, *, position: str = "position", value: str = "value", types: Mapping[str, str] | None = None
+) -> Derive:
+    """A row an element of the array in `column`; `key:` names the input's key and `position`."""
+    return Derive(exploded(column, position, value), declared={position: "integer", **(types or {})})
+
+
+def aggregate(by: By, *, where: Callable[[Row], bool] | None = None, **measures: Measure) -> Aggregate:
+    """GROUP BY `by`, a derived row a group: its columns, then the measures.
+
+    `by` as a mapping gives the group's columns other names (derived -> input).
+    """
+    return Aggregate(_by(by), _measures(measures), where)
+
+
+def window(
+    time: str,
+    size: str,
+    *,
+    every: str | None = None,
+    by: By = (),
+    start: str = "window_start",
+    where: Callable[[Row], bool] | None = None,
+    **measures: Measure,
+) -> Aggregate:
+    """GROUP BY windows of the timestamp column `time`, and `by`: counts a row in each.
+
+    `size`: "15m", "1h", "1d"; `every`: how far apart windows begin, the size unless said (tumbling).
+    """
+    size_s = seconds(size, "size")
+    every_s = size_s if every is None else seconds(every, "every")
+    return Aggregate(
+        _by(by),
+        _measures(measures or {"count": Count()}),
+        where,
+        spread=windows_of(time, size_s, every_s, start),
+        spread_columns={start: "timestamp with time zone"},
+    )
+
+
+def join(
+    left: str,
+    right: str,
+    *,
+    on: Mapping[str, str],
+    take: Mapping[str, str] | Sequence[str],
+    keep: Sequence[str] | None = None,
+    inner: bool = False,
+) -> Join:
+    """Each row of the topic `left` with the columns `take` of the row of `right` that `on` finds.
+
+    `on`: left column -> right column. `take`: right column -> derived column, or their names. `keep`: the
+    left columns that are wanted, all unless said. Without a match they are null; with `inner` there is no
+    row. Where several right rows match, the processor's `key:` must tell them apart.
+    """
+    return Join(left, right, dict(on), _take(take), keep, inner, follow=True)
+
+
+def lookup(
+    stream: str,
+    table: str,
+    *,
+    on: Mapping[str, str],
+    take: Mapping[str, str] | Sequence[str],
+    keep: Sequence[str] | None = None,
+    inner: bool = False,
+) -> Join:
+    """As join, but a row is joined once, when it comes, with what `table` holds then."""
+    return Join(stream, table, dict(on), _take(take), keep, inner, follow=False)
+
+
+def count(column: str | None = None) -> Measure:
+    """count(*), or of the rows in which `column` is not null."""
+    return Count(column)
+
+
+def sum_(column: str, *, type: str | None = None) -> Measure:
+    """Exact; null when no row has a value. `type`: the derived column's."""
+    return Sum(column, type)
+
+
+def avg(column: str) -> Measure:
+    """As a double precision number."""
+    return Average(column)
+
+
+min_ = partial(Extreme, greatest=False)
+max_ = partial(Extreme, greatest=True)
+
+
+def top(n: int, column: str, *, take: Sequence[str] = (), least: bool = False) -> Measure:
+    """The `n` rows with the greatest (`least`: least) values of `column`, as a JSON array of `take`."""
+    return Top(n, column, tuple(take), least)
+
+
+def _by(by: By) -> dict[str, str]:
+    return dict(by) if isinstance(by, Mapping) else {column: column for column in by}
+
+
+def _take(take: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    return dict(take) if isinstance(take, Mapping) else {column: column for column in take}
+
+
+def _measures(measures: Mapping[str, Measure]) -> Mapping[str, Measure]:
+    for name, measure in measures.items():
+        if not hasattr(measure, "take"):
+            raise ConfigError(
+                f"{name}={measure!r} is no measure",
+                fix="write count(), sum_(column), avg(column), min_(column), max_(column) or top(n, column)",
+            )
+    if not measures:
+        raise ConfigError("nothing is measured", fix="add a measure, such as orders=count()")
+    return measures

@@ -1,0 +1,1 @@
+"""Helpers that processors are made of: pure operators over a Context."""

@@ -1,0 +1,193 @@
+"""One input row to no, one or several derived rows: map, filter, rename, flatten, explode, route. Pure.
+
+Where the derived key holds the input row's key, nobody else can say that row, and it is emitted at once.
+Where it does not, the row goes to the hop of its derived key, which settles who says it (see contributors).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orjson import dumps, loads
+
+from consumers.processors.context import Change, Context, Given, Hop, Input, Row
+from consumers.processors.operators.contributors import Contributors, at_hop_0, contribution
+from consumers.processors.operators.inputs import Inputs
+from consumers.processors.operators.rows import Turn, bytes_of
+from streamer.errors import BadRecordError, ConfigError
+
+Body = Callable[[Row], Row | Iterable[Row] | None]
+Types = Callable[[Mapping[str, str]], Mapping[str, str]]  # of the input's columns -> of the derived ones
+
+ROWS_LIMIT = 10_000  # of one input row: they are one unit, and one note
+
+
+@dataclass(frozen=True, slots=True)
+class Derive:
+    """The definition that `map_`, `filter_` and the others give. It has to give the same for the same row."""
+
+    body: Body
+    types: Types | None = None
+    declared: Mapping[str, str] = field(default_factory=dict)
+    table: Callable[[Row], str] | None = None  # of a router: which table a derived row goes to
+
+    def columns(self, given: Given) -> Mapping[str, str]:
+        inherited = Inputs(given).types
+        types = inherited if self.types is None else self.types(inherited)
+        return {**types, **self.declared}
+
+    def hops(self, given: Given) -> Sequence[Hop]:
+        if not given.key:
+            return (_Derived(self, given),)
+        if self.table is not None:
+            raise ConfigError(
+                "a router keeps the key of its input",
+                where=f"processors.{given.processor}.key",
+                fix="leave `key` out, or give the rows their key in a processor before it",
+            )
+        return (_Derived(self, given), Contributors())
+
+
+class _Derived:
+    """Hop 0."""
+
+    def __init__(self, derive: Derive, given: Given) -> None:
+        self._body = derive.body
+        self._table = derive.table
+        self._key = given.key
+        self._where = f"processor {given.processor}"
+
+    def handle(self, record: Input, context: Context) -> None:
+        change = at_hop_0(record)
+        turn = Turn(change, context)
+        before: dict[str, Row] = turn.own or {}
+        after = {} if turn.now is None else self._rows(turn.now, change)
+        alone = not self._key or set(change.key) <= set(self._key)
+        for place in {**before, **after}:
+            old, new = before.get(place), after.get(place)
+            if old == new:
+                continue
+            table, key = self._split(place)
+            if alone:
+                context.emit(loads(key), new, before=old, table=table)
+            else:
+                who = f"{change.topic}/{bytes_of(change.key).decode()}"
+                context.forward(key.encode(), contribution(who, change.version, new))
+        if turn.now is not None:
+            turn.note(after)
+
+    def _split(self, place: str) -> tuple[str | None, str]:
+        if self._table is None:
+            return None, place
+        table, _, key = place.partition("\x00")
+        return table, key
+
+    def _rows(self, row: Row, change: Change) -> dict[str, Row]:
+        """(table and) derived key -> derived row."""
+        made = self._body(row)
+        if made is None:
+            return {}
+        rows = [dict(made)] if isinstance(made, Mapping) else [dict(row) for row in made]
+        if len(rows) > ROWS_LIMIT:
+            raise BadRecordError(
+                f"the body made {len(rows):,} rows of one; the limit is {ROWS_LIMIT:,}",
+                where=self._where,
+                fix="make fewer rows of one input row",
+            )
+        found: dict[str, Row] = {}
+        for derived in rows:
+            place = dumps(self._key_of(derived, change)).decode()
+            if self._table is not None:
+                place = f"{self._table(derived)}\x00{place}"
+            if place in found:
+                raise BadRecordError(
+                    f"the body made two rows with the key {place}",
+                    where=self._where,
+                    fix="name more columns in the processor's `key:`, or make one row of them",
+                )
+            found[place] = derived
+        return found
+
+    def _key_of(self, derived: Row, change: Change) -> Row:
+        names: Iterable[str] = self._key or change.key
+        missing = [name for name in names if derived.get(name) is None]
+        if missing:
+            raise BadRecordError(
+                f"the derived row has no {missing[0]!r}, which is of its key",
+                where=self._where,
+                fix="let the body return it, or name the derived row's own key columns in `key:`",
+            )
+        key = {name: derived[name] for name in names}
+        if not self._key or set(change.key) <= set(self._key):
+            changed = [name for name, value in change.key.items() if derived[name] != value]
+            if changed:
+                raise BadRecordError(
+                    f"the body changed {changed[0]!r}, which is of the key",
+                    where=self._where,
+                    fix="put what it makes into another column, and name that in `key:`",
+                )
+        return key
+
+
+def renamed(columns: Mapping[str, str], drop: Iterable[str]) -> tuple[Body, Types]:
+    gone = frozenset(drop)
+
+    def body(row: Row) -> Row:
+        return {columns.get(name, name): value for name, value in row.items() if name not in gone}
+
+    def types(given: Mapping[str, str]) -> Mapping[str, str]:
+        return {columns.get(name, name): type_ for name, type_ in given.items() if name not in gone}
+
+    return body, types
+
+
+def expanded(separator: str, only: Sequence[str] | None) -> Body:
+    """Objects in JSON columns become columns of their own; an array stays JSON."""
+
+    def spread(name: str, value: Any, found: Row) -> None:
+        if isinstance(value, dict):
+            for inner, inner_value in value.items():
+                spread(f"{name}{separator}{inner}", inner_value, found)
+        else:
+            found[name] = dumps(value).decode() if isinstance(value, list) else value
+
+    def body(row: Row) -> Row:
+        found: Row = {}
+        for name, value in row.items():
+            wanted = only is None or name in only
+            inner = _object(value) if wanted else None
+            if inner is None:
+                found[name] = value
+            else:
+                spread(name, inner, found)
+        return found
+
+    return body
+
+
+def exploded(column: str, position: str, value_name: str) -> Body:
+    """A row an element of the array in a JSON column (or of an array column), counted from 0."""
+
+    def body(row: Row) -> list[Row]:
+        held = row[column]
+        elements = loads(held) if isinstance(held, str) else held
+        rest = {name: value for name, value in row.items() if name != column}
+        return [
+            {**rest, position: number, **(element if isinstance(element, dict) else {value_name: element})}
+            for number, element in enumerate(elements or ())
+        ]
+
+    return body
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    """json and jsonb come as texts that hold JSON."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            held = loads(value)
+        except ValueError:
+            return None
+        return held if isinstance(held, dict) else None
+    return None

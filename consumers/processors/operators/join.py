@@ -1,0 +1,211 @@
+"""Two tables side by side, kept live: join(left=..., right=..., on={"customer_id": "id"}, take={...}). Pure.
+
+Hop 0 sends a row to its join value, hop 1 pairs the sides of a join value, hop 2 keeps the pairs of a derived
+row (see contributors: a left row that goes to another join value never ends deleted). A right row that comes
+late, changes or goes is told to every left row of its join value. Null joins with nothing.
+
+    to hop 1    key: the join value; value: ["l" or "r", row's key, version, row | null]
+    table "l"   join value, NUL, left key -> [version, row]
+    table "r"   join value, NUL, right key -> row
+    table "told" of a lookup: join value, NUL, left key -> the right side that it was joined with
+    to hop 2    key: the derived key; value: [join value / right key, left version, row | null]
+
+With follow=False (a stream that looks a table up) the right side is what was known when the left row came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from orjson import dumps, loads
+
+from consumers.processors.context import Change, Context, Forwarded, Given, Hop, Input, Row, Version
+from consumers.processors.operators.contributors import Contributors, at_hop_0, contribution
+from consumers.processors.operators.inputs import Inputs, comparable
+from consumers.processors.operators.rows import Turn, bytes_of
+from streamer.errors import ConfigError
+
+LEFT = "l"
+RIGHT = "r"
+TOLD = "told"
+SPLIT = b"\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """The definition that `join` and `lookup` give. `take`: right column -> derived column."""
+
+    left: str
+    right: str
+    on: Mapping[str, str]  # left column -> right column
+    take: Mapping[str, str]
+    keep: Sequence[str] | None  # left columns; None: all
+    inner: bool
+    follow: bool
+
+    def columns(self, given: Given) -> Mapping[str, str]:
+        inputs = Inputs(given)
+        left, right = inputs.types_of(self.left), inputs.types_of(self.right)
+        names = left if self.keep is None else self.keep
+        types = {name: left[name] for name in names if name in left}
+        types.update({name: right[column] for column, name in self.take.items() if column in right})
+        return types
+
+    def hops(self, given: Given) -> Sequence[Hop]:
+        where = f"processors.{given.processor}"
+        for topic in (self.left, self.right):
+            if topic not in given.inputs:
+                raise ConfigError(
+                    f"the join reads {topic}, which is not in its inputs",
+                    where=f"{where}.in",
+                    fix=f"write in: [{self.left}, {self.right}]",
+                )
+        inputs = Inputs(given)
+        return (_Sides(self, inputs), _Pairs(self, given), Contributors())
+
+
+class _Sides:
+    """Hop 0."""
+
+    def __init__(self, join: Join, inputs: Inputs) -> None:
+        self._join = join
+        self._inputs = inputs
+
+    def handle(self, record: Input, context: Context) -> None:
+        change = at_hop_0(record)
+        left = change.topic == self._join.left
+        turn = Turn(change, context)
+        side, key = (LEFT if left else RIGHT), bytes_of(change.key).decode()
+        before: str | None = turn.own
+        after = None
+        if turn.now is not None:
+            after = self._value(
+                turn.now, tuple(self._join.on) if left else tuple(self._join.on.values()), change
+            )
+            turn.note(after)
+        if before is not None and before != after:
+            context.forward(before.encode(), dumps([side, key, change.version, None]))
+        if turn.now is not None and after is not None:
+            row = turn.now if left else self._taken(turn.now)
+            context.forward(after.encode(), dumps([side, key, change.version, row]))
+
+    def _taken(self, row: Row) -> Row:
+        try:
+            return {column: row[column] for column in self._join.take}
+        except KeyError as error:
+            raise self._inputs.no_column(str(error.args[0]), row) from None
+
+    def _value(self, row: Row, columns: Sequence[str], change: Change) -> str:
+        kinds = self._inputs.kinds(change)
+        try:
+            return dumps([comparable(row[column], kinds.get(column, "")) for column in columns]).decode()
+        except KeyError as error:
+            raise self._inputs.no_column(str(error.args[0]), row) from None
+
+
+class _Pairs:
+    """Hop 1."""
+
+    def __init__(self, join: Join, given: Given) -> None:
+        self._join = join
+        self._key = given.key
+        self._nothing = dict.fromkeys(join.take.values())
+
+    def handle(self, record: Input, context: Context) -> None:
+        assert isinstance(record, Forwarded)
+        side, key, version, row = loads(record.value)
+        place = record.key + SPLIT + key.encode()
+        if side == LEFT:
+            self._left(record.key, place, key, version, row, context)
+        else:
+            self._right(record.key, place, key, row, context)
+
+    def _left(
+        self, value: bytes, place: bytes, key: str, version: Version, row: Row | None, context: Context
+    ) -> None:
+        lefts, told = context.table(LEFT), context.table(TOLD)
+        noted = lefts.get(place)
+        old: Row | None = None if noted is None else loads(noted)[1]
+        now = list(self._matches(value, context))
+        before = now if self._join.follow else [tuple(pair) for pair in loads(told.get(place) or b"[]")]
+        if row is None:
+            lefts.delete(place)
+            told.delete(place)
+        else:
+            lefts.put(place, dumps([version, row]))
+            if not self._join.follow:
+                told.put(place, dumps(now))
+        rights_then, rights_now = dict(before), dict(now)
+        for right_key in {**rights_then, **rights_now}:
+            then = None
+            if old is not None and right_key in rights_then:
+                then = self._paired(key, old, rights_then[right_key])
+            after = None
+            if row is not None and right_key in rights_now:
+                after = self._paired(key, row, rights_now[right_key])
+            self._tell(f"{value.decode()}/{key}/{right_key}", version, then, after, context)
+
+    def _right(self, value: bytes, place: bytes, right_key: str, row: Row | None, context: Context) -> None:
+        rights = context.table(RIGHT)
+        noted = rights.get(place)
+        old: Row | None = None if noted is None else loads(noted)
+        if row is None:
+            rights.delete(place)
+        else:
+            rights.put(place, dumps(row))
+        if not self._join.follow or _has_null(value) or row == old:
+            return
+        alone = not self._join.inner and not any(
+            other != place for other, _ in rights.scan(value + SPLIT)
+        )  # no other right row: the pair with nothing begins or ends
+        for left_place, left_noted in context.table(LEFT).scan(value + SPLIT):
+            version, left = loads(left_noted)
+            key = left_place[len(value) + 1 :].decode()
+            pair = f"{value.decode()}/{key}/"
+            if alone and (old is None) != (row is None):
+                nothing = self._paired(key, left, None)
+                then, after = (nothing, None) if old is None else (None, nothing)
+                self._tell(pair, version, then, after, context)
+            then = None if old is None else self._paired(key, left, old)
+            after = None if row is None else self._paired(key, left, row)
+            self._tell(pair + right_key, version, then, after, context)
+
+    def _matches(self, value: bytes, context: Context) -> Iterator[tuple[str, Row | None]]:
+        """(key, row) of the join value's right side; of a left join without any: ("", None)."""
+        found = False
+        if not _has_null(value):
+            for place, row in context.table(RIGHT).scan(value + SPLIT):
+                found = True
+                yield place[len(value) + 1 :].decode(), loads(row)
+        if not found and not self._join.inner:
+            yield "", None
+
+    def _paired(self, key: str, left: Row, right: Row | None) -> tuple[bytes, Row]:
+        """The derived key and row of a pair."""
+        keep = self._join.keep
+        row = dict(left) if keep is None else {column: left[column] for column in keep}
+        if right is None:
+            row.update(self._nothing)
+        else:
+            row.update({name: right[column] for column, name in self._join.take.items()})
+        if not self._key:
+            return key.encode(), row
+        return dumps({column: row[column] for column in self._key}), row
+
+    @staticmethod
+    def _tell(
+        who: str,
+        version: Version,
+        then: tuple[bytes, Row] | None,
+        now: tuple[bytes, Row] | None,
+        context: Context,
+    ) -> None:
+        if then is not None and (now is None or then[0] != now[0]):
+            context.forward(then[0], contribution(who, version, None))
+        if now is not None and now != then:
+            context.forward(now[0], contribution(who, version, now[1]))
+
+
+def _has_null(value: bytes) -> bool:
+    return b"null" in value and None in loads(value)

@@ -1,0 +1,69 @@
+"""What all tasks of a processor have in common, a task's progress, and a unit to do. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from consumers.processors.context import Change, Forwarded, Hop
+from consumers.processors.names import Names
+from consumers.processors.parked import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What all tasks of a processor have in common."""
+
+    names: Names
+    inputs: tuple[str, ...]
+    key: tuple[str, ...]
+    hops: Sequence[Hop]
+    partitions: int
+    message_bytes: int
+
+    @property
+    def hop_topics(self) -> dict[str, int]:
+        return {self.names.hop(number): number for number in range(1, len(self.hops))}
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """All that a task reads."""
+        return (*self.inputs, self.names.control, *self.hop_topics)
+
+
+@dataclass(slots=True)
+class Work:
+    """A unit to do. `offset` of a row that a floor covers: -1. `next_offset`: set when it is done."""
+
+    hop: int
+    record: Change | Forwarded
+    topic: str
+    key: bytes
+    value: bytes | None
+    offset: int
+    next_offset: int | None = None
+    note: bytes | None = None
+    parked: Item | None = None
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the task began."""
+
+    done: int = 0
+    derived: int = 0
+    dropped: int = 0  # not newer than what was there
+    refused: int = 0
+    commits: int = 0
+    commit_us: int = 0  # of the newest input event that was committed
+    committed_at_us: int = 0
+    topics: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Progress:
+    """Of one task since its last commit. `offsets`: the next of each topic that it reads."""
+
+    offsets: dict[str, int]
+    handled: int = 0  # records
+    newest_us: int = 0  # commit time of the newest input event

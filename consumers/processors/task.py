@@ -1,0 +1,320 @@
+"""A task: partition p of everything that a processor reads, its state, and what becomes of a record.
+
+A record is a unit: guard, body, sends and writes are kept together or, when the body raises, not at all; then
+its dead letter is sent and its key parked. Units add up to a transaction: outputs, changelog and consumed
+offsets. What cannot be a change's fault leaves here as an error, and the process ends (crash-only).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Container, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from consumers.apply.dead_letters import PARKED, REFUSED
+from consumers.processors import changelog
+from consumers.processors.agents import AgentHop
+from consumers.processors.context import Change
+from consumers.processors.incoming import Incoming, Record
+from consumers.processors.letters import Letters
+from consumers.processors.outbox import Outbox
+from consumers.processors.outbox import Record as OutRecord
+from consumers.processors.parked import Lot, Refusals
+from consumers.processors.plan import Counts, Plan, Progress, Work
+from consumers.processors.rows import BOTTOM
+from consumers.processors.settle import settle
+from consumers.processors.shapes import UnknownType
+from consumers.processors.state import Mark, Overlay
+from consumers.processors.through import ResetEnd
+from consumers.processors.transaction import Transactions, Wrote
+from consumers.processors.unit import Unit
+from streamer.errors import ConfigError, FatalError
+from streamer.publisher.transactions import Queue
+
+log = logging.getLogger(__name__)
+
+COMMIT_AFTER_S = 0.1  # what a reader of `out` waits for at most
+COMMIT_UNITS = 5_000
+COMMIT_BYTES = 8 * 2**20  # of outputs, before compression; the state written is of the same order
+IDLE_COMMIT_S = 1.0  # offsets that moved past transaction markers only
+CLOCK_UNITS = 32  # units between two looks at the clock
+
+
+class Actor(Protocol):
+    """A user's body, run by Faust (see app)."""
+
+    async def work(self, units: Task) -> None: ...
+    async def end(self) -> None: ...
+
+
+class Task:
+    """Opened with recovered state; `work` and `commit` in turn, by one caller."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        number: int,
+        overlay: Overlay,
+        outbox: Outbox,
+        transactions: Transactions,
+        *,
+        refusals: Refusals,
+        make_topics: Callable[[dict[str, int]], Awaitable[None]],
+        known: Container[str],
+        learn: Callable[[str, str, Collection[str]], Awaitable[None]],
+        clock_s: Callable[[], float] = time.monotonic,
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        """`known`: ids of schema records; `learn`: reads on until an id is among them, or for columns without
+        a type."""
+        self.plan = plan
+        self.number = number
+        self.overlay = overlay
+        self.counts = Counts()
+        self.stopping = False
+        self.actor: Actor | None = None
+        self._outbox = outbox
+        self._transactions = transactions
+        self._refusals = refusals
+        self._make_topics = make_topics
+        self._known = known
+        self._learn = learn
+        self._clock_s = clock_s
+        self._clock_us = clock_us
+        where = f"{plan.names.state}[{number}]"
+        commit = changelog.commit_of(overlay.store, where)
+        self.epoch = changelog.epoch_of(overlay.store, where)
+        outbox.epoch = self.epoch.epoch
+        if commit is not None and commit.partitions != plan.partitions:
+            raise ConfigError(
+                f"the inputs have {plan.partitions} partitions, the state was made of {commit.partitions}",
+                where=where,
+                fix=f"make the topics again with {commit.partitions}; or `tailrace reset"
+                f" {plan.names.processor}`, which derives everything again",
+            )
+        progress = Progress(dict(self.epoch.offsets if commit is None else commit.offsets))
+        self._progress = progress
+        self.committed = dict(progress.offsets)
+        self.lot = Lot(overlay)
+        refusals.parked[number] = self.lot.keys
+        self._letters = Letters(plan.names, number, outbox, plan.message_bytes, clock_us)
+        self._reset_end = ResetEnd(plan, number, self.epoch, overlay, outbox, progress)
+        self._incoming = Incoming(
+            plan, number, overlay, outbox, lot=self.lot, letters=self._letters, refusals=refusals,
+            reset_end=self._reset_end, progress=progress, counts=self.counts, clock_us=clock_us,
+        )  # fmt: skip
+        self.unit = Unit(overlay, outbox, plan.message_bytes)
+        self._source: Iterator[Work] = iter(())
+        self._work: Work | None = None
+        self._held: Work | None = None  # until the schemas topic is read on, for these columns
+        self._untyped: Collection[str] = ()
+        self._exhausted = True
+        self._units = 0
+        self._due_s = 0.0
+        self._last_commit_s = clock_s()
+
+    @property
+    def offsets(self) -> dict[str, int]:
+        """The next of each topic; not committed yet."""
+        return self._progress.offsets
+
+    # Working
+
+    async def work(self, batches: Sequence[tuple[str, Sequence[Record], int]]) -> None:
+        """(topic, records, the position after them); commits on the way when it takes long."""
+        self._source = self._incoming.works(batches)
+        while not await self._some():
+            if self.stopping:
+                self._source, self._held = iter(()), None
+                return
+            if self._held is not None:
+                await self._learn_for(self._held)
+            else:
+                await self.commit()
+
+    async def _some(self) -> bool:
+        """Until a commit is due; True: the batch is over."""
+        self._exhausted = False
+        self._units = 0
+        self._due_s = self._clock_s() + COMMIT_AFTER_S
+        if self.actor is not None:
+            await self.actor.work(self)
+            return self._exhausted
+        hops = self.plan.hops
+        while (work := self._next()) is not None:
+            try:
+                hops[work.hop].handle(work.record, self.unit)
+                self._done(work)
+            except (ConfigError, FatalError):
+                raise
+            except UnknownType as error:
+                self._hold(work, error)
+                break
+            except Exception as error:  # noqa: BLE001  a supervisor of operators
+                self.failed(error)
+        return self._exhausted
+
+    def _next(self) -> Work | None:
+        self._units += 1
+        if self.stopping or self._units > COMMIT_UNITS or self._outbox.waiting_bytes > COMMIT_BYTES:
+            return None
+        if self._units % CLOCK_UNITS == 0 and self._clock_s() > self._due_s:
+            return None
+        work, self._held = self._held, None
+        if work is None:
+            work = next(self._source, None)
+            if work is None:
+                self._exhausted = True
+                return None
+            record = work.record
+            if type(record) is Change and record.schema_id not in self._known and record.schema_id:
+                self._held = work
+                return None
+        self.overlay.begin()
+        self.unit.begin(work.record.commit_us, work.hop, len(self.plan.hops), work.note)
+        self._work = work
+        return work
+
+    def _hold(self, work: Work, unknown: UnknownType) -> None:
+        """Nothing of the unit stays; it comes again when the schemas topic has been read on."""
+        self.overlay.roll_back()
+        self._outbox.drop()
+        self._work, self._held, self._untyped = None, work, unknown.columns
+
+    async def _learn_for(self, work: Work) -> None:
+        """Raises FatalError: the change names a schema record that is not there."""
+        record, untyped, self._untyped = work.record, self._untyped, ()
+        schema_id = record.schema_id if isinstance(record, Change) else ""
+        await self._learn(schema_id, f"{work.topic}[{self.number}]@{work.offset}", untyped)
+
+    def _done(self, work: Work) -> None:
+        """Keep the unit."""
+        record = work.record
+        if isinstance(record, Change) and work.key:
+            deleted = record.after is None
+            note = None if deleted else self.unit.note
+            self._incoming.rows[work.topic].put(work.key, record.version, note, deleted=deleted)
+        if work.parked is not None:
+            self.lot.remove(work.parked)
+        self._outbox.keep()
+        self._work = None
+        self.counts.done += 1
+        self._passed(work)
+
+    def _passed(self, work: Work) -> None:
+        progress = self._progress
+        progress.handled += 1
+        if work.next_offset is not None:
+            progress.offsets[work.topic] = work.next_offset
+        progress.newest_us = max(progress.newest_us, work.record.commit_us)
+
+    # What an actor calls (app.Units)
+
+    @property
+    def in_hand(self) -> bool:
+        return self._work is not None
+
+    def next_change(self) -> Change | None:
+        work = self._work
+        if work is not None:
+            hop = self.plan.hops[0]
+            if isinstance(hop, AgentHop) and not hop.agent.is_stream:
+                settle(self.unit, work.record, self.plan.key)
+            self._done(work)
+        following = self._next()
+        return None if following is None else following.record  # type: ignore[return-value]
+
+    def yielded(self, value: Any) -> None:
+        work = self._work
+        if work is not None and isinstance(work.record, Change):
+            self.unit.derive(value, work.record, self.plan.key)
+
+    def failed(self, error: Exception) -> None:
+        """The body raised on the unit in hand: nothing of it stays, and its key is parked."""
+        work, self._work = self._work, None
+        if work is None:
+            raise error
+        self.overlay.roll_back()
+        self._outbox.drop()
+        self.overlay.begin()
+        code, message = type(error).__name__, str(error) or type(error).__name__
+        log.debug("refused: %s@%d", work.topic, work.offset, exc_info=error)
+        if work.parked is not None:
+            self._incoming.retry_refused = True
+            attempts = work.parked.attempts + 1
+            again = replace(work.parked, code=code, message=message, attempts=attempts)
+            self.lot.refused_again(again)
+        else:
+            self._park(work, code, message)
+        self._outbox.keep()
+        self._passed(work)
+        self.counts.refused += 1
+        self._refusals.note(0, 1)
+        self._refusals.parked[self.number] = self.lot.keys
+        self._refusals.check(self.plan.names.processor, f"{work.topic}: {message}")
+
+    def _park(self, work: Work, code: str, message: str) -> None:
+        record = work.record
+        version = record.version if isinstance(record, Change) else BOTTOM
+        if work.key:
+            self.lot.add(
+                work.topic, work.key, offset=work.offset, value=work.value, version=version,
+                commit_us=record.commit_us, at_us=self._clock_us(), code=code, message=message,
+            )  # fmt: skip
+        decodes = isinstance(record, Change) and work.value is not None
+        action = PARKED if work.key else REFUSED
+        self._letters.write(work, code, message, version, work.value or b"", action, decodes)
+
+    # Committing
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether a commit is worth it now."""
+        if self._progress.handled or self.overlay.written or not self._outbox.is_empty:
+            return True
+        if self._reset_end.passed:
+            return True
+        return self.offsets != self.committed and self._clock_s() - self._last_commit_s > IDLE_COMMIT_S
+
+    async def commit(self) -> None:
+        """Everything up to here, or an error that ends the process. Raises KafkaUnavailable, FencedError."""
+        names = self.plan.names
+        self._reset_end.pass_goals()
+        if self._outbox.unmade:
+            await self._make_topics(self._outbox.unmade)
+            self._outbox.unmade.clear()
+        progress, counts = self._progress, self.counts
+        offsets, derived = dict(progress.offsets), self._outbox.kept
+        identity = uuid.uuid4().hex
+
+        def closing(wrote: Wrote) -> Queue:
+            """The changelog's part, its commit record last."""
+            commit = changelog.Commit(identity, offsets, self.plan.partitions, wrote).dump()
+            written: list[OutRecord] = [(key, value, []) for key, value in self.overlay.written.items()]
+            written.append((changelog.COMMIT_KEY, commit, []))
+            self.overlay.begin()
+            self.overlay.put(changelog.COMMIT_KEY, commit)
+            return self._outbox.queue(names.state, self.number, written)
+
+        next_offset = await self._transactions.commit(self._outbox.take(), closing)
+        self.overlay.committed(Mark(next_offset, identity))
+        self.committed = offsets
+        self._refusals.note(progress.handled, 0)
+        counts.commits += 1
+        counts.derived += derived
+        counts.commit_us = max(counts.commit_us, progress.newest_us)
+        counts.committed_at_us = self._clock_us()
+        self._refusals.parked[self.number] = self.lot.keys
+        progress.handled = 0
+        self._last_commit_s = self._clock_s()
+
+    async def close(self, *, abort: bool) -> None:
+        """What is not committed is gone here, and done again by whoever has the task next."""
+        self._refusals.parked.pop(self.number, None)
+        if self.actor is not None:
+            await self.actor.end()
+        await self._transactions.end(abort=abort)
+        self.overlay.store.close()

@@ -1,0 +1,113 @@
+"""How a task's records get into Kafka: one transaction, or (at least once) outputs before the changelog.
+
+    exactly once    outputs, then the changelog with the offsets taken and those consumed: all or nothing
+    at least once   outputs acknowledged, then the changelog: a kill between them sends the outputs again
+
+Starting fences whoever had the task before, and ends what they left open. Every batch is acknowledged before
+a commit (H1). After any failure the producer is ended and the process with it (H13).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from aiokafka import TopicPartition
+
+from consumers.processors.hanging import Hanging
+from streamer.errors import FencedError, KafkaUnavailable
+from streamer.kafka import Security, client_options, connect, kafka_errors
+from streamer.publisher.transactions import FLUSH_DEADLINE_S, Queue, Sent, TransactionalProducer, Turns
+
+Guarantee: TypeAlias = Literal["exactly_once", "at_least_once"]
+Wrote: TypeAlias = Mapping[TopicPartition, int]  # the last offset taken in each partition
+
+
+class Transactions:
+    """Of one task, whose changelog is at `place`. `wrote`: of all that is committed."""
+
+    def __init__(
+        self,
+        brokers: str,
+        security: Security | None,
+        transactional_id: str,
+        guarantee: Guarantee,
+        place: TopicPartition,
+    ) -> None:
+        self._brokers = brokers
+        self._security = security
+        self._id = transactional_id
+        self._place = place
+        self._turns: Turns | None = None
+        self._plain: TransactionalProducer | None = None
+        if guarantee == "exactly_once":
+            self._turns = Turns(brokers, security, prefix=transactional_id, ids=1)
+            self._hanging = Hanging(brokers, security, self._turns, place)
+        self._ended = False
+        self.wrote: Wrote = {}
+
+    async def start(self) -> None:
+        """From here on nobody else commits under this id. Raises KafkaUnavailable, ConfigError."""
+        if self._turns is not None:
+            await self._turns.start()
+        else:
+            options = client_options(self._brokers, self._security)
+            self._plain = TransactionalProducer(transactional_id=None, **options)
+            await connect(self._plain, self._brokers, self._security)
+
+    async def end_changelog(self) -> None:
+        """What Kafka has left open there; before it is read."""
+        if self._turns is not None:
+            await self._hanging.end_changelog()
+
+    async def end_outputs(self, places: Iterable[TopicPartition], wrote: Wrote) -> None:
+        """The same in the outputs, by what the changelog says; before the first transaction."""
+        self.wrote = wrote
+        if self._turns is not None:
+            await self._hanging.end_outputs(places, wrote)
+
+    async def commit(self, outputs: Sequence[Queue], changelog: Callable[[Wrote], Queue]) -> int:
+        """The offset after the changelog's records. Raises KafkaUnavailable, FencedError."""
+        if self._ended:
+            raise KafkaUnavailable("the producer has ended", where=self._id)
+        try:
+            with kafka_errors(f"committing as {self._id}", brokers=self._brokers):
+                async with asyncio.timeout(FLUSH_DEADLINE_S):
+                    return await self._commit(outputs, changelog)
+        except FencedError as error:
+            raise FencedError(
+                f"another worker has taken over this task: {error.what}",
+                where=self._id,
+                fix="nothing: what was not committed is done there, and this process starts again",
+            ) from error
+
+    async def _commit(self, outputs: Sequence[Queue], changelog: Callable[[Wrote], Queue]) -> int:
+        turns = self._turns
+        if turns is not None:
+            if turns.lost_connection():
+                await self._hanging.end_acknowledged(self.wrote)
+            await turns.begin([*(TopicPartition(q.topic, q.partition) for q in outputs), self._place])
+        taken = await self._send(outputs) if outputs else []
+        wrote = {**self.wrote}
+        for sent in taken:
+            place = TopicPartition(sent.topic, sent.partition)
+            wrote[place] = max(sent.last_offset, wrote.get(place, -1))
+        last = max(sent.last_offset for sent in await self._send([changelog(wrote)]))
+        if turns is not None:
+            await turns.commit()
+        self.wrote = wrote
+        return last + 1
+
+    async def _send(self, queues: Sequence[Queue]) -> list[Sent]:
+        if self._turns is not None:
+            return await self._turns.send(queues)
+        assert self._plain is not None, "not started"
+        return await self._plain.send_queues(queues, self._brokers)
+
+    async def end(self, *, abort: bool) -> None:
+        self._ended = True
+        if self._turns is not None:
+            await self._turns.end(abort=abort)
+        elif self._plain is not None:
+            await self._plain.end(abort=abort)

@@ -1,0 +1,185 @@
+"""Supervision by offsets' progress, and what a processor says of itself in `status`.
+
+A task whose input goes on while its offsets stand still ends the process: a body that waits for ever, a fetch
+that never comes, a group that has forgotten us. A body that blocks the whole event loop is ended by a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from consumers.processors.membership import REVOKE_S
+from streamer.errors import EXIT_RUNTIME, KafkaUnavailable, RetryableError
+from streamer.status import State
+
+if TYPE_CHECKING:
+    from consumers.processors.worker import Worker
+
+STAND_STILL_S = 15.0  # with the supervisor's restart and the alarm it is under 30 s
+LOOK_S = 1.0
+SLACK_S = 3.0  # above what a member that gives its tasks up may take
+RATE_WINDOW_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class StandsStill(RetryableError):
+    """There is input, and nothing is done with it."""
+
+
+class Watch:
+    """Of one worker."""
+
+    def __init__(self, worker: Worker, *, stand_still_s: float, look_s: float, hard_stop: bool) -> None:
+        self._worker = worker
+        self._look_s = look_s
+        self._stand_still_s = stand_still_s
+        self._moved: dict[tuple[int, str], tuple[int, float]] = {}  # committed offset, since when
+        self._rates: deque[tuple[float, int, int]] = deque()
+        self._away = ""
+        self._heard_s = time.monotonic()
+        self._unsettled_s: float | None = None
+        self._thread = _Thread(stand_still_s) if hard_stop else None
+
+    async def run(self) -> None:
+        """Until cancelled. Raises StandsStill."""
+        while True:
+            await asyncio.sleep(self._look_s)
+            if self._thread is not None:
+                self._thread.beat()
+            worker = self._worker
+            tasks = dict(worker.tasks)
+            self._judge_group()
+            if self._unsettled_s is not None or worker.is_opening:
+                self._moved.clear()
+                continue
+            try:
+                ends = await worker.membership.ends(tasks)
+            except KafkaUnavailable as error:
+                self._away = str(error)
+                worker.say(State.WAITING, self._away)
+                if time.monotonic() - self._heard_s > self._stand_still_s:
+                    raise  # a Kafka that is back may not be found by clients that have lost it
+                continue
+            self._heard_s = time.monotonic()
+            tasks = {n: task for n, task in tasks.items() if worker.tasks.get(n) is task}  # not given up
+            if self._away:
+                self._away = ""
+                worker.say(State.STREAMING)
+            lags = {
+                (place.partition, place.topic): end - tasks[place.partition].committed.get(place.topic, 0)
+                for place, end in ends.items()
+                if place.partition in tasks
+            }
+            self._judge(tasks, lags)
+            self._tell(tasks, lags)
+
+    def end(self) -> None:
+        if self._thread is not None:
+            self._thread.end()
+
+    def _judge_group(self) -> None:
+        """The group does not settle, or the worker does not follow it, for longer than all may take."""
+        membership, now_s = self._worker.membership, time.monotonic()
+        if not (membership.is_waiting or membership.is_revoking or membership.fresh is not None):
+            self._unsettled_s = None
+            return
+        if self._unsettled_s is None:
+            self._unsettled_s = now_s
+        waited_s = now_s - self._unsettled_s
+        if waited_s > max(self._stand_still_s, REVOKE_S + SLACK_S):
+            raise StandsStill(
+                f"for {waited_s:.0f} s it has not been settled who has which task",
+                where=f"processor {self._worker.names.processor}, group {self._worker.names.group}",
+                fix="nothing: it starts again; if it comes again, look into the brokers' log",
+            )
+
+    def _judge(self, tasks: dict[int, Any], lags: dict[tuple[int, str], int]) -> None:
+        now_s = time.monotonic()
+        for (number, topic), lag in lags.items():
+            at = tasks[number].committed.get(topic, 0)
+            before, since_s = self._moved.get((number, topic), (None, now_s))
+            if at != before or lag <= 0:
+                self._moved[number, topic] = at, now_s
+            elif now_s - since_s > self._stand_still_s:
+                raise StandsStill(
+                    f"{lag:,} records wait at offset {at}, and nothing was done for {now_s - since_s:.0f} s",
+                    where=f"processor {self._worker.names.processor}, {topic}[{number}]",
+                    fix="nothing: it starts again; if it comes again, look at what the agent waits for",
+                )
+        for place in [place for place in self._moved if place not in lags]:
+            del self._moved[place]
+
+    def _tell(self, tasks: dict[int, Any], lags: dict[tuple[int, str], int]) -> None:
+        worker, now_s = self._worker, time.monotonic()
+        if worker.status is None:
+            return
+        counts = [task.counts for task in tasks.values()]
+        done, derived = sum(c.done for c in counts), sum(c.derived for c in counts)
+        self._rates.append((now_s, done, derived))
+        while now_s - self._rates[0][0] > RATE_WINDOW_S:
+            self._rates.popleft()
+        began_s, done_then, derived_then = self._rates[0]
+        seconds = max(now_s - began_s, 1e-3)
+        latest = [c for c in counts if c.commit_us]
+        now_us = time.time_ns() // 1000
+        lag_records = sum(max(0, lag) for lag in lags.values())
+        behind = [now_us - c.commit_us for c in latest] if lag_records else []
+        worker.status.update(
+            detail={
+                "in": list(worker.plan.inputs),
+                "out": worker.names.out,
+                "guarantee": worker.processor.guarantee,
+                "state": worker.state,
+                "tasks": sorted(tasks),
+                "of": worker.plan.partitions,
+                "offset": sum(at for task in tasks.values() for at in task.committed.values()),
+                "lag_records": lag_records,
+                "lag_s": round(max(behind, default=0) / 1e6, 1),
+                "latency_ms": max(((c.committed_at_us - c.commit_us) // 1000 for c in latest), default=None),
+                "done": done,
+                "derived": derived,
+                "dropped": sum(c.dropped for c in counts),
+                "refused": sum(c.refused for c in counts),
+                "rate": round(max(0, done - done_then) / seconds, 1),
+                "derived_rate": round(max(0, derived - derived_then) / seconds, 1),
+                "parked": sum(task.lot.keys for task in tasks.values()),
+                "state_bytes": sum(task.overlay.store.size_bytes() for task in tasks.values()),
+                "epoch": max((task.epoch.epoch for task in tasks.values()), default=None),
+                "rebalances": worker.membership.rebalances,
+                "inferred": dict(worker.shapes.inferred),
+            }
+        )
+
+
+class _Thread:
+    """Ends the process when the event loop has not turned for too long: then nothing inside it can."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._last_s = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="stands-still", daemon=True)
+        self._thread.start()
+
+    def beat(self) -> None:
+        self._last_s = time.monotonic()
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(min(1.0, self._limit_s / 3)):
+            if time.monotonic() - self._last_s > self._limit_s:
+                log.critical("the event loop stood still for %.0f s: the process ends", self._limit_s)
+                faulthandler.dump_traceback(file=sys.stderr)
+                os._exit(EXIT_RUNTIME)

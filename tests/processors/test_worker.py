@@ -1,0 +1,234 @@
+"""Workers: who has which task, what is read back after a kill, and what stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+from aiokafka import TopicPartition
+
+from consumers.processors import Changes, Derived, agent, table
+from consumers.processors.membership import Numbers
+from consumers.processors.names import Names
+from consumers.processors.rocks import RocksStore
+from consumers.processors.state import Mark
+from consumers.processors.transaction import Transactions
+from consumers.processors.watch import StandsStill
+from streamer.errors import ConfigError, FatalError, FencedError
+from streamer.kafka import admin, reader
+from tests.harness.feeder import Feeder, Table
+from tests.harness.processing import NAME, config_of, processing
+from tests.processors.agents import doubled
+
+COLUMNS = [("id", "integer", "number"), ("n", "integer", "number")]
+
+
+@agent
+async def counted(changes: Changes) -> AsyncIterator[Derived]:
+    """How many changes of a key were seen: twice in doubt would show."""
+    async for change in changes:
+        seen = table("seen")
+        count = int(seen.get(change.raw_key) or b"0") + 1
+        seen.put(change.raw_key, b"%d" % count)
+        yield change.to(after={"id": change.key["id"], "count": count})
+
+
+def counts(expected: Mapping[int, int]) -> dict[str, dict[str, int]]:
+    return {f'{{"id":{key}}}': {"id": key, "count": count} for key, count in expected.items()}
+
+
+async def write(feeder: Feeder, orders: Table, keys: range, lsn: int) -> None:
+    for number in keys:
+        orders.update({"id": number, "n": lsn}, lsn=lsn + number)
+    await feeder.flush()
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL."""
+
+
+async def test_a_kill_after_kafkas_commit_loses_nothing_of_the_state(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = await feeder.table("orders", COLUMNS)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path)
+    async with processing(config, counted, state="rocksdb") as made:
+        await made.rows(counts(dict.fromkeys(range(4), 1)))
+
+    def dies(self: RocksStore, changes: Mapping[bytes, bytes | None], mark: Mark | None) -> None:
+        raise Killed
+
+    async with processing(config, counted, state="rocksdb") as made:
+        await made.until(lambda: made.detail.get("tasks") == [0, 1], "its tasks")
+        monkeypatch.setattr(RocksStore, "write", dies)
+        await write(feeder, orders, range(4), 200)
+        assert isinstance(await made.fails(), Killed)  # Kafka has the transaction, the store has not
+    monkeypatch.undo()
+    async with processing(config, counted, state="rocksdb") as made:
+        await write(feeder, orders, range(4), 300)
+        records = await made.rows(counts(dict.fromkeys(range(4), 3)))
+        assert len(records) == 12
+
+
+async def test_h30_a_worker_whose_task_was_taken_over_cannot_commit(feeder: Feeder, tmp_path: Path) -> None:
+    orders = await feeder.table("orders", COLUMNS)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path)
+    async with processing(config, doubled) as made:
+        await made.until(lambda: made.detail.get("done") == 4, "the rows")
+        before = len(await made.rows({f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(4)}))
+        names = Names(config.name, NAME, made.out)
+        place = TopicPartition(names.state, 0)
+        successor = Transactions(feeder.brokers, None, names.transactions(0), "exactly_once", place)
+        await successor.start()
+        try:
+            await write(feeder, orders, range(20), 200)
+            error = await made.fails()
+        finally:
+            await successor.end(abort=False)
+    assert isinstance(error, FencedError)
+    assert "another worker has taken over" in str(error)
+    async with processing(config, doubled) as made:
+        records = await made.rows({f'{{"id":{n}}}': {"id": n, "n": 200, "twice": 400} for n in range(20)})
+        assert len(records) == before + 20  # of the zombie's transaction nothing is read
+
+
+@pytest.mark.thorough
+async def test_two_workers_share_the_tasks_and_one_takes_over(feeder: Feeder, tmp_path: Path) -> None:
+    orders = await feeder.table("orders", COLUMNS, partitions=4)
+    await write(feeder, orders, range(20), 100)
+    config = config_of(feeder, [orders.topic], tmp_path)
+    async with processing(config, counted) as first:
+        await first.until(lambda: first.detail.get("tasks") == [0, 1, 2, 3], "all tasks")
+        async with processing(config, counted) as second:
+            await second.until(lambda: len(second.detail.get("tasks") or []) == 2, "half of them")
+            await first.until(lambda: len(first.detail["tasks"]) == 2, "the other half")
+            assert not {*first.detail["tasks"]} & {*second.detail["tasks"]}
+            await write(feeder, orders, range(20), 200)
+            await first.rows(counts(dict.fromkeys(range(20), 2)))
+            await second.stop()
+        await write(feeder, orders, range(20), 300)
+        await first.until(lambda: first.detail.get("tasks") == [0, 1, 2, 3], "all tasks again")
+        records = await first.rows(counts(dict.fromkeys(range(20), 3)))
+        assert len(records) == 60
+
+
+def test_numbers_go_together() -> None:
+    class Cluster:
+        def partitions_for_topic(self, topic: str) -> set[int]:
+            return set(range(5))
+
+    members = {name: Numbers.metadata(["a", "b.__hop1"]) for name in ("y", "x")}
+    assigned = Numbers.assign(Cluster(), members)  # type: ignore[arg-type]
+    assert {name: list(found.assignment) for name, found in assigned.items()} == {
+        "x": [("a", [0, 2, 4]), ("b.__hop1", [0, 2, 4])],
+        "y": [("a", [1, 3]), ("b.__hop1", [1, 3])],
+    }
+
+
+@agent
+async def stuck(changes: Changes) -> AsyncIterator[Derived]:
+    async for change in changes:
+        if change.key["id"] == 2:
+            await asyncio.Event().wait()
+        yield change.to(after={"id": change.key["id"]})
+
+
+async def test_an_agent_that_stands_still_ends_the_worker(feeder: Feeder, tmp_path: Path) -> None:
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path)
+    async with processing(config, stuck, stand_still_s=0.6) as made:
+        error = await made.fails()
+    assert isinstance(error, StandsStill)
+    assert f"{orders.topic}[0]" in str(error)
+    assert "4 records wait" in str(error) or "5 records wait" in str(error)
+
+
+async def test_an_idle_processor_does_not_stand_still(feeder: Feeder, tmp_path: Path) -> None:
+    orders = await feeder.table("orders", COLUMNS)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path)
+    async with processing(config, doubled, stand_still_s=0.5) as made:
+        await made.until(lambda: made.detail.get("done") == 4, "the rows")
+        await asyncio.wait([made.task], timeout=1.2)  # more than twice the limit
+        assert not made.task.done()
+        group = Names(config.name, NAME, made.out).group  # its offsets have followed, for lag tools
+        async with admin(feeder.brokers, None) as client:
+            offsets = await client.list_consumer_group_offsets(group)
+        assert {p.topic for p in offsets} >= {orders.topic, f"{made.out}.__floors"}
+        places = [p for p in offsets if p.topic == orders.topic]
+        async with reader(feeder.brokers, None, committed=True) as client:
+            assert await client.end_offsets(places) == {p: offsets[p].offset for p in places}
+
+
+async def test_inputs_of_different_partition_counts_are_refused(feeder: Feeder, tmp_path: Path) -> None:
+    orders = await feeder.table("orders", COLUMNS, partitions=2)
+    items = await feeder.table("items", COLUMNS, partitions=4)
+    config = config_of(feeder, [orders.topic, items.topic], tmp_path)
+    async with processing(config, doubled) as made:
+        error = await made.fails()
+    assert isinstance(error, ConfigError)
+    assert f"{orders.topic} has 2, {items.topic} has 4" in str(error)
+
+
+async def test_h26_an_input_made_again_with_more_partitions_is_refused(
+    feeder: Feeder, tmp_path: Path
+) -> None:
+    orders = await feeder.table("orders", COLUMNS, partitions=2)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path)
+    async with processing(config, doubled) as made:
+        await made.until(lambda: made.detail.get("done") == 4, "the rows")
+    await feeder.delete_topic(orders.topic)
+    await feeder.make_topic_again(orders.topic, 4)
+    async with processing(config, doubled) as made:
+        error = await made.fails()
+    assert isinstance(error, ConfigError)
+    assert "has 2 partitions, the inputs have 4" in str(error)
+
+
+async def test_h14_what_retention_has_taken_is_an_error(feeder: Feeder, tmp_path: Path) -> None:
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path)
+    async with processing(config, doubled) as made:
+        await made.until(lambda: made.detail.get("done") == 4, "the rows")
+    await write(feeder, orders, range(4), 200)
+    await feeder.delete_records(orders.topic, {0: 8})
+    async with processing(config, doubled) as made:
+        error = await made.fails()
+    assert isinstance(error, FatalError)
+    assert "retention has passed offset" in str(error)
+    assert f"tailrace reset {NAME}" in str(error)
+
+
+async def test_a_missing_input_is_waited_for(feeder: Feeder, tmp_path: Path) -> None:
+    topic = f"{feeder.source}.public.orders"
+    async with processing(config_of(feeder, [topic], tmp_path), doubled) as made:
+        await made.until(lambda: made.status.record.state == "waiting", "to wait")
+        assert f"there is no topic {topic} yet" in made.status.record.reason
+        orders = await feeder.table("orders", COLUMNS)
+        await write(feeder, orders, range(2), 100)
+        await made.rows({f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(2)})
+
+
+async def test_at_least_once_sends_without_transactions(feeder: Feeder, tmp_path: Path) -> None:
+    orders = await feeder.table("orders", COLUMNS)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, guarantee="at_least_once")
+    expected = {f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(4)}
+    async with processing(config, doubled) as made:
+        records = await made.rows(expected)
+        assert [json.loads(r.value)["source"]["connector"] for r in records if r.value] == ["tailrace"] * 4
+        places = {TopicPartition(made.out, p) for p in range(2)}
+        async with reader(feeder.brokers, None, committed=False) as client:
+            ends = await client.end_offsets(places)
+        assert sum(ends.values()) == 4  # no markers
+    async with processing(config, doubled) as made:
+        await write(feeder, orders, range(4, 6), 100)
+        await made.rows(expected | {f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in (4, 5)})

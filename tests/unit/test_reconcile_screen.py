@@ -1,0 +1,56 @@
+"""What people see of a reconcile on a terminal of any width."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+from rich.console import Console
+
+from consumers.reconcile.report import Counts, Report, Sample, TableReport
+from consumers.reconcile.screen import show, show_history
+
+RUN = "20261122T125958-1f3a"
+FIX = "publish the table again: `tailrace backfill warehouse_of_the_west public.customers_by_region`"
+
+
+def report() -> Report:
+    table = TableReport("customers", "customers", "public.customers_by_region", "copy.mirror.customers", 0.0)
+    table.complete, table.source_rows, table.target_rows = True, 12_000_000, 11_999_999
+    table.counts = Counts(missing=1, different=2)
+    table.samples = [Sample("missing", ["7"])]
+    table.reason = f"a reason\n  -> {FIX}"
+    return Report(RUN, 0, [table])
+
+
+def shown(width: int) -> list[str]:
+    out = StringIO()
+    show(report(), Console(file=out, width=width))
+    return out.getvalue().splitlines()
+
+
+def test_a_table_where_it_has_the_room_and_lines_where_it_has_not() -> None:
+    wide, narrow = shown(120), shown(80)
+    assert any("public.customers_by_region │ drift   │ 12000000 │       1 │" in line for line in wide)
+    assert narrow[:2] == [
+        f"reconcile {RUN}: drift",
+        "customers public.customers_by_region: drift, 12000000 rows, 1 missing, 2 different, drift 0.000025%",
+    ]
+    for lines in (wide, narrow):
+        assert f"  -> {FIX}" in lines  # in one piece, as it is copied
+        assert "customers public.customers_by_region: missing: (7)" in lines
+
+
+def test_the_history_has_a_line_a_run_where_there_is_no_room() -> None:
+    ended = {**report().plain(), "seconds": 1.4}
+    runs = [("2026-11-22T12:59:58Z", RUN, ["customers"], ended), ("2026-11-22T12:58:00Z", "other", [], None)]
+    entries = [dict(zip(("began", "run", "names", "report"), run, strict=True), repairs=[]) for run in runs]
+    found = {}
+    for width in (80, 140):
+        out = StringIO()
+        show_history(entries, Console(file=out, width=width))
+        found[width] = out.getvalue().splitlines()
+    assert found[80] == [
+        f"2026-11-22T12:59:58Z {RUN} drift: customers, 1 tables, 12000000 rows, drift 0.000025%, 1.4 s",
+        "2026-11-22T12:58:00Z other not ended: all flows",
+    ]
+    assert any(f"│ 2026-11-22T12:59:58Z │ {RUN} │ customers │ drift" in line for line in found[140])
