@@ -20,6 +20,7 @@ from consumers.processors.agents import AgentHop
 from consumers.processors.context import Change
 from consumers.processors.incoming import Incoming, Record
 from consumers.processors.letters import Letters
+from consumers.processors.longs import long_values, whole, with_long, without_long
 from consumers.processors.outbox import Outbox
 from consumers.processors.outbox import Record as OutRecord
 from consumers.processors.parked import Lot, Refusals
@@ -31,7 +32,7 @@ from consumers.processors.state import Mark, Overlay
 from consumers.processors.through import ResetEnd
 from consumers.processors.transaction import Transactions, Wrote
 from consumers.processors.unit import Unit
-from streamer.errors import ConfigError, FatalError
+from streamer.errors import BadRecordError, ConfigError, FatalError
 from streamer.publisher.transactions import Queue
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Task:
         self.unit = Unit(overlay, outbox, plan.message_bytes)
         self._source: Iterator[Work] = iter(())
         self._work: Work | None = None
+        self._long: dict[str, Any] = {}  # values of the row in hand
         self._held: Work | None = None  # until the schemas topic is read on, for these columns
         self._untyped: Collection[str] = ()
         self._exhausted = True
@@ -178,6 +180,22 @@ class Task:
         self._work = work
         return work
 
+    def _next_for_agent(self) -> Work | None:
+        """An agent's body sees whole rows: what an update leaves out (TOAST) is that of the row before."""
+        while (work := self._next()) is not None:
+            self.unit.note, long = without_long(work.note)
+            record, self._long = work.record, {}
+            if not isinstance(record, Change) or record.after is None:
+                return work
+            try:
+                record.after = whole(record.after, long, work.topic)
+            except BadRecordError as error:
+                self.failed(error)
+                continue
+            self._long = long_values(record.after)
+            return work
+        return None
+
     def _hold(self, work: Work, unknown: UnknownType) -> None:
         """Nothing of the unit stays; it comes again when the schemas topic has been read on."""
         self.overlay.roll_back()
@@ -196,6 +214,8 @@ class Task:
         if isinstance(record, Change) and work.key:
             deleted = record.after is None
             note = None if deleted else self.unit.note
+            if self._long and not deleted:
+                note = with_long(note, self._long)
             self._incoming.rows[work.topic].put(work.key, record.version, note, deleted=deleted)
         if work.parked is not None:
             self.lot.remove(work.parked)
@@ -224,7 +244,7 @@ class Task:
             if isinstance(hop, AgentHop) and not hop.agent.is_stream:
                 settle(self.unit, work.record, self.plan.key)
             self._done(work)
-        following = self._next()
+        following = self._next_for_agent()
         return None if following is None else following.record  # type: ignore[return-value]
 
     def yielded(self, value: Any) -> None:

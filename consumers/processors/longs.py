@@ -1,0 +1,66 @@
+"""Long values of an input's rows, for updates that leave them out (unchanged TOAST). Pure.
+
+Postgres moves values out of a row that is wider than 2 kB, and an UPDATE that does not touch one has a
+placeholder for it in the log. So the long values of a row that may be so wide are kept with its note, and
+stand in for the placeholders of the next event.
+
+    an agent's note   0x01, {column: value} as JSON, NUL, "-" or "+" and what it noted itself
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orjson import dumps, loads
+
+from consumers.processors.context import Row
+from streamer.changes.kinds import UNAVAILABLE
+from streamer.errors import BadRecordError
+
+LONG_CHARS = 24  # a TOAST pointer has 18 bytes: to move a shorter value out would gain nothing
+ROW_CHARS = 250  # in all; as JSON a row of 2 kB has never fewer (a jsonb of one-digit numbers has an eighth)
+_MARK = b"\x01"
+
+
+def long_values(row: Row) -> dict[str, Any]:
+    """What may be left out of the row's next event."""
+    long = {
+        column: value
+        for column, value in row.items()
+        if isinstance(value, str | list) and len(value) >= LONG_CHARS
+    }
+    chars = sum(len(value) for value in long.values())
+    return long if chars >= ROW_CHARS or any(isinstance(value, list) for value in long.values()) else {}
+
+
+def whole(row: Row, long: dict[str, Any], topic: str) -> Row:
+    """The row with what its event left out. Raises BadRecordError: it was never seen whole."""
+    if UNAVAILABLE not in row.values():
+        return row
+    found = dict(row)
+    for column, value in row.items():
+        if value != UNAVAILABLE:
+            continue
+        if column not in long:
+            raise BadRecordError(
+                f"the value of {column} is not in the log: an UPDATE left it as it was, and the row was"
+                " never seen whole",
+                where=topic,
+                fix="have the row read again with `tailrace backfill SOURCE TABLE --keys FILE`, then"
+                " `tailrace dead-letters retry`",
+            )
+        found[column] = long[column]
+    return found
+
+
+def with_long(own: bytes | None, long: dict[str, Any]) -> bytes:
+    """An agent's note, with the row's long values in front."""
+    return _MARK + dumps(long) + b"\x00" + (b"-" if own is None else b"+" + own)
+
+
+def without_long(note: bytes | None) -> tuple[bytes | None, dict[str, Any]]:
+    """(the agent's own note, the long values)"""
+    if note is None or note[:1] != _MARK:
+        return note, {}
+    text, _, own = note[1:].partition(b"\x00")
+    return (own[1:] if own[:1] == b"+" else None), loads(text)
