@@ -36,7 +36,7 @@ COMPAT_REDIS_TESTS := $(addprefix tests/integration/test_redis_,watch.py signs.p
 .PHONY: help install demo test thorough slow crash crash-redis crash-process bench lint format compat lock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' Makefile | while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 install: $(INSTALLED) ## make .venv, and nothing else
 

@@ -1,4 +1,4 @@
-"""The commands of the control plane: paused flows, the scheduler, its jobs, alerts. No command's work is here."""
+"""The commands of the control plane: paused flows, the scheduler, jobs, alerts. No command's work is here."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ A record that does not decode stops nothing: it is set aside with what comes aft
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -105,9 +105,17 @@ class Judge(Protocol):
 class Assembler:
     """Keeps no state of the stream: standings are the feed's, schema records the registry's."""
 
-    def __init__(self, schemas: SchemaLookup, judge: Judge | None = None) -> None:
+    def __init__(
+        self,
+        schemas: SchemaLookup,
+        judge: Judge | None = None,
+        *,
+        passed: Callable[[Place], int] = lambda _: 0,
+    ) -> None:
+        """`passed`: up to which offset a place was applied before."""
         self._schemas = schemas
         self._judge = judge
+        self._passed = passed
 
     async def assemble(
         self,
@@ -205,12 +213,14 @@ class Assembler:
                 raise FlowError(flow.name, error) from error
             await asyncio.sleep(0)
         times = prepared.times.setdefault(flow.name, [])
-        for part in parts.values():
+        for p, part in parts.items():
             if not part.events:
                 continue
+            passed = self._passed(Place(flow.name, topic, p))
             step = -(-len(part.events) // SAMPLES) or 1
-            # A row of a first copy was committed long before: its age is no latency.
-            sampled = [event.change for event in part.events[::step] if event.change.op != "r"]
+            # A row of a first copy, or of a replay, was committed long before: its age is no latency.
+            some = part.events[::step]
+            sampled = [event.change for event in some if event.change.op != "r" and event.offset >= passed]
             times += [(change.commit_us, change.capture_us, step) for change in sampled]
         schema, table = flow.place(record.schema, record.table)
         changes = TableChanges(flow.name, topic, record, schema, table, folds, ids, floor, floor_partition)

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from consumers.apply.checkpoint import Checkpoint, Move, Place
+from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.targets.base import Look
 
 SHOWN_S = 600.0  # a finding stays so long after the last loss: what is applied again may take a moment only
@@ -40,9 +40,14 @@ class Losses:
         self._id = look.id
         return {place.topic for place, held in at.items() if replaced or look.stands.get(place, 0) < held}
 
-    def refused(self, move: Move) -> None:
-        """The target has it elsewhere: moved on by another process, or lost. The next placing shows it."""
-        self._refused[move.place] = max(move.expected, self._refused.get(move.place, 0))
+    def refused(self, place: Place, held: int) -> None:
+        """The target has it elsewhere than `held`, where it was when we last read or moved it there: moved on
+        by another process, or lost. The next placing shows it.
+
+        Never what a batch expected: one that follows on a batch in the target expects what that one may not
+        have written, as when a killed process's last transaction is committed after we read its checkpoint.
+        """
+        self._refused[place] = max(held, self._refused.get(place, 0))
 
     def placed(self, checkpoints: Mapping[Place, Checkpoint], at: Mapping[Place, int]) -> None:
         """`at`: where they were, as far as we know."""

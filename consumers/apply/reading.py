@@ -53,7 +53,7 @@ class Reader:
     ) -> None:
         self._feed = feed
         self._schemas = schemas
-        self._assembler = Assembler(schemas, judge)
+        self._assembler = Assembler(schemas, judge, passed=losses.passed)
         self._judge = judge
         self._session = session
         self._condition = condition

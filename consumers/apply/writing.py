@@ -119,6 +119,9 @@ class Writer:
                         return None
                 else:
                     self._tell_judge()  # with the session held: nobody has asked for the counts since
+                    for place in outcome.lost:
+                        if place in self._parking.lot.at:
+                            self._losses.refused(place, self._parking.lot.at[place])
                     self._parking.committed(prepared, outcome)
                     return outcome
         self._condition.pause(too_many)
@@ -151,7 +154,6 @@ class Writer:
             if move.place not in lost:
                 self.commits[partition] = move.next_offset
                 continue
-            self._losses.refused(move)
             if partition in self._feed.standings:
                 self._feed.unplaced.add(partition)  # moved by another process, yet assigned to us
                 del self._feed.standings[partition]

@@ -112,7 +112,7 @@ def _test(config: Config, channel: str, *, as_json: bool) -> int:
         raise ConfigError(
             "the file has no channels",
             where=f"{config.path}: alerts.channels",
-            fix="write one: ops: {webhook: ${ALERT_URL}, secret: ${ALERT_SECRET}} (docs/alerts.md)",
+            fix='write one below it, `ops: {webhook: "${ALERT_URL}"}`: docs/alerts.md',
         )
     reached = uvloop.run(_reach(config, [channel] if channel else list(channels)))
     if as_json:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 from consumers import screens
 from consumers.commands.parked import operator
@@ -46,7 +48,7 @@ def act(path: Path, action: str, job: str, *, as_json: bool) -> int:
         return _list(config, schedule, as_json=as_json)
     (view,) = schedule.view([job])
     if action == _SHOW:
-        return _show(schedule, view, as_json=as_json)
+        return _show(schedule, view, ZoneInfo(config.schedules.timezone), as_json=as_json)
     schedule.jobs.know([job], now_us())
     schedule.jobs.pause(job, operator(), paused=action == "pause")
     (view,) = schedule.view([job])
@@ -90,7 +92,7 @@ def run_job(path: Path, job: str, *, wait: bool, as_json: bool) -> int:
     if as_json:
         print_json({"job": job, "joined": joined is not None, **past.plain()})
     else:
-        typer.echo(_line(job, past))
+        typer.echo(_line(job, past, ZoneInfo(config.schedules.timezone)))
     return EXIT_OK if past.outcome in (Outcome.OK, None) else EXIT_FINDING
 
 
@@ -127,24 +129,27 @@ def _list(config: Config, schedule: Schedule, *, as_json: bool) -> int:
         return EXIT_OK
     if not config.control.enabled:
         typer.echo(f"{DISABLED}: control.enabled is false, and no job runs")
-    table = Table(box=None, header_style="bold")
-    for title in ("JOB", "DOES", "STATE", "NEXT", "LAST", "TOOK", "OUTCOME", "AGE", "STALE AFTER", "30 RUNS"):
-        table.add_column(title, no_wrap=True)
+    zone = ZoneInfo(config.schedules.timezone)
+    titles = ("JOB", "DOES", "STATE", "NEXT", "LAST", "TOOK", "OUTCOME", "AGE", "STALE AFTER", "30 RUNS")
+    table = screens.headed(*titles, right=("TOOK", "AGE", "30 RUNS"))
+    table.caption = f"times are of {config.schedules.timezone}"
+    table.caption_justify = "left"
     for view in views:
-        table.add_row(*_cells(view))
-    screens.show(Console(), table)
+        table.add_row(*_cells(view, zone))
+    narrow = screens.without(table, "TOOK", "STALE AFTER")
+    screens.show(Console(), screens.Fitting(table, narrow, screens.without(narrow, "DOES", "30 RUNS")))
     return code
 
 
-def _cells(view: dict[str, Any]) -> list[str]:
+def _cells(view: dict[str, Any], zone: ZoneInfo) -> list[str]:
     last = view["last"] or {}
     rate = view["success_rate"]
     return [
-        view["name"],
-        f"{view['kind']} {view['what']}",
+        escape(view["name"]),
+        escape(f"{view['kind']} {view['what']}"),
         view["state"] + (" STALE" if view["stale"] else "") + (f": {view['waits']}" if view["waits"] else ""),
-        _moment(view["next_us"]),
-        _moment(last.get("began_us")),
+        _moment(view["next_us"], zone),
+        _moment(last.get("began_us"), zone),
         UNKNOWN if last.get("seconds") is None else f"{last['seconds']:.1f} s",
         last.get("outcome") or UNKNOWN,
         duration(view["age_s"]),
@@ -153,28 +158,28 @@ def _cells(view: dict[str, Any]) -> list[str]:
     ]
 
 
-def _show(schedule: Schedule, view: dict[str, Any], *, as_json: bool) -> int:
+def _show(schedule: Schedule, view: dict[str, Any], zone: ZoneInfo, *, as_json: bool) -> int:
     pasts = schedule.jobs.history(view["name"])
     if as_json:
         print_json({**view, "history": [past.plain() for past in pasts]})
         return EXIT_OK
-    typer.echo(
-        f"{view['name']}: {view['kind']} {view['what']}, {view['state']}, next {_moment(view['next_us'])}"
-    )
+    next_ = _moment(view["next_us"], zone)
+    typer.echo(f"{view['name']}: {view['kind']} {view['what']}, {view['state']}, next {next_}")
     for past in pasts:
-        typer.echo(_line(view["name"], past))
+        typer.echo(_line(view["name"], past, zone))
     return EXIT_OK
 
 
-def _line(job: str, past: Past) -> str:
+def _line(job: str, past: Past, zone: ZoneInfo) -> str:
     took = UNKNOWN if past.ended_us is None else f"{(past.ended_us - past.began_us) / 1e6:.1f} s"
     outcome = past.outcome.value if past.outcome is not None else "runs"
-    head = f"{_moment(past.began_us)}  {job} run {past.run}  {outcome}  {took}  by {past.by}"
+    head = f"{_moment(past.began_us, zone)}  {job} run {past.run}  {outcome}  {took}  by {past.by}"
     lines = past.text.splitlines()[-RUN_TEXT_LINES:] if past.outcome is not Outcome.OK else []
     return "\n".join([head, *(f"    {line}" for line in lines)])
 
 
-def _moment(at_us: int | None) -> str:
+def _moment(at_us: int | None, zone: ZoneInfo) -> str:
+    """By the clock that the file's times are of."""
     if at_us is None:
         return UNKNOWN
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_us / 1e6))
+    return datetime.fromtimestamp(at_us // 1_000_000, zone).strftime("%Y-%m-%d %H:%M:%S")

@@ -37,6 +37,11 @@ def act(path: Path, flows: Sequence[str], *, paused: bool, why: str, as_json: bo
         return EXIT_OK
     for flow, (pause, is_new) in done.items():
         typer.echo(_said(pause, is_new) if pause is not None else f"flow {flow} is not paused")
+    if paused and any(is_new for _, is_new in done.values()):
+        typer.echo(
+            "within two seconds, and the batch in hand, nothing more is written; the place is kept, and"
+            f" `tailrace resume {' '.join(done)}` goes on from there"
+        )
     return EXIT_OK
 
 
@@ -76,10 +81,7 @@ def _said(pause: Pause, is_new: bool) -> str:
         state = "is paused already," if pause.paused else "is not paused: it was resumed"
         return f"flow {flow} {state} {pause.text}"
     if pause.paused:
-        return (
-            f"flow {flow} is paused: within two seconds, and the batch in hand, nothing more of it is"
-            f" written. Its place is kept; `tailrace resume {flow}` goes on from there"
-        )
+        return f"flow {flow} is paused"
     return f"flow {flow} goes on from where it was: `tailrace lag --watch`"
 
 

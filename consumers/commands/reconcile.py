@@ -22,14 +22,16 @@ from consumers.reconcile.proof import Limits
 from consumers.reconcile.proofs import Proofs, proofs_of
 from consumers.reconcile.repair import wanted
 from consumers.reconcile.report import SAMPLES, Report, log_lines
-from consumers.reconcile.run import Options, run_jobs
+from consumers.reconcile.run import Options, failed, run_jobs
 from consumers.reconcile.screen import show, show_history
 from streamer.changes.backfill import manual_run
 from streamer.cli import print_json
-from streamer.config import Config, load
+from streamer.config import Config, PostgresSource, load
 from streamer.config.operations import WINDOW_LIMIT_S, WINDOWS_LIMIT
+from streamer.config.stores import store_of
 from streamer.config.units import option_value, parse_duration, parse_rate, parse_share
-from streamer.errors import EXIT_OK, ConfigError
+from streamer.errors import EXIT_OK, ConfigError, TailraceError
+from streamer.postgres.connection import place
 
 HISTORY = "history"
 HISTORY_SHOWN = 20
@@ -163,23 +165,47 @@ def _names(listed: str) -> tuple[str, ...]:
 async def _reconcile(config: Config, jobs: list[Job], options: Options, wish: Wish) -> Report:
     history = History(config)
     asked = {
-        "jobs": [
-            [job.name, job.flow.name, job.threshold, job.repair.model_dump(), asdict(job.counted), job.rate]
-            for job in jobs
-        ],
+        "jobs": [_asked(config, job) for job in jobs],
         "options": {**asdict(options), "stall_s": 0},
     }
     run = manual_run(_now_us(), SystemRandom().getrandbits(16))
     try:
         await asyncio.to_thread(history.open)
         runs = await asyncio.to_thread(history.begin, run, asked, wish.names, _now_us(), fresh=wish.fresh)
-        report = await run_jobs(config, jobs, options, runs, now_us=_now_us, by=operator())
+        try:
+            report = await run_jobs(config, jobs, options, runs, now_us=_now_us, by=operator())
+        except TailraceError as error:  # it has ended, and the next one does not go on with it
+            ended = Report(runs.run, runs.began_us, [failed(job, error) for job in jobs])
+            await asyncio.to_thread(runs.end, ended.plain(cells=KEPT), _now_us())
+            raise
         await asyncio.to_thread(runs.end, report.plain(cells=KEPT), _now_us())
     finally:
         history.close()
     if not options.where and not options.columns:
         await asyncio.to_thread(_note, config, report)
     return report
+
+
+def _asked(config: Config, job: Job) -> dict[str, Any]:
+    """All that decides what is compared and found, without passwords."""
+    if job.refused:  # sources of other kinds may have secrets anywhere
+        return {"job": job.name, "refused": job.refused}
+    source = config.sources.get(job.flow.source) or config.processors[job.flow.source]
+    target = config.targets[job.flow.target]
+    models = {"flow": job.flow, "source": source, "target": target, "repair": job.repair}
+    written = config.reconcile.get(job.name)
+    return {
+        "job": job.name,
+        **{
+            name: model.model_dump(mode="json", exclude={"url", "primary_url"})
+            for name, model in models.items()
+        },
+        "sql": written.sql if written is not None else None,
+        "from": place(source.url.get_secret_value()) if isinstance(source, PostgresSource) else None,
+        "to": store_of(target),
+        "counted": asdict(job.counted),
+        **{"threshold": job.threshold, "rate": job.rate, "max_lag_s": job.max_lag_s},
+    }
 
 
 def _note(config: Config, report: Report) -> None:

@@ -140,7 +140,7 @@ def _inputs(api: Mapping[str, Any], operation: Mapping[str, Any]) -> Iterator[tu
 
 
 def _kind(schema: Mapping[str, Any]) -> str:
-    kinds = [str(each.get("type")) for each in schema.get("anyOf", [schema])]
+    kinds = [str(each.get("type", "any JSON")) for each in schema.get("anyOf", [schema])]
     default = schema.get("default")
     words = " or ".join(kind for kind in kinds if kind != "null")
     return words if default in (None, "") else f"{words}, {str(default).lower()} unless given"

@@ -54,7 +54,7 @@ def flatten(body: Body | None = None) -> Flatten:
     return Flatten(body)
 
 
-def outbox(*, route: str, key: str, payload: str) -> OutboxRouter:
+def outbox_router(*, route: str, key: str, payload: str) -> OutboxRouter:
     """Each inserted row of an outbox table as a message of the topic `<out>.<value of the column route>`.
 
     Its key and value are the columns `key` and `payload` as they are. Messages of one partition of the

@@ -67,6 +67,11 @@ class _Outbox(Outbox):
         ]
         self.drop()
 
+    @property
+    def schemas(self) -> list[SchemaRecord]:
+        """Those that events name."""
+        return [shape.record for shape in self._unsent.values()]
+
 
 class _Nothing:
     """In the place of Kafka's transactions."""
@@ -141,6 +146,11 @@ class Rehearsal:
         for task, _ in self._tasks.values():
             await task.close(abort=True)
         self._tasks.clear()
+
+    @property
+    def schemas(self) -> dict[str, SchemaRecord]:
+        """By id, of the events so far."""
+        return {record.id: record for _, outbox in self._tasks.values() for record in outbox.schemas}
 
     @property
     def dead_letters(self) -> str:

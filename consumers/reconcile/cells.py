@@ -148,7 +148,12 @@ def cells_table(cells: Cells, title: str) -> Table:
 
 
 def _text(text: str | None) -> Text:
-    return Text("NULL", style="dim") if text is None else Text(text)
+    return Text("NULL", style="dim") if text is None else Text(plain_text(text))
+
+
+def plain_text(text: str) -> str:
+    """For people: quoted where nobody would see what it is, or where the screen would change it."""
+    return text if text and text == text.strip() and text.isprintable() and text != "NULL" else repr(text)
 
 
 def _figures(cell: Cell) -> Sequence[str]:

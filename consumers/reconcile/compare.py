@@ -6,12 +6,12 @@ fence tells what was in flight.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from consumers.reconcile.digest import RangeDigest
-from consumers.reconcile.sides.base import Bucket, Key, Part, Side
+from consumers.reconcile.mapping import Extras
+from consumers.reconcile.sides.base import Bucket, Key, Part, Side, both
 
 SPLIT = 32  # parts of an unequal part: 5,000 rows become some 150
 HASHES_ROWS = 2_000  # of a part whose rows are listed: a hundred KB on the way, and as many Python objects
@@ -22,13 +22,16 @@ SUSPECTS_LIMIT = 100_000  # of a table: kept in memory, and each is read three t
 
 @dataclass(slots=True)
 class Found:
-    """Of some parts. `cut`: more suspects than are kept; the rest was not looked at."""
+    """Of some parts. `cut`: more suspects than are kept; the rest was not looked at. `strangers`: suspects
+    that the target alone has, where it may keep rows."""
 
     source_rows: int = 0
     target_rows: int = 0
     suspects: set[Key] = field(default_factory=set)
     cut: bool = False
+    strangers: set[Key] = field(default_factory=set)
     keeps_extra: bool = False
+    extras: Extras | None = None
     lets_go: bool = False
 
 
@@ -50,11 +53,12 @@ async def compare(
     *,
     room: int = SUSPECTS_LIMIT,
     keeps_extra: bool = False,
+    extras: Extras | None = None,
     lets_go: bool = False,
 ) -> Found:
     """`parts` have no row in common. `room`: how many suspects there may be. `keeps_extra`: what the target
-    alone has is no suspect; `lets_go`: nor what the source alone has."""
-    found = Found(keeps_extra=keeps_extra, lets_go=lets_go)
+    alone has is no suspect, unless `extras` proves it one; `lets_go`: nor what the source alone has."""
+    found = Found(keeps_extra=keeps_extra, extras=extras, lets_go=lets_go)
     unequal, rows = await _digests(source, target, parts)
     found.source_rows, found.target_rows = rows
     levels = [unequal]  # depth first: what differs everywhere is given up early
@@ -75,13 +79,16 @@ async def compare(
                 await _list(source, target, [each], found, room)
         levels += [later] if later else []
         levels += [(await _digests(source, target, smaller))[0]] if smaller else []
+    if extras is not None:
+        found.strangers = set(await extras.strangers())
+        found.suspects |= found.strangers
     return found
 
 
 async def _digests(
     source: Side, target: Side, parts: Sequence[Part]
 ) -> tuple[list[_Unequal], tuple[int, int]]:
-    ours, theirs = await asyncio.gather(source.digest(parts), target.digest(parts))
+    ours, theirs = await both(source.digest(parts), target.digest(parts))
     pairs = zip(parts, ours, theirs, strict=True)
     unequal = [_Unequal(part, one, other) for part, one, other in pairs if one != other]
     return unequal, (sum(one.count for one in ours), sum(other.count for other in theirs))
@@ -101,9 +108,11 @@ async def _list(source: Side, target: Side, unequal: Sequence[_Unequal], found: 
             found.cut = True
             return
         parts = [each.part for each in some]
-        ours, theirs = await asyncio.gather(source.hashes(parts), target.hashes(parts))
+        ours, theirs = await both(source.hashes(parts), target.hashes(parts))
         keys = ours.keys() | theirs.keys()
         if found.keeps_extra:
+            if found.extras is not None:
+                found.extras.add(keys - ours.keys())
             keys &= ours.keys()
         if found.lets_go:
             keys &= theirs.keys()

@@ -141,9 +141,15 @@ def refused(config: Config, flow: Flow) -> str:
 
 
 def query_job(config: Config, flow: Flow) -> str | None:
-    """The job that says what a derived flow's rows should be."""
-    jobs = config.reconcile.items()
-    return next((name for name, job in jobs if job.flow == flow.name and job.sql is not None), None)
+    """The job that says what a derived flow's rows should be: its own, or one of another flow of the same."""
+    jobs = {
+        name: config.flows[job.flow]
+        for name, job in config.reconcile.items()
+        if job.sql is not None and isinstance(job.flow, str)
+    }
+    own = [name for name, its in jobs.items() if its.name == flow.name]
+    same = [name for name, its in jobs.items() if its.source_pattern == flow.source_pattern]
+    return next(iter(own + same), None)
 
 
 def check_alone(jobs: Sequence[Job], option: str) -> None:

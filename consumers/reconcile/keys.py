@@ -27,7 +27,16 @@ def event_key(key: Key, kinds: Mapping[str, str], record: SchemaRecord) -> tuple
                 return None
         except (ValueError, StructError, BadRecordError):
             return None
+        if _holds_nul(values[name]):
+            return None
     return tuple(values[column.name] for column in record.columns if column.key)
+
+
+def _holds_nul(value: Any) -> bool:
+    """No text of a PostgreSQL has it, and no statement takes it; stores of other kinds do."""
+    if isinstance(value, str):
+        return "\0" in value
+    return isinstance(value, list) and any(map(_holds_nul, value))
 
 
 def event_value(kind: str, text: str) -> Any:

@@ -62,6 +62,16 @@ class Target:
     nullable: Collection[str] = ()
 
 
+class Extras(Protocol):
+    """Which rows of the target alone the source never had, though others may stay there."""
+
+    def add(self, keys: Collection[tuple[str, ...]]) -> None:
+        """Some rows of the target alone."""
+
+    async def strangers(self) -> Collection[tuple[str, ...]]:
+        """Of those added since it was asked last, what is proved not to be of the source's past."""
+
+
 class Made(Protocol):
     """Compared columns that apply makes of a source's row. The target's side has them by itself."""
 
@@ -84,7 +94,8 @@ class Made(Protocol):
 class Compared:
     """`key`: the source's names. `constants`: compared name -> text. `own`: the target's columns that tell
     the flow's rows in a table that it shares. `notes`: what is not compared, or not as written. `needs`: the
-    source's column without which a row has no place in the target. `lets_go`: rows leave the target by
+    source's column without which a row has no place in the target. `extras`: with `keeps_extra`, tells which
+    rows of the target alone are drift all the same. `lets_go`: rows leave the target by
     themselves. `typed`: as Target's.
     """
 
@@ -95,6 +106,7 @@ class Compared:
     own: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     keeps_extra: bool = False
+    extras: Extras | None = None
     needs: str = ""
     lets_go: bool = False
     typed: bool = True

@@ -17,7 +17,7 @@ from consumers.reconcile.compare import SUSPECTS_LIMIT, compare
 from consumers.reconcile.fence import HELD, PARKED, Fault, Judged
 from consumers.reconcile.groups import GROUPS_LIMIT, Drift, Grouping, Places
 from consumers.reconcile.report import FENCES, SAMPLES, Counts, FenceReport, Sample, TableReport
-from consumers.reconcile.sides.base import Key, Part, Plan, Row
+from consumers.reconcile.sides.base import Key, Part, Plan, Row, both
 from consumers.reconcile.sides.postgres import PostgresSide
 from consumers.reconcile.tables import Sides
 
@@ -41,6 +41,7 @@ class Judge(Protocol):
 class Progress:
     """What is known of a table so far, as JSON keeps it. `parts`: of the plan, how many are done.
 
+    `strangers`: of the suspects, rows of the target alone in a table that may keep such, which are drift.
     `faults`: (kind, key) of each, for a repair; `spent_s`: also by processes before this one, without
     `paused_s`, which the lag limit took. `moment_us`: where windows end; `drift`: faults by group and window.
     """
@@ -49,6 +50,7 @@ class Progress:
     source_rows: int = 0
     target_rows: int = 0
     suspects: list[Key] = field(default_factory=list)
+    strangers: list[Key] = field(default_factory=list)
     faults: list[tuple[str, Key]] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     fences: list[FenceReport] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Progress:
     def load(cls, raw: dict[str, Any]) -> Progress:
         raw = dict(raw)
         suspects = [tuple(key) for key in raw.pop("suspects")]
+        strangers = [tuple(key) for key in raw.pop("strangers", ())]
         faults = [(kind, tuple(key)) for kind, key in raw.pop("faults")]
         samples = [Sample(**sample) for sample in raw.pop("samples")]
         fences = [FenceReport(**fence) for fence in raw.pop("fences")]
@@ -74,6 +77,7 @@ class Progress:
         return cls(
             **raw,
             suspects=suspects,
+            strangers=strangers,
             faults=faults,
             samples=samples,
             fences=fences,
@@ -101,7 +105,7 @@ def plan_load(raw: dict[str, Any]) -> Plan:
 
 async def make_plan(sides: Sides, limits: Limits) -> Plan:
     if not sides.ordered:
-        rows = max(await asyncio.gather(sides.source.estimate(), sides.target.estimate()))
+        rows = max(await both(sides.source.estimate(), sides.target.estimate()))
         return Plan(buckets=max(1, min(BUCKETS_LIMIT, rows // BUCKET_ROWS)))
     rows = max(RANGE_ROWS, await sides.source.estimate() // RANGES_LIMIT)
     plan = await sides.source.plan(max(1, min(rows, int(limits.rate))) if limits.rate else rows)
@@ -174,11 +178,13 @@ class Proof:
             piece,
             room=room,
             keeps_extra=sides.compared.keeps_extra,
+            extras=sides.compared.extras,
             lets_go=sides.compared.lets_go,
         )
         progress.source_rows += found.source_rows
         progress.target_rows += found.target_rows
         progress.suspects += sorted(found.suspects)
+        progress.strangers += sorted(found.strangers)
         progress.cut = found.cut
         if self._limits.rate:
             due_s = max(found.source_rows, found.target_rows) / self._limits.rate
@@ -201,8 +207,9 @@ class Proof:
                 for p in judged.passed
             ]
             progress.fences = (progress.fences + passed)[-FENCES:]
+        strangers = set(progress.strangers)
         for fault in judged.faults:
-            if fault.kind == "extra" and self._sides.compared.keeps_extra:
+            if fault.kind == "extra" and self._sides.compared.keeps_extra and fault.key not in strangers:
                 continue
             if fault.kind == "missing" and self._sides.compared.lets_go:
                 continue
@@ -233,7 +240,7 @@ async def count_cells(
     """Rows by group and window, of both sides at nearly the same moment. None: there are too many groups."""
     if wait is not None:
         progress.paused_s += await wait()
-    ours, theirs = await asyncio.gather(sides.source.groups(grouping), sides.target.groups(grouping))
+    ours, theirs = await both(sides.source.groups(grouping), sides.target.groups(grouping))
     if max(len(ours), len(theirs)) > GROUPS_LIMIT:
         return None
     return cells_of(grouping, ours, theirs, progress.drift, threshold)

@@ -181,6 +181,7 @@ class Report:
     began_us: int
     tables: list[TableReport] = field(default_factory=list)
     seconds: float = 0.0
+    resumed: bool = False  # it went on with a run that was broken off, which began at `began_us`
 
     @property
     def verdict(self) -> str:
@@ -197,12 +198,17 @@ class Report:
     def complete(self) -> bool:
         return all(table.complete or table.meant for table in self.tables)
 
+    @property
+    def began(self) -> str:
+        return _time(self.began_us)
+
     def plain(self, cells: int = LISTED) -> dict[str, Any]:
         """`cells`: how many groups and windows of a table are listed."""
         return {
             "version": VERSION,
             "run": self.run,
-            "began": _time(self.began_us),
+            "began": self.began,
+            "resumed": self.resumed,
             "seconds": round(self.seconds, 3),
             "verdict": self.verdict,
             "complete": self.complete,

@@ -44,6 +44,7 @@ from consumers.reconcile.repair import Faulty, Repairs
 from consumers.reconcile.report import STREAM, Report, Sample, TableReport
 from consumers.reconcile.settle import PAUSE_S, Settling
 from consumers.reconcile.sides.base import Key
+from consumers.reconcile.sides.postgres import QueryRefused
 from consumers.reconcile.stores.base import Store
 from consumers.reconcile.stores.registry import make_store
 from consumers.reconcile.tables import Sides, make_sides
@@ -54,6 +55,8 @@ from streamer.commands.brokers import brokers_of
 from streamer.config import Config, Flow
 from streamer.errors import BadRecordError, ConfigError, TailraceError
 from streamer.resetting import processor_reset_steps
+
+_CONDITION = "a condition takes the source's names and both servers' SQL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ async def run_jobs(
 ) -> Report:
     """What fails of a flow is said in its report. Raises ConfigError where there is one job only. `by`: who
     asks, for the audit trail of repairs."""
-    report = Report(runs.run, runs.began_us)
+    report = Report(runs.run, runs.began_us, resumed=runs.resumed)
     began_s = time.monotonic()
     for job in jobs:
         try:
@@ -86,10 +89,15 @@ async def run_jobs(
         except ConfigError as error:
             if len(jobs) == 1:
                 raise
-            failed = TableReport(job.name, job.flow.name, job.flow.source_pattern, job.flow.to, job.threshold)
-            failed.reason, failed.failed = str(error), True
-            report.tables.append(failed)
+            report.tables.append(failed(job, error))
     report.seconds = time.monotonic() - began_s
+    return report
+
+
+def failed(job: Job, error: TailraceError) -> TableReport:
+    """A flow that was not compared at all."""
+    report = TableReport(job.name, job.flow.name, job.flow.source_pattern, job.flow.to, job.threshold)
+    report.reason, report.failed = str(error), True
     return report
 
 
@@ -120,6 +128,7 @@ class _Flow:
         self._lag: LagLimit | None = None
         self._log: Log | None = None
         self._standing: Target | None = None
+        self._at = ""  # the table that is being compared
 
     async def run(self) -> list[TableReport]:
         whole = self._report(self._flow.source_pattern, self._flow.to)
@@ -137,7 +146,10 @@ class _Flow:
             except ConfigError:
                 raise
             except TailraceError as error:
-                whole.reason, whole.failed = str(error), True
+                whole.source, whole.failed = self._at or whole.source, True
+                whole.reason = (
+                    f"{error}\n  nothing of the flow behind it was compared" if self._at else str(error)
+                )
                 found.append(whole)
         if not found:
             whole.reason = f"the source has no table that fits {self._flow.source_pattern!r}"
@@ -151,7 +163,9 @@ class _Flow:
             await each.open()
         async with aclosing(origin.tables(self._flow)) as tables:
             async for table in tables:
+                self._at = table.qualified
                 found.append(await self._table(store, table))
+                self._at = ""
 
     def _repairs(self) -> Repairs:
         options = self._options
@@ -207,6 +221,10 @@ class _Flow:
             report.reason, report.meant = str(why), why.meant
         except NotPassed as why:
             report.reason = str(why)
+        except QueryRefused as error:  # of this table: the others are compared
+            if self._options.where:
+                raise ConfigError(error.what, where=error.where, fix=f"{_CONDITION}; {error.fix}") from error
+            report.reason, report.failed = str(error), True
         return report
 
     async def _is_there(self, store: Store, table: Captured, report: TableReport) -> bool:
@@ -235,7 +253,9 @@ class _Flow:
 
     async def _prove(self, report: TableReport, sides: Sides) -> None:
         limits, runs, table = self._limits, self._runs, sides.captured
-        form = repr([sides.path, sides.ordered, [pair.name for pair in sides.compared.pairs], limits.rate])
+        types = [(column.name, column.type, column.key) for column in table.record.columns]
+        compared = [(pair.name, pair.target_name, pair.target.held.type) for pair in sides.compared.pairs]
+        form = repr([sides.path, sides.ordered, compared, types, limits.rate])
         at = (self._flow.name, table.qualified)
         saved = await asyncio.to_thread(runs.saved, *at)
         progress = Progress(moment_us=self._began_us)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from consumers.reconcile.cells import cells_table, share
+from consumers.reconcile.cells import cells_table, plain_text, share
 from consumers.reconcile.report import Counts, RepairReport, Report, Sample, TableReport
 
 SLOW_S = 10.0  # why the slower path was taken is of interest from then on
@@ -32,6 +32,9 @@ def show(report: Report, console: Console) -> None:
         table.add_row(each.flow, each.source, _verdict(each), *map(str, numbers), share(each.drift))
     lines = [f"reconcile {report.run}: {report.verdict}", *map(_counted, report.tables)]
     _print(table, lines, console)
+    if report.resumed:
+        went_on = f"resumed: it went on with a run that was broken off, and that began {report.began}"
+        _print_lines([f"{went_on}; --fresh compares all anew"], console)
     for each in report.tables:
         if each.groups is not None:
             console.print(cells_table(each.groups, f"{each.flow} {each.source}: groups and windows"))
@@ -108,7 +111,7 @@ def _repair_lines(repair: RepairReport, counts: Counts) -> list[str]:
     if repair.reason:
         lines.append(f"the repair is not proved: {repair.reason}")
     if repair.still:
-        keys = "; ".join(f"({', '.join(key)})" for key in repair.still)
+        keys = "; ".join(f"({', '.join(map(plain_text, key))})" for key in repair.still)
         lines.append(f"still not equal: {keys}")
     if counts.extra > repair.extra and not repair.refused:
         lines.append(f"only in the target: {counts.extra}; --delete-extra deletes such rows")
@@ -120,7 +123,7 @@ def _wait(count: int) -> str:
 
 
 def _text(sample: Sample) -> str:
-    key = ", ".join(sample.key)
+    key = ", ".join(map(plain_text, sample.key))
     if sample.source is None and sample.target is None:
         return f"({key})" + (f" in {', '.join(sample.columns)}" if sample.columns else "")
     return f"({key}) {_values(sample.source)} -> {_values(sample.target)}"

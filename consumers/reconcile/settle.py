@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from consumers.reconcile.fence import DIFFERENT, EXTRA, MISSING, Fault, Judged, Rows
-from consumers.reconcile.sides.base import Key, Row
+from consumers.reconcile.sides.base import Key, Row, both
 
 PAUSE_S = 2.0  # between two looks: longer than a trigger or a refresh of one row takes
 SAME_LOOKS = 3  # that show the same difference
@@ -64,7 +64,7 @@ class Settling:
 
     async def _look(self, open_: dict[Key, _Seen | None], judged: Judged) -> None:
         keys = list(open_)
-        ours, theirs = await asyncio.gather(self._ours.rows(keys), self._theirs.rows(keys))
+        ours, theirs = await both(self._ours.rows(keys), self._theirs.rows(keys))
         for key in keys:
             seen = _seen(open_[key], ours.get(key), theirs.get(key))
             if _texts(seen.source) == _texts(seen.target):

@@ -19,6 +19,8 @@ from consumers.schedule.plan import (
     success_rate,
 )
 from consumers.schedule.times import to_us
+from consumers.views import duration
+from streamer.config.operations import Job
 
 DISABLED = "DISABLED"  # all of them, by control.enabled
 
@@ -86,6 +88,8 @@ def _view(
         "name": plan.name,
         "kind": job.kind,
         "what": getattr(job, job.kind),
+        "when": _when(job),
+        "paused": state.paused,
         "state": _state(state, enabled=enabled, job_enabled=job.enabled, missed=missed_since is not None),
         "next_us": _us(next_),
         "missed_since_us": _us(missed_since),
@@ -97,6 +101,17 @@ def _view(
         "success_rate": success_rate([run.outcome for run in past if run.outcome is not None]),
         "runs": len(past),
     }
+
+
+def _when(job: Job) -> str:
+    """As the file has it, or what was changed beside it."""
+    words = [
+        "" if job.every_s is None else f"every {duration(job.every_s)}",
+        f"at {', '.join(job.at)}" if job.at else "",
+        f"cron {job.cron}" if job.cron else "",
+        f"after {', '.join(job.after)}" if job.after else "",
+    ]
+    return "; ".join(word for word in words if word)
 
 
 def _state(state: JobState, *, enabled: bool, job_enabled: bool, missed: bool) -> str:

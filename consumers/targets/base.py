@@ -6,7 +6,7 @@ of checkpoints that are not where the batch was read at, and with each only that
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -202,6 +202,29 @@ class TableLost(TargetUnavailable):
         self.flow = flow.name
         self.topic = topic
         self.epoch = epoch
+
+
+class ColumnLost(TableLost):
+    """A column that the flow has written values to is not there. `add`: the statement that adds it, empty."""
+
+    def __init__(
+        self, flow: Flow, topic: str, table: str, columns: Sequence[str], add: str, epoch: int, *, where: str
+    ) -> None:
+        super().__init__(flow, topic, table, epoch, where=where)
+        names, them = ", ".join(map(repr, columns)), "it" if len(columns) == 1 else "them"
+        self.what = (
+            f"column {names} of {table} is missing, and flow {flow.name!r} has written rows of {topic} with"
+            f" {them}: added again now, it would hold what later rows have only"
+        )
+        filled = (
+            f"{add} and `tailrace backfill {flow.source} {topic.removeprefix(f'{flow.source}.')}`, which"
+            f" fills {them}; or {reset_steps(flow.source)}, which adds {them} and copies everything"
+        )
+        kept = f"{add} which leaves {them} null in rows that are there, as write: {flow.write} does"
+        self.fix = (
+            f"restore {them} with what was in {them}, and the flow goes on by itself; or"
+            f" {filled if flow.write == 'upsert' else kept}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
 from consumers.apply.checkpoint import Checkpoint, Place, Rewind
+from consumers.targets import postgres_columns as columns
 from consumers.targets import postgres_constraints as constraints
 from consumers.targets import postgres_floors as floors
 from consumers.targets import postgres_known as known
@@ -120,6 +121,7 @@ class PostgresTarget:
             self._id = str(await state.ensure(self._connection, self._group))
             await parked.ensure(self._connection)
             await replays.ensure(self._connection)
+            await columns.ensure(self._connection)
             await self._read_clock()
         except (psycopg.Error, OSError) as error:
             await self.close()

@@ -6,6 +6,7 @@ repeat them, and the place is named without.
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 
 import psycopg
@@ -25,6 +26,14 @@ _AGAIN = {"40001", "40P01", "55P03"}
 _LOOK_AGAIN = {"42P01", "42703", "3F000", "42P10", "0A000", "42804", "26000"}
 _REFUSED_CLASSES = ("22", "23", "44", "P0")
 _REFUSED = {"54000", "38000", "39000"}  # index row too large; a trigger's own errors
+# Classes of what is the server's also where one of its functions meets it: connections, transactions, rights,
+# resources, an operator at work.
+_SERVERS_CLASSES = ("08", "25", "28", "40", "53", "57", "58", "XX")
+_SERVERS = {"42501", "55P03", "55006"}  # a missing privilege; what others have locked or in use
+# Where the server's source raises it: a policy that refuses a row shares its SQLSTATE with a missing
+# privilege, and what a function raises on purpose may have any. Its words are in the server's language.
+_OF_ROWS = {"ExecWithCheckOptions", "exec_stmt_raise"}
+_FUNCTION = re.compile(r"\bPL/\w+|\bSQL function\b")
 
 _FIXES = {
     "28P01": "correct the password in the target's url",
@@ -40,10 +49,26 @@ _FIXES = {
 }
 
 
+# What the input functions of regclass, regproc, regtype, regnamespace and their kin say of a name that this
+# database does not have, or does not take.
+_NAMES = {"42P01", "42883", "42704", "42725", "42601", "42602", "3F000"}
+
+
+def _of_a_value(error: psycopg.Error) -> bool:
+    """Whether it is a name in a row's value that is missed, and not one of a statement: that has a position
+    in its text, and what a trigger's function runs has the function as its context."""
+    diag = error.diag
+    return error.sqlstate in _NAMES and diag.statement_position is None and diag.context is None
+
+
 def reaction_to(error: psycopg.Error) -> Reaction:
     state = error.sqlstate or ""
+    if _of_a_value(error):
+        return Reaction.REFUSED
     if state in _AGAIN:
         return Reaction.AGAIN
+    if error.diag.source_function in _OF_ROWS or _is_functions_own(error):
+        return Reaction.REFUSED
     if state in _LOOK_AGAIN:
         return Reaction.LOOK_AGAIN
     if state == "21000":
@@ -51,6 +76,24 @@ def reaction_to(error: psycopg.Error) -> Reaction:
     if state in _REFUSED or state[:2] in _REFUSED_CLASSES:
         return Reaction.REFUSED
     return Reaction.WAIT
+
+
+def function_of(error: psycopg.Error) -> str:
+    """Which function that the statement has called raised it, and where in it; empty: none."""
+    context = error.diag.context or ""
+    lines = [line.strip() for line in context.splitlines()]
+    named = [line for line in lines if _FUNCTION.search(line)]
+    if named:
+        return named[-1]
+    return " ".join(lines[-1:]) if error.diag.internal_query else ""
+
+
+def _is_functions_own(error: psycopg.Error) -> bool:
+    """What would be the table's or the statement's, had it not come out of a function."""
+    state = error.sqlstate or ""
+    if not state or state in _SERVERS or state[:2] in _SERVERS_CLASSES:
+        return False
+    return bool(function_of(error))
 
 
 # A refused connection comes without its SQLSTATE; these are the server's (and libpq's) words for it.

@@ -23,6 +23,7 @@ from psycopg import AsyncConnection, AsyncRawCursor
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.fold import BOTTOM, Version
 from consumers.targets import postgres_beside as beside
+from consumers.targets import postgres_columns as had
 from consumers.targets import postgres_state as state
 from consumers.targets.postgres_arrays import plain
 from consumers.targets.postgres_beside import Live
@@ -133,6 +134,7 @@ class Rebuilds:
         if not there:
             async with state.making(connection):
                 await state.create(connection, _DDL)
+        await had.ensure(connection)
 
     @property
     def connection(self) -> state.Connection:
@@ -216,6 +218,7 @@ class Rebuilds:
             await self._rows_none(statement, names.flow)
         of_into = "WHERE schema_name = $1 AND table_name = $2"
         await self._rows_none(f"DELETE FROM _tailrace.floors {of_into}", names.schema, names.into)
+        await had.forget(self.connection, names.flow, (names.schema, names.into))
         kept = await number(self.connection, names.schema, names.into)
         if kept is not None:
             await self._rows_none("DELETE FROM _tailrace.versions WHERE table_id = $1", kept)

@@ -17,7 +17,7 @@ from consumers.apply.fold import BOTTOM, PartitionFold, Write
 from consumers.targets import postgres_state as state
 from consumers.targets.base import Batch, Outcome, Refused, TableChanges
 from consumers.targets.postgres_constraints import TRANSIENT
-from consumers.targets.postgres_errors import Reaction, reaction_to
+from consumers.targets.postgres_errors import Reaction, function_of, reaction_to
 from consumers.targets.postgres_write import Plans, Work, begin, write_floors, write_some
 from streamer.config import Flow
 from streamer.errors import BadRecordError
@@ -143,6 +143,8 @@ def _refused(part: _Part, error: psycopg.Error | BadRecordError) -> Refused:
     if isinstance(error, psycopg.Error):
         code = error.sqlstate or UNFIT
         message = " ".join((error.diag.message_primary or str(error)).split())
+        if function := function_of(error):
+            message += f" ({function}; flow {part.changes.flow!r})"
     else:
         code, message = UNFIT, error.what
     table = f"{part.changes.schema}.{part.changes.table}"

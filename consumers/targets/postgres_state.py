@@ -5,7 +5,7 @@
     floors        (table): rows and events at or below this version are gone (H5)
     tombstones    (flow, topic, partition, key): version of a delete, kept as long as the topics
     needs_reread  (flow, table, key): rows that are not whole until read again from the source (H7)
-    parked, gates, deleted: see postgres_parked; replays: see postgres_replays
+    parked, gates, deleted: see postgres_parked; replays: see postgres_replays; columns: see postgres_columns
 
 Made when missing, under an advisory lock, so that several processes may start at once. Keys are kept
 as a hash in tombstones, where they are many, and readable in needs_reread.

@@ -16,8 +16,9 @@ from orjson import dumps
 
 from consumers.apply.mapping import MappedColumn, map_columns
 from consumers.apply.mapping import Mapping as Columns
+from consumers.targets import postgres_columns as had
 from consumers.targets import postgres_versions as versions
-from consumers.targets.base import TableLost
+from consumers.targets.base import ColumnLost, TableLost
 from consumers.targets.marked import refusal
 from consumers.targets.postgres_catalog import (
     TargetColumn,
@@ -43,6 +44,10 @@ LOCK_TIMEOUT = "5s"  # ALTER TABLE must not hold up the table's readers behind a
 
 _CUT = ("character varying", "bit varying")
 _LENGTH = re.compile(r"\([0-9]+\)")
+# Names of the source's objects, which another database may not have: they are kept as their text.
+_OF_OBJECTS = re.compile(
+    r"reg(class|collation|config|dictionary|namespace|oper|operator|proc|procedure|role|type|database)(\[\])*"
+)
 _TYPES = """SELECT format_type(to_regtype(x), -1), t.typname FROM unnest($1::text[]) WITH ORDINALITY s (x, i)
 LEFT JOIN pg_type t ON t.oid = to_regtype(x) ORDER BY i"""
 
@@ -70,7 +75,7 @@ async def ensure_table(
     remake: bool,
 ) -> Fitted:
     """The table, fit for the record's rows: made, or its missing columns added. Raises ConfigError, and
-    TableLost for one that was there, unless `remake`.
+    TableLost for one that was there, or a column of it, unless `remake`.
 
     `own`: columns of a kind of target that makes more of a row; key columns among them follow the key.
     """
@@ -92,6 +97,8 @@ async def ensure_table(
                     raise TableLost(flow, topic, f"{schema}.{name}", epoch, where=where)
                 await _create(connection, schema, name, mapping, flow, known)
             else:
+                if not remake:
+                    await _check_lost(connection, table, mapping, flow, known, own, topic=topic)
                 await _complete(connection, table, mapping, flow, known)
         table = await read_table(connection, schema, name)
     assert table is not None
@@ -100,6 +107,7 @@ async def ensure_table(
     await _check_constants(connection, table, mapping)
     side = await versions.ensure(connection, schema, name, made=made) if flow.version == "side" else None
     await connection.execute(ENSURE_FLOOR, (schema, name))
+    await had.note(connection, flow.name, (schema, name), _wanted(mapping, flow), table.columns)
     return Fitted(table, mapping, casts, conflict, side)
 
 
@@ -136,11 +144,35 @@ async def _known_types(
     connection: Connection, record: SchemaRecord, flow: Flow, own: tuple[MappedColumn, ...]
 ) -> dict[str, str]:
     """Type -> typname in the target, of those of the record and of casts that it knows."""
-    types = [column.type for column in record.columns]
-    types += [mapped.column.type for mapped in own if mapped.column is not None]
+    columns = [*record.columns, *(mapped.column for mapped in own if mapped.column is not None)]
+    types = [column.type for column in columns if not _OF_OBJECTS.fullmatch(column.type)]
     types += [rule.cast for rule in flow.columns.values() if not isinstance(rule, str) and rule.cast]
     rows = await (await connection.execute(_TYPES, (types,))).fetchall()
     return {source: str(name) for source, (_, name) in zip(types, rows, strict=True) if name is not None}
+
+
+async def _check_lost(
+    connection: Connection,
+    table: TargetTable,
+    mapping: Columns,
+    flow: Flow,
+    known: Mapping[str, str],
+    own: tuple[MappedColumn, ...],
+    *,
+    topic: str,
+) -> None:
+    """Raises ColumnLost. Those of the version may come anew: a row without one is older than every event;
+    and so may `own`, which the kind of target makes of the others."""
+    made = {*_own_columns(flow), *(column.name for column in own)}
+    missing = [name for name in _missing(table, mapping, flow) if name not in made]
+    if not missing or not (epoch := await written_epoch(connection, flow.name, topic)):
+        return
+    lost = await had.lost(connection, flow.name, (table.schema, table.name), missing)
+    if lost:
+        adds = ", ".join(f"ADD COLUMN {_definition(name, mapping, flow, known)}" for name in lost)
+        add = f"ALTER TABLE {table.relation} {adds};"
+        where = f"flow {flow.name!r}, target {flow.target!r}"
+        raise ColumnLost(flow, topic, table.text, lost, add, epoch, where=where)
 
 
 # Making

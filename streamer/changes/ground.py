@@ -1,9 +1,9 @@
 """What stands under the capture of a source, as its catalogue was when the capture of it began.
 
-Records of the positions topic, one a table, one a partition that holds rows, one a publication and one for
-each way in which changes of a table were missed, written in a flush's transaction when they are first known
-and read at every start: what is done to a table while no capture runs is found out by comparing with them.
-A reset begins them anew. Judging them is not done here.
+Records of the positions topic, one a table, one a partition that holds rows, one a publication, one for each
+way in which changes of a table were missed or values of its rows changed without any, written in a flush's
+transaction when they are first known and read at every start: what is done to a table while no capture runs
+is found out by comparing with them. A reset begins them anew. Judging them is not done here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ import orjson
 from streamer.changes.position import FORMAT, checked
 
 Columns: TypeAlias = tuple[tuple[int, str, str], ...]  # (attnum, name, type as PostgreSQL prints it)
+# (attnum, part, text): what the text of stored values comes from beside the rows. A part is a label of an
+# enum ("e" and its oid), an attribute of a composite type ("a", its relation's oid, "." and its number), or
+# DEFAULT.
+Parts: TypeAlias = tuple[tuple[int, str, str], ...]
+DEFAULT = "default"  # of a column that was added with one: rows of before have it without being written
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class TableFacts:
     places: tuple[int, ...]
     partitions: tuple[int, ...]
     columns: Columns
+    parts: Parts = ()
 
     def key_of(self, source: str) -> bytes:
         return orjson.dumps({"source": source, "table": self.oid})
@@ -92,8 +98,23 @@ class TruncateFacts:
         return orjson.dumps({"source": source, "truncated": self.root})
 
 
-Facts: TypeAlias = TableFacts | PublicationFacts | MissedFacts | LeafFacts | TruncateFacts
-KINDS = frozenset({"table", "publication", "missed", "leaf", "truncated"})  # of their records' keys
+@dataclass(frozen=True, slots=True)
+class StaleFacts:
+    """Rows of a table have other values than were sent. `what`: how; `since_us`: when that was seen, 0 when
+    it is mended. `keys`: of rows that a backfill would not bring under the keys that they had."""
+
+    stale: int  # the table's oid
+    what: str
+    since_us: int
+    keys: bool = False
+
+    def key_of(self, source: str) -> bytes:
+        return orjson.dumps({"source": source, "stale": self.stale, "what": self.what})
+
+
+Facts: TypeAlias = TableFacts | PublicationFacts | MissedFacts | LeafFacts | TruncateFacts | StaleFacts
+# Of their records' keys.
+KINDS = frozenset({"table", "publication", "missed", "leaf", "truncated", "stale"})
 
 
 @dataclass(slots=True)
@@ -108,6 +129,7 @@ class Ground:
     missed: set[MissedFacts] = field(default_factory=set)
     leaves: dict[int, LeafFacts] = field(default_factory=dict)
     truncated: dict[int, int] = field(default_factory=dict)
+    stale: dict[tuple[int, str], StaleFacts] = field(default_factory=dict)
     lsn: int = 0
 
     def add(self, facts: Facts) -> None:
@@ -119,6 +141,8 @@ class Ground:
             self.leaves[facts.oid] = facts
         elif isinstance(facts, TruncateFacts):
             self.truncated[facts.root] = facts.lsn
+        elif isinstance(facts, StaleFacts):
+            self.stale[facts.stale, facts.what] = facts
         else:
             self.publications[facts.name] = facts
 
@@ -133,6 +157,8 @@ def load(value: bytes) -> tuple[int, Facts]:
     epoch: int = raw.pop("epoch")
     if "instead" in raw:
         return epoch, MissedFacts(raw["name"], raw["instead"])
+    if "stale" in raw:
+        return epoch, StaleFacts(**raw)
     if "publishes" in raw:
         return epoch, PublicationFacts(raw["oid"], raw["name"], tuple(raw["publishes"]))
     if "file" in raw:
@@ -141,4 +167,5 @@ def load(value: bytes) -> tuple[int, Facts]:
         return epoch, TruncateFacts(**raw)
     lists = {name: tuple(raw[name]) for name in ("key", "places", "partitions")}
     columns = tuple((number, name, type_) for number, name, type_ in raw["columns"])
-    return epoch, TableFacts(**{**raw, **lists, "columns": columns})
+    parts = tuple((number, part, text) for number, part, text in raw.get("parts", ()))
+    return epoch, TableFacts(**{**raw, **lists, "columns": columns, "parts": parts})

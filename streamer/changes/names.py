@@ -1,6 +1,13 @@
-"""How a table is spelt where it is a key or is printed: schema.table, no two tables alike. Pure."""
+"""How a table is spelt where it is a key or is printed, no two alike, and which columns are ours. Pure."""
 
 from __future__ import annotations
+
+OWN_PREFIX = "_tailrace"  # of columns that Tailrace adds to a target's tables
+
+
+def own_column(name: str) -> bool:
+    """Such a column is never captured, from a source that is a target of another Tailrace."""
+    return name.startswith(OWN_PREFIX)
 
 
 def spelt(schema: str, table: str) -> str:

@@ -59,6 +59,7 @@ def run(path: Path, *, as_json: bool, more: Callable[[Config], Awaitable[list[Ch
         checks = [Check("config", "file", Level.FAIL, f"{p.where}: {p.what}", p.fix) for p in error.problems]
         _print_json(Report(tuple(checks)).plain())
         raise typer.Exit(error.exit_code) from None
+
     async def examined() -> Report:
         found = await examine(loaded)
         return found if more is None else Report((*found.checks, *await more(loaded)))

@@ -306,6 +306,10 @@ def column_names(entity: RedisEntity, several: bool) -> Iterator[tuple[str, tupl
 def _check_names(entity: RedisEntity, several: bool = False) -> None:
     seen = set()
     for name, place in column_names(entity, several):
+        if name in seen and place[0] == "rows" and place[1] not in entity.rows and name in entity.key_parts:
+            what = f"the part {name!r} has the name that a {entity.type}'s rows give to their {place[1]}"
+            fix = f"give the pattern's part another name, or the column: rows: {{{place[1]}: ...}}"
+            raise fail(what, key="pattern", fix=fix)
         if name in seen:
             raise fail(f"two columns are called {name!r}", key=place, fix="give one of them another name")
         if place in (("pattern",), ("pivot",)) and NAME.fullmatch(name) is None:

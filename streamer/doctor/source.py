@@ -30,7 +30,7 @@ from streamer.postgres.catalog import (
 )
 from streamer.postgres.connection import Connection, connect
 from streamer.postgres.identity import Unidentified, harmed_tables, odd_partitions, unidentified
-from streamer.postgres.omissions import omissions
+from streamer.postgres.omissions import omissions, unlogged_tables
 from streamer.postgres.publishing import by_hand, hands
 from streamer.postgres.slot import identify_system, read_slot
 from streamer.resetting import reset_fix
@@ -216,6 +216,8 @@ async def _tables(findings: Findings, connection: Connection, source: PostgresSo
         else:
             fix = "correct the pattern (schema.table, with * and ?), or make the table"
             findings.fail("tables", f'"{pattern}" fits no table of the source', fix)
+    for odd in await unlogged_tables(connection, source):
+        findings.warn(odd.kind, odd.what, odd.doing, odd.statements)
     captured = [t for t in tables if (t.schema, t.name) not in skipped]
     try:
         check_topics((source.name, t.schema, t.name) for t in captured)

@@ -50,6 +50,17 @@ RATE_S = 10.0  # over which rows a second are counted
 _PASSING = ("08", "25", "40", "53", "55", "57", "58")
 
 
+# Of psycopg itself, without a SQLSTATE: a value that has no place in a statement, or a call that is none.
+_OF_THE_CLIENT = (psycopg.DataError, psycopg.ProgrammingError, psycopg.NotSupportedError)
+
+
+def _may_pass(error: psycopg.Error) -> bool:
+    """Whether the same chunk may be read later. What has no SQLSTATE is of the line, or of the client."""
+    if error.sqlstate is None:
+        return not isinstance(error, _OF_THE_CLIENT)
+    return error.sqlstate.startswith(_PASSING)
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What all runs of a source share. `lag_bytes`: of the stream."""
@@ -136,7 +147,7 @@ class TableRun:
                         fix="look at why so few rows take the server so long, then resume the run",
                     ) from error
                 except psycopg.Error as error:
-                    if (error.sqlstate or "08").startswith(_PASSING):
+                    if _may_pass(error):
                         raise
                     raise await self._refused(connection, error) from error
         except SourceUnavailable as error:

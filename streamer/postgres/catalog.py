@@ -6,14 +6,14 @@ Owns the queries; the decisions about positions are in history, the encoders in 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import sql
 
 from streamer.changes.kinds import TypeFacts, kind_of
-from streamer.changes.names import spelt
+from streamer.changes.names import own_column, spelt
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import PostgresSource
 from streamer.config.built import unbuilt_table
@@ -38,8 +38,9 @@ class Table:
     has_index_identity: bool
     partitioned: bool = False
     deferred_key: tuple[str, ...] = ()  # a primary key that is DEFERRABLE, which identifies nothing
-    # Generated columns, which are not published: those of the replica identity, and those for which the
-    # server takes no identity FULL (18 and later). A primary key with one of them is none.
+    # Columns that do not travel, generated ones and Tailrace's own: those of the replica identity, and the
+    # generated ones for which the server takes no identity FULL (18 and later). A primary key with one of
+    # them is none.
     unsent: tuple[str, ...] = ()
     not_whole: tuple[str, ...] = ()
 
@@ -86,6 +87,10 @@ def check_named(rules: Iterable[str], present: Sequence[str]) -> None:
         )
 
 
+# Of pg_attribute. What Tailrace added to a table that was a target means nothing in the next one.
+WRITTEN: LiteralString = "attnum > 0 AND NOT attisdropped AND attgenerated = ''"
+TRAVELS: LiteralString = WRITTEN + " AND NOT starts_with(attname::text, '_tailrace')"
+
 _TABLES = """
         SELECT n.nspname, c.relname, c.oid::bigint, c.relreplident::text,
                CASE WHEN key.immediate AND NOT key.computed THEN key.names ELSE '{}' END,
@@ -95,22 +100,24 @@ _TABLES = """
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN LATERAL (
           SELECT i.indimmediate AS immediate, array_agg(a.attname::text ORDER BY k.place) AS names,
-                 bool_or(a.attgenerated <> '') AS computed
+                 bool_or(a.attgenerated <> '' OR starts_with(a.attname::text, '_tailrace')) AS computed
           FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(attnum, place), pg_attribute a
           WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts
             AND a.attrelid = c.oid AND a.attnum = k.attnum
           GROUP BY 1) key ON true
         CROSS JOIN LATERAL (
           SELECT coalesce(array_agg(a.attname::text) FILTER (WHERE CASE c.relreplident
-                   WHEN 'f' THEN s.refused
+                   WHEN 'f' THEN s.refused AND a.attgenerated <> ''
                    ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
                                 AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
                                 AND CASE c.relreplident WHEN 'd' THEN i.indisprimary
                                                         WHEN 'i' THEN i.indisreplident END) END), '{}')
                    AS of_identity,
-                 coalesce(array_agg(a.attname::text) FILTER (WHERE s.refused), '{}') AS of_whole
+                 coalesce(array_agg(a.attname::text) FILTER (WHERE s.refused AND a.attgenerated <> ''), '{}')
+                   AS of_whole
           FROM pg_attribute a, (SELECT current_setting('server_version_num')::int >= 180000 AS refused) s
-          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated <> '') computed
+          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+            AND (a.attgenerated <> '' OR starts_with(a.attname::text, '_tailrace'))) computed
         WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition
           AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%'
     """
@@ -137,9 +144,37 @@ async def list_tables(connection: Connection, source: PostgresSource) -> list[Ta
     """The tables that the config wants, by name. Partitions are left to their root."""
     cursor = await connection.execute(_TABLES + " ORDER BY 1, 2")
     tables = [_table(row) for row in await cursor.fetchall()]
-    named = (pattern for pattern, rule in source.tables.items() if rule != "exclude")
-    check_named(named, [f"{t.schema}.{t.name}" for t in tables])
+    named = [pattern for pattern, rule in source.tables.items() if rule != "exclude"]
+    present = [f"{t.schema}.{t.name}" for t in tables]
+    if not set(present).issuperset(named):
+        await _check_logged(connection, named)
+    check_named(named, present)
     return [t for t in tables if source.rule_for(t.schema, t.name) is not None]
+
+
+async def unlogged(connection: Connection) -> list[tuple[str, str]]:
+    """(schema, table) of those whose changes are not in the server's log; partitions are their root's."""
+    cursor = await connection.execute(
+        """SELECT n.nspname::text, c.relname::text
+           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+           WHERE c.relkind = 'r' AND c.relpersistence = 'u' AND NOT c.relispartition ORDER BY 1, 2"""
+    )
+    return [(row[0], row[1]) for row in await cursor.fetchall()]
+
+
+def why_unlogged(schema: str, name: str) -> tuple[str, str]:
+    """What it is, and the SQL that mends it."""
+    what = (
+        f"{spelt(schema, name)} is UNLOGGED: its changes are not in the server's log, and cannot be captured"
+    )
+    return what, f"ALTER TABLE {identifier(schema, name)} SET LOGGED;"
+
+
+async def _check_logged(connection: Connection, named: Collection[str]) -> None:
+    for schema, name in await unlogged(connection):
+        if f"{schema}.{name}" in named:
+            what, statement = why_unlogged(schema, name)
+            raise ConfigError(f"table {what}", fix=f"as its owner run {statement}")
 
 
 def left_out(source: PostgresSource, tables: Iterable[Table]) -> list[str]:
@@ -151,12 +186,15 @@ def left_out(source: PostgresSource, tables: Iterable[Table]) -> list[str]:
     ]
 
 
-async def published_columns(connection: Connection, table: Table) -> list[tuple[str, int, int]]:
-    """(name, type oid, typmod) in the order the stream shows them; generated columns never travel."""
+async def published_columns(
+    connection: Connection, table: Table, *, as_target: bool = False
+) -> list[tuple[str, int, int]]:
+    """(name, type oid, typmod) in the order of the stream; generated columns and our own never travel.
+    `as_target`: what a target's table has, ours too."""
+    which = WRITTEN if as_target else TRAVELS
     cursor = await connection.execute(
-        """SELECT attname, atttypid::bigint, atttypmod FROM pg_attribute
-           WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
-           ORDER BY attnum""",
+        f"""SELECT attname, atttypid::bigint, atttypmod FROM pg_attribute
+            WHERE attrelid = %s AND {which} ORDER BY attnum""",
         (table.oid,),
     )
     return [(row[0], row[1], row[2]) for row in await cursor.fetchall()]
@@ -186,40 +224,44 @@ async def describe(
     relation: Relation,
     frozen_key: tuple[str, ...] | None,
     primary_key: tuple[str, ...],
+    *,
+    as_target: bool = False,
 ) -> SchemaRecord:
-    """The schema record of a Relation message.
+    """The schema record of a Relation message, without columns of ours unless `as_target`.
 
     The key is the Relation's flagged columns; under identity full (which flags all of them) it is
     the frozen key, or for a table seen for the first time the catalogue's primary key, if the
     Relation has these columns (H22). Types that the catalogue no longer knows are kind "text".
     """
     identity = relation.identity
-    flagged = tuple(c.name for c in relation.columns if c.key)
+    sent = [c for c in relation.columns if as_target or not own_column(c.name)]
+    flagged = tuple(c.name for c in sent if c.key)
     if identity == "f":
-        names = {c.name for c in relation.columns}
+        names = {c.name for c in sent}
         wanted = primary_key if frozen_key is None else frozen_key
         key = wanted if set(wanted) <= names else ()
     else:
         key = () if flagged and await _is_cut(connection, relation) else flagged
-    facts = await _type_facts(connection, [(c.type_oid, c.typmod) for c in relation.columns])
+    facts = await _type_facts(connection, [(c.type_oid, c.typmod) for c in sent])
     columns = tuple(
         Column(
             c.name, facts[c.type_oid, c.typmod][0], c.typmod, facts[c.type_oid, c.typmod][1], c.name in key
         )
-        for c in relation.columns
+        for c in sent
     )
     return SchemaRecord(source, relation.schema, relation.name, identity, columns)
 
 
 async def _is_cut(connection: Connection, relation: Relation) -> bool:
-    """Whether the replica identity has generated columns, which the stream leaves out: the rest is no key."""
+    """Whether the replica identity has columns that do not travel, generated or ours: the rest is no key."""
     cursor = await connection.execute(
         """SELECT EXISTS (
              SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid
                                     AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
              WHERE i.indrelid = %s::oid AND CASE %s WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END
-               AND a.attgenerated <> '' AND a.attname <> ALL (%s))""",
-        (relation.oid, relation.identity, [column.name for column in relation.columns]),
+               AND (a.attgenerated <> '' OR starts_with(a.attname::text, '_tailrace'))
+               AND a.attname <> ALL (%s))""",
+        (relation.oid, relation.identity, [c.name for c in relation.columns if not own_column(c.name)]),
     )
     row = await cursor.fetchone()
     return row is not None and bool(row[0])

@@ -27,7 +27,7 @@ from streamer.changes.backfill import Key
 from streamer.changes.kinds import decoder_for
 from streamer.changes.schema import Column
 from streamer.errors import BadRecordError, SourceUnavailable
-from streamer.postgres.catalog import Table
+from streamer.postgres.catalog import TRAVELS, Table
 from streamer.postgres.connection import Connection, start_copy
 from streamer.postgres.relations import Described
 from streamer.postgres.rows import RowEncoder, copy_unescape
@@ -44,10 +44,13 @@ _SESSION = (
     f" SET statement_timeout = '{STATEMENT_TIMEOUT}'"
 )
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-_LOOK = """SELECT pg_current_snapshot()::text, pg_is_in_recovery(), {table}::regclass::oid::bigint,
+_LOOK = (
+    """SELECT pg_current_snapshot()::text, pg_is_in_recovery(), {table}::regclass::oid::bigint,
     ARRAY(SELECT concat_ws(' ', attname, atttypid, atttypmod) FROM pg_attribute
-          WHERE attrelid = {table}::regclass AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
-          ORDER BY attnum)"""
+          WHERE attrelid = {table}::regclass AND """
+    + TRAVELS
+    + " ORDER BY attnum)"
+)
 
 
 class TableChanged(Exception):

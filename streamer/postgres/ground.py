@@ -24,6 +24,7 @@ from streamer.changes.names import parts, spelt
 from streamer.errors import FatalError
 from streamer.postgres.connection import Connection
 from streamer.postgres.partitions import Cures, NoCures, Partitions, read_leaves
+from streamer.postgres.stored import Stored, read_parts
 from streamer.resetting import reset_fix
 
 _NUMBERS = ("smallint", "integer", "bigint", "numeric")  # a later one prints every value of an earlier alike
@@ -55,6 +56,7 @@ class Drift:
         self._before = before
         self._rule = wanted
         self.partitions = Partitions(source, before, self._know)
+        self._stored = Stored(source, before, self._know)
         self._met: dict[int, str] = {}  # tables that the stream showed before a look did: oid -> name
         self._fresh: list[Facts] = []
         self._findings: dict[str, None] = {}
@@ -149,13 +151,16 @@ class Drift:
                     self._find(what)
                 for what in self.partitions.compare(before, facts, now, suspect, now_us):
                     self._find(what)
+                self._stored.compare(before, facts, now_us)
                 self._grow(self._before.tables[oid], facts)
             elif facts.name in names:
                 self._find(f"{facts.name} was dropped and made again, or another table was given its name")
             else:
                 self._know(facts)
                 self.partitions.learn(facts, now)
-        return [*self._findings, *self.partitions.unmended(now, suspect, shown_lsn, cures)]
+        unmended = self.partitions.unmended(now, suspect, shown_lsn, cures)
+        stale = self._stored.unmended(names_now, cures, self._wanted)
+        return [*self._findings, *unmended, *stale]
 
     def _know(self, facts: Facts) -> None:
         self._before.add(facts)
@@ -274,5 +279,6 @@ async def read_ground(connection: Connection, *publications: str) -> Seen:
         ground.add(TableFacts(oid, name, identity, tuple(key), tuple(places), tuple(partitions), numbered))
         if root:
             roots.append(oid)
+    await read_parts(connection, ground)
     await read_leaves(connection, ground, roots)
     return Seen(ground, members)

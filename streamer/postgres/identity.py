@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from streamer.changes.names import spelt
+from streamer.changes.names import own_column, spelt
 from streamer.postgres.catalog import Table, identifier
 from streamer.postgres.connection import Connection
 
@@ -107,9 +107,12 @@ def _cure(table: Table, leaves: Sequence[Name], index: str | None, taken: set[Na
 
 
 def _uncomputed(table: Table, places: Sequence[Name], index: str | None) -> Unidentified:
-    """The replica identity has generated columns, and the server publishes none."""
-    columns = f"generated column{'s' if len(table.unsent) > 1 else ''} {', '.join(table.unsent)}"
-    why = f"its replica identity has the {columns}, which no publication carries"
+    """The replica identity has columns that do not travel: the server publishes no generated ones."""
+    ours = [name for name in table.unsent if own_column(name)]
+    columns = f"column{'s' if len(table.unsent) > 1 else ''} {', '.join(table.unsent)}"
+    why = f"its replica identity has the generated {columns}, which no publication carries"
+    if ours:
+        why = f"its replica identity has the {columns}, and what Tailrace adds to a target is never captured"
     if table.primary_key:
         default = tuple(_identify(place, "DEFAULT") for place in places)
         return Unidentified(table, why, "let its primary key identify the rows", default)
@@ -155,7 +158,8 @@ async def _usable_indexes(connection: Connection, tables: Sequence[int]) -> dict
            WHERE i.indrelid = ANY (%s::bigint[]::oid[]) AND i.indisunique AND i.indimmediate AND i.indisvalid
              AND i.indpred IS NULL AND i.indexprs IS NULL
              AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = i.indrelid
-                             AND (NOT a.attnotnull OR a.attgenerated <> '')
+                             AND (NOT a.attnotnull OR a.attgenerated <> ''
+                                  OR starts_with(a.attname::text, '_tailrace'))
                              AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]))
            ORDER BY i.indrelid, i.indnkeyatts, x.relname""",
         (list(tables),),

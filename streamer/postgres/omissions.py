@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from streamer.changes.names import spelt
-from streamer.postgres.catalog import Publications, identifier
+from streamer.config import PostgresSource
+from streamer.postgres.catalog import Publications, identifier, unlogged, why_unlogged
 from streamer.postgres.connection import Connection
 from streamer.postgres.publishing import hands
 
@@ -37,6 +38,17 @@ async def omissions(connection: Connection, wanted: Publications) -> list[Omissi
         *await _filters(connection, wanted),
         *await _unlogged(connection, wanted),
     ]
+
+
+async def unlogged_tables(connection: Connection, source: PostgresSource) -> list[Omission]:
+    """Tables that a pattern of the config fits; one that it names is an error (catalog.list_tables)."""
+    found = []
+    for schema, name in await unlogged(connection):
+        if source.rule_for(schema, name) is not None:
+            what, statement = why_unlogged(schema, name)
+            doing = f'write `"{schema}.{name}": exclude` above its pattern in `tables:`, or as its owner run'
+            found.append(Omission("tables", what, doing, (statement,)))
+    return found
 
 
 async def _operations(connection: Connection, wanted: Publications) -> list[Omission]:

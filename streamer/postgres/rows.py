@@ -26,7 +26,7 @@ from operator import itemgetter
 from orjson import dumps
 
 from streamer.changes.kinds import UNAVAILABLE_JSON, encoder_for
-from streamer.changes.names import spelt
+from streamer.changes.names import own_column, spelt
 from streamer.errors import DecodeError, FatalError
 from streamer.postgres.pgoutput import Relation, decode
 from streamer.resetting import reset_steps
@@ -51,13 +51,15 @@ _COPY_ESCAPES = {
 class RowEncoder:
     """Encoder of one relation's rows; made anew when its Relation message differs.
 
-    `kinds` are in the relation's column order. `key_columns` name the key (empty: the table has
+    `kinds` are in the relation's column order, of those that are not ours: a column of ours is passed over,
+    and COPY's lines have none. `key_columns` name the key (empty: the table has
     none, and every key is None); a key is a JSON object of them in the relation's column order.
     Each method takes a whole pgoutput message and raises DecodeError when it is malformed or
     belongs to another relation.
     """
 
     __slots__ = (
+        "_copied",
         "_count",
         "_delete_head",
         "_encoders",
@@ -66,13 +68,16 @@ class RowEncoder:
         "_key_of",
         "_key_template",
         "_names",
+        "_ours",
+        "_sent",
         "_template",
         "_update_head",
         "where",
     )
 
     def __init__(self, relation: Relation, kinds: Sequence[str], key_columns: Sequence[str]) -> None:
-        names = [column.name for column in relation.columns]
+        everything = [column.name for column in relation.columns]
+        names = [name for name in everything if not own_column(name)]
         self.where = spelt(relation.schema, relation.name)
         if len(kinds) != len(names):
             raise FatalError(f"{len(kinds)} kinds for {len(names)} columns", where=self.where)
@@ -84,8 +89,13 @@ class RowEncoder:
                 where=self.where,
                 fix=f"give the table a replica identity that covers its key, then {reset_steps('SOURCE')}",
             )
-        self._names = names
-        self._encoders = [encoder_for(kind) for kind in kinds]
+        self._names = everything
+        self._sent = names
+        # From the last one on, so that each may be taken out of a row's values by its place.
+        self._ours = tuple(i for i in reversed(range(len(everything))) if own_column(everything[i]))
+        self._copied = [encoder_for(kind) for kind in kinds]
+        read = dict(zip(names, self._copied, strict=True))
+        self._encoders = [read.get(name, _pass) for name in everything]
         self._template = _template(names)
         self._key_indexes = tuple(i for i, name in enumerate(names) if name in key_columns)
         self._key_of: Callable[[Sequence[bytes]], object] | None = (
@@ -93,7 +103,7 @@ class RowEncoder:
         )
         self._key_template = _template([names[i] for i in self._key_indexes])
         oid = relation.oid.to_bytes(4, "big")
-        self._count = len(names).to_bytes(2, "big")
+        self._count = len(everything).to_bytes(2, "big")
         self._insert_head = b"I" + oid + b"N" + self._count
         self._update_head = b"U" + oid
         self._delete_head = b"D" + oid
@@ -177,10 +187,11 @@ class RowEncoder:
     def copy_row(self, line: bytes) -> tuple[bytes | None, bytes]:
         """A line of COPY ... TO STDOUT in text format, with or without its newline -> (key, after)."""
         line = line.removesuffix(b"\n")
-        fields = line.split(b"\t") if self._encoders or line else []
-        if len(fields) != len(self._encoders):
+        encoders = self._copied
+        fields = line.split(b"\t") if encoders or line else []
+        if len(fields) != len(encoders):
             raise DecodeError(
-                f"COPY line has {len(fields)} fields, the relation {len(self._encoders)} columns",
+                f"COPY line has {len(fields)} fields, the relation {len(encoders)} columns",
                 offset=0,
                 where=self.where,
             )
@@ -188,10 +199,10 @@ class RowEncoder:
             if b"\\" in line:
                 values = [
                     NULL if f == b"\\N" else encode(copy_unescape(f) if b"\\" in f else f)
-                    for encode, f in zip(self._encoders, fields, strict=True)
+                    for encode, f in zip(encoders, fields, strict=True)
                 ]
             else:
-                values = [encode(f) for encode, f in zip(self._encoders, fields, strict=True)]
+                values = [encode(f) for encode, f in zip(encoders, fields, strict=True)]
         except _MALFORMED:
             raise self._explain_copy(fields) from None
         key_of = self._key_of
@@ -221,13 +232,15 @@ class RowEncoder:
                 unchanged = True
             else:
                 raise ValueError
+        for i in self._ours:
+            del values[i]
         return values, at, unchanged
 
     def _require_key(self, values: list[bytes], payload: bytes) -> None:
         for i in self._key_indexes:
             if values[i] is UNAVAILABLE_JSON:
                 raise DecodeError(
-                    f"key column {self._names[i]} is not in the WAL (unchanged TOAST value)",
+                    f"key column {self._sent[i]} is not in the WAL (unchanged TOAST value)",
                     offset=len(payload),
                     where=self.where,
                     fix="run a minor release of PostgreSQL from 2022 or later, or REPLICA IDENTITY FULL",
@@ -272,7 +285,7 @@ class RowEncoder:
 
     def _explain_copy(self, fields: list[bytes]) -> DecodeError:
         at = 0
-        for name, encode, field in zip(self._names, self._encoders, fields, strict=True):
+        for name, encode, field in zip(self._sent, self._copied, fields, strict=True):
             try:
                 if field != b"\\N":
                     encode(copy_unescape(field))
@@ -289,6 +302,11 @@ class RowEncoder:
             fix="the connection's session settings (DateStyle ISO, TimeZone UTC, client_encoding UTF8, ...) "
             "must be Tailrace's own; if they are, report this with the column's type",
         )
+
+
+def _pass(text: bytes) -> bytes:
+    """In place of an encoder, for a column of ours."""
+    return NULL
 
 
 def _template(names: Sequence[str]) -> bytes:

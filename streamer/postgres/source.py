@@ -27,7 +27,7 @@ from streamer.postgres.backfill_run import Context
 from streamer.postgres.connection import Connection, CopyStream, connect, place
 from streamer.postgres.ground import read_ground
 from streamer.postgres.identity import unidentified
-from streamer.postgres.omissions import omissions
+from streamer.postgres.omissions import omissions, unlogged_tables
 from streamer.postgres.publishing import make_publications
 from streamer.postgres.relations import FrozenKeys, Relations
 from streamer.postgres.slot import (
@@ -243,6 +243,8 @@ class Session:
         check_topics([(source.name, table.schema, table.name) for table in tables])
         for sentence in catalog.left_out(source, tables):
             log.warning(sentence)
+        for odd in await unlogged_tables(control, source):
+            log.warning(odd.what, fix=odd.fix)
         tables = [table for table in tables if not unbuilt_table(source, table.schema, table.name)]
         publications = catalog.Publications(source.publication.name, tuple(tables))
         names = [(table.schema, table.name) for table in tables]

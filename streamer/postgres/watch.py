@@ -34,7 +34,7 @@ from streamer.postgres.connection import Connection, place, translate
 from streamer.postgres.ground import NO_CURES, Drift, Seen, read_ground
 from streamer.postgres.identity import harmed_tables, odd_partitions, unidentified
 from streamer.postgres.membership import judge, keyless_with_rows, rows_of
-from streamer.postgres.omissions import omissions
+from streamer.postgres.omissions import omissions, unlogged_tables
 from streamer.postgres.partitions import Cures, not_harmless
 from streamer.postgres.publishing import adding
 from streamer.postgres.windows import Snapshot
@@ -168,6 +168,7 @@ class Watch:
         now_us = self._now_us()
         drift = self.drift.compare(owed, suspect, shown_lsn=shown_lsn, now_us=now_us, cures=self.cures)
         findings += [*left_out(source, wanted), *drift, *membership.findings]
+        findings += [f"{odd.what}: {odd.fix}" for odd in await unlogged_tables(self._connection, source)]
         findings += [await self._for_a_person(table) for table in membership.by_hand]
         for table in membership.addable:
             findings += await self._publish(table, publications.home(table))

@@ -13,8 +13,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 
-from hiredis import ReplyError
-
 from streamer.redis.ahead import Ahead, Touched
 from streamer.redis.chunks import Chunks
 from streamer.redis.connection import RedisConnection
@@ -23,8 +21,7 @@ from streamer.redis.entities import Entities, Match
 from streamer.redis.pivot import PivotEntity
 from streamer.redis.pivot_reads import read_rows
 from streamer.redis.publish import NO_SWEEP, Events
-from streamer.redis.replies import code
-from streamer.redis.reread import KeyState, Reread, StreamInfo, stream_info
+from streamer.redis.reread import KeyState, Reread, StreamInfo
 from streamer.redis.rows import PlainEntity
 from streamer.redis.shadow import Changed, Shadow
 from streamer.redis.shadow_records import Place
@@ -155,13 +152,7 @@ class Reading:
 
     async def stream(self, match: Match) -> StreamInfo | None:
         """What this stream says of itself; None: there is none."""
-        command = ("XINFO", "STREAM", match.key)
-        _, reply = await self._connection.pipeline([("SELECT", match.db), command], errors=True)
-        if not isinstance(reply, ReplyError):
-            return stream_info(reply)
-        if code(reply) == "NOPERM":
-            raise self._connection.translate(reply, command)
-        return None
+        return await self.reread.stream_info(match.db, match.key)
 
     # A batch
 

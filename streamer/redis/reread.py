@@ -147,8 +147,21 @@ class StreamInfo(NamedTuple):
     """Of XINFO STREAM; what Redis before 7 does not say is None. An id: (milliseconds, sequence)."""
 
     last_id: tuple[int, int]  # the highest one it has given
+    length: int
+    first: tuple[int, int] | None  # None: it is empty
     added: int | None  # entries that it has ever had
     deleted: tuple[int, int] | None  # the highest id that XDEL has taken
+
+    @property
+    def lost(self) -> int | None:
+        """How many entries were trimmed or deleted; entries that come meanwhile do not change it."""
+        return None if self.added is None else self.added - self.length
+
+    def bound(self, first: tuple[int, int] | None) -> tuple[int, int]:
+        """An id above it whose entry is not there was never this stream's. `first`: entry that was there."""
+        if self.deleted is None:
+            return self.last_id
+        return min(self.last_id, max(first or self.last_id, self.deleted))
 
 
 class KeyChanged(RetryableError):
@@ -325,6 +338,16 @@ class Reread:
         server_us, *found = await self._finish(self._begin(db, *commands))
         return server_us, {one for one, entries in zip(ids, found, strict=True) if entries}
 
+    async def stream_info(self, db: int, key: bytes) -> StreamInfo | None:
+        """What this stream says of itself; None: there is none."""
+        command: Command = ("XINFO", "STREAM", key)
+        _, reply = await self._connection.pipeline([("SELECT", db), command], errors=True)
+        if not isinstance(reply, ReplyError):
+            return _stream_info(reply)
+        if code(reply) == "NOPERM":
+            raise self._connection.translate(reply, command)
+        return None
+
     def _begin(self, db: int, *commands: Command) -> tuple[list[Command], Asked]:
         """Send commands behind TIME, so that what they read is not older than it."""
         whole: list[Command] = [("SELECT", db), ("TIME",), *commands]
@@ -352,9 +375,15 @@ def _fitting(count: int, found: Sequence[bytes]) -> int:
     return max(1, min(count, STEP_BYTES // element_bytes))
 
 
-def stream_info(reply: dict[bytes, Any]) -> StreamInfo:
-    deleted, added = reply.get(b"max-deleted-entry-id"), reply.get(b"entries-added")
-    return StreamInfo(id_of(reply[b"last-generated-id"]), added, None if deleted is None else id_of(deleted))
+def _stream_info(reply: dict[bytes, Any]) -> StreamInfo:
+    first, deleted = reply[b"first-entry"], reply.get(b"max-deleted-entry-id")
+    return StreamInfo(
+        id_of(reply[b"last-generated-id"]),
+        reply[b"length"],
+        None if first is None else id_of(first[0]),
+        reply.get(b"entries-added"),
+        None if deleted is None else id_of(deleted),
+    )
 
 
 def id_of(text: bytes) -> tuple[int, int]:

@@ -8,31 +8,35 @@ does, asked after all entries were read. Of the other rows those are gone
     whose id > last-generated-id                 the stream has never given it
     whose id > the first entry's, and
       > max-deleted-entry-id                     not trimmed, as it is not in front, and not deleted
-    when entries-added < entries + other rows    more than the stream ever had: all of them, or those behind
-                                                 the first entry if an entry was published before
+    that are more than entries-added - length    more than the stream has lost: the lowest of them, or all if
+                                                 no entry was published before
 
-Redis before 7 tells the last id only. Rows that none of this fits are kept, as trimmed ones.
+What was read before tells nothing: an entry of the other stream is published as soon as it is notified, and
+that may be long before the scan. Redis before 7 tells the last id only. Rows that none of this fits are kept,
+as trimmed ones.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from heapq import heappush, heappushpop
 from typing import NamedTuple
 
 from streamer.redis.encode import BadValue
 from streamer.redis.entities import Match
 from streamer.redis.publish import NO_SWEEP
 from streamer.redis.reading import Reading
-from streamer.redis.reread import KeyState, StreamInfo, StreamStep, id_of
+from streamer.redis.reread import KeyState, StreamStep, id_of
 from streamer.redis.rows import PlainEntity
 from streamer.redis.shadow import Marks
 from streamer.redis.shadow_records import Place
 
 STREAMS_LIMIT = 100_000  # whose last id is remembered; others are read from their start
 CONFIRM_ENTRIES = 500  # asked for at once, by a command each
+LOWEST_LIMIT = 100_000  # ids kept in memory to find the lowest; what is beyond goes at the next full scan
 _FROM_START = b"-"
 
 Key = tuple[int, bytes]
@@ -61,7 +65,7 @@ class _Walk:
     again: bool = False
     remade: bool = False
     first: Id | None = None
-    rows: int = 0
+    unusable: int = 0  # entries whose rows were published when the entity could use them
     published: bool = False  # one of them was published before
 
 
@@ -138,7 +142,9 @@ class Streams:
         for each in bad:
             reading.events.bad_value(each)
         walk.first = walk.first or id_of(step.entries[0][0])
-        walk.rows += len(rows)
+        walk.unusable += sum(
+            each.row_key is not None and reading.shadow.has(walk.place, each.row_key) for each in bad
+        )
         async with reading.steady:
             with reading.shadow.forcing(walk.force):
                 changes = reading.shadow.diff_members(walk.place, rows, walk.marks)
@@ -158,25 +164,52 @@ class Streams:
         info = await self._reading.stream(match) if count else None
         if info is None:
             return
-        bound = _BELOW_ALL if remade else _bound(walk, info, count)
+        spare = 0 if info.lost is None else count - walk.unusable - info.lost
+        above, lowest = info.bound(walk.first), _BELOW_ALL
+        if remade or (spare > 0 and not walk.published):
+            above = _BELOW_ALL
+        elif spare > 0:
+            lowest = await self._lowest(walk, above, spare)
+
+        def is_gone(entry: Id) -> bool:
+            return entry > above or entry <= lowest
+
         gone = 0
-        for row_keys in self._not_met(walk, bound):
+        for row_keys in self._not_met(walk, is_gone):
             gone += len(row_keys)
             await asyncio.sleep(0)
         if gone:
             sweep = {walk.entity.name: gone} if walk.scan else NO_SWEEP
-            for row_keys in self._not_met(walk, bound):
+            for row_keys in self._not_met(walk, is_gone):
                 for at in range(0, len(row_keys), CONFIRM_ENTRIES):
                     await self._delete(match, walk, row_keys[at : at + CONFIRM_ENTRIES], sweep)
 
-    def _not_met(self, walk: _Walk, bound: Id = _BELOW_ALL) -> Iterator[list[bytes]]:
-        """Keys of rows that this reading has not met, of ids above the bound."""
+    async def _lowest(self, walk: _Walk, above: Id, spare: int) -> Id:
+        """So many rows are of another stream: those above the id, and the oldest. Gives the last of these."""
+        lowest: list[Id] = []  # a heap of negative ids: its first is the highest
+        limit, member_of = min(spare, LOWEST_LIMIT), walk.entity.member_of
+        for row_keys in self._not_met(walk):
+            for milliseconds, sequence in (id_of(member_of(row_key)) for row_key in row_keys):
+                if (milliseconds, sequence) > above:
+                    spare -= 1
+                elif len(lowest) < limit:
+                    heappush(lowest, (-milliseconds, -sequence))
+                else:
+                    heappushpop(lowest, (-milliseconds, -sequence))
+            await asyncio.sleep(0)
+        if spare <= 0 or not lowest:
+            return _BELOW_ALL
+        milliseconds, sequence = sorted(lowest, reverse=True)[: min(spare, limit)][-1]
+        return -milliseconds, -sequence
+
+    def _not_met(self, walk: _Walk, chosen: Callable[[Id], bool] | None = None) -> Iterator[list[bytes]]:
+        """Keys of rows that this reading has not met, of the ids chosen."""
         member_of = walk.entity.member_of
         for row_keys in self._reading.shadow.members_not_seen(walk.place, walk.marks):
-            if bound == _BELOW_ALL:
+            if chosen is None:
                 yield row_keys
-            elif above := [row_key for row_key in row_keys if id_of(member_of(row_key)) > bound]:
-                yield above
+            elif some := [row_key for row_key in row_keys if chosen(id_of(member_of(row_key)))]:
+                yield some
 
     async def _delete(
         self, match: Match, walk: _Walk, row_keys: list[bytes], sweep: Mapping[str, int]
@@ -190,12 +223,3 @@ class Streams:
             if changes:
                 reading.events.rows(changes, server_us, scan=walk.scan, sweep=sweep)
         await reading.room()
-
-
-def _bound(walk: _Walk, info: StreamInfo, others: int) -> Id:
-    """Of the others, those with ids above it are gone."""
-    if info.added is None or info.deleted is None:
-        return info.last_id
-    if info.added < walk.rows + others:
-        return walk.first if walk.first is not None and walk.published else _BELOW_ALL
-    return min(info.last_id, max(walk.first or info.last_id, info.deleted))

@@ -223,7 +223,7 @@ class Pipeline:
     # -- processes
 
     def start(self, role: str, *options: str) -> Child:
-        """`capture` and `apply` get their source's or target's name, unless one is given; others (`run`) none."""
+        """`capture` and `apply` get their source's or target's name, unless one is given."""
         named = bool(options) and not options[0].startswith("-")
         part = [] if named else {"capture": [self.source], "apply": ["copy"]}.get(role, [])
         number = 1 + sum(c.role == role for c in self.children)

@@ -7,12 +7,14 @@ import time
 from random import Random
 
 import psycopg
+from orjson import dumps
 
 TABLES = (
     """
     CREATE TABLE orders (
         id int PRIMARY KEY, customer_id int, status text NOT NULL, code text NOT NULL, total numeric(12,2),
-        qty int, weight float8, placed timestamptz, note text, stamp bigint NOT NULL)
+        qty int, weight float8, placed timestamptz, note text, lines jsonb, address jsonb,
+        stamp bigint NOT NULL)
     """,
     "CREATE TABLE customers (id int PRIMARY KEY, name text, region text)",
     "CREATE SEQUENCE stamps",
@@ -73,9 +75,10 @@ class Shop:
         if chance < 0.35:
             return (
                 f"INSERT INTO orders VALUES ({number}, {self._order()}) ON CONFLICT (id) DO UPDATE SET"
-                " (customer_id, status, code, total, qty, weight, placed, note, stamp) ="
+                " (customer_id, status, code, total, qty, weight, placed, note, lines, address, stamp) ="
                 " (EXCLUDED.customer_id, EXCLUDED.status, EXCLUDED.code, EXCLUDED.total, EXCLUDED.qty,"
-                " EXCLUDED.weight, EXCLUDED.placed, EXCLUDED.note, EXCLUDED.stamp)"
+                " EXCLUDED.weight, EXCLUDED.placed, EXCLUDED.note, EXCLUDED.lines, EXCLUDED.address,"
+                " EXCLUDED.stamp)"
             )
         if chance < 0.62:
             return f"UPDATE orders SET {self._some()}, stamp = nextval('stamps') WHERE id = {number}"
@@ -112,6 +115,8 @@ class Shop:
                 self._weight(),
                 self._placed(),
                 self._note(),
+                self._lines(),
+                self._address(),
                 "nextval('stamps')",
             ]
         )
@@ -125,6 +130,8 @@ class Shop:
             "qty": self._quantity(),
             "weight": self._weight(),
             "placed": self._placed(),
+            "lines": self._lines(),
+            "address": self._address(),
         }
         picked = self._random.sample(sorted(choices), self._random.randint(1, 3))
         return ", ".join(f"{name} = {choices[name]}" for name in picked)
@@ -163,3 +170,13 @@ class Shop:
             text = "".join(self._random.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=LONG_CHARS))
             return f"'{text}'"
         return self._or_null(f"'note {self._random.randrange(9)}'")
+
+    def _lines(self) -> str:
+        lines = [{"sku": f"s{self._random.randrange(9)}", "n": n} for n in range(self._random.randrange(4))]
+        return self._or_null(f"'{dumps(lines).decode()}'")
+
+    def _address(self) -> str:
+        address = {"city": self._random.choice(WORDS), "at": {"lat": self._random.randrange(9)}}
+        if self._random.random() < 0.2:
+            del address["at"]
+        return self._or_null(f"'{dumps(address).decode()}'")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from consumers.apply import feed, keeping, reading
+from tests.harness.given import execute
 from tests.harness.pipeline import Pipeline
 from tests.harness.starter import Starter
 
@@ -34,3 +36,17 @@ def starter() -> Iterator[Starter]:
 def pipeline(pipeline: Pipeline, starter: Starter) -> Pipeline:
     pipeline.starter = starter
     return pipeline
+
+
+@pytest.fixture
+async def modest_database(target_database: str, kafka_name: str) -> AsyncIterator[str]:
+    """The target for a role that may not set session_replication_role; it owns the schema `own`."""
+    role = f"r_{kafka_name}"
+    await execute(
+        target_database,
+        f"CREATE ROLE {role} LOGIN PASSWORD 'x'",
+        f"DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {role}', current_database()); END $$",
+    )
+    parts = conninfo_to_dict(target_database)
+    yield f"postgresql://{role}:x@{parts['host']}:{parts['port']}/{parts['dbname']}"
+    await execute(target_database, f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}")

@@ -11,11 +11,13 @@ import pytest
 from aiokafka import TopicPartition
 
 from consumers.apply import feed
+from streamer.changes.backfill import State
 from streamer.changes.topics import positions_topic, schemas_topic
 from streamer.config import Config, load
 from streamer.kafka import admin, offset_ranges
 from streamer.resetting import reset_steps
 from streamer.runner import reset_source
+from tests.harness.backfill import over, request
 from tests.harness.capture import PARTITIONS, capturing, until
 from tests.harness.capture import run as execute
 from tests.harness.feeder import Feeder, applying
@@ -268,3 +270,28 @@ async def test_h03_a_copy_that_is_all_refused_is_a_finding_that_names_the_cure(
         await execute(mirrored.source_url, "DELETE FROM people WHERE id = 2")
         await run.rows(mirrored.target_url, "SELECT count(*) FROM mirror.people", [(29,)])
         assert not run.status.record.detail.get("findings")
+
+
+@pytest.mark.thorough
+async def test_h22_a_renamed_label_is_mended_by_a_backfill_and_in_a_key_by_a_reset(
+    mirrored: Mirrored,
+) -> None:
+    m = mirrored
+    await m.captured(
+        "CREATE TYPE mood AS ENUM ('sad', 'ok')",
+        "CREATE TABLE keyed (id mood PRIMARY KEY, v int)",
+        "CREATE TABLE valued (id int PRIMARY KEY, m mood)",
+    )
+    await m.captured("INSERT INTO keyed VALUES ('sad', 1)", "INSERT INTO valued VALUES (1, 'sad')")
+    keyed, valued = "SELECT id::text FROM mirror.keyed ORDER BY 1", "SELECT m::text FROM mirror.valued"
+    async with applying(m.config) as run:
+        await run.rows(m.target_url, keyed, [("sad",)])
+        await run.rows(m.target_url, valued, [("sad",)])
+        await m.captured("ALTER TYPE mood RENAME VALUE 'sad' TO 'low'", "UPDATE keyed SET v = 2")
+        await run.rows(m.target_url, keyed, [("low",), ("sad",)])
+        async with capturing(m.config) as capture:
+            assert (await over(capture, await request(capture, "valued"))).state is State.DONE
+        await run.rows(m.target_url, valued, [("low",)])
+        await m.reset()
+        async with capturing(m.config):
+            await run.rows(m.target_url, keyed, [("low",)])

@@ -149,7 +149,10 @@ async def test_keys_that_are_there_and_keys_that_are_gone(
         wrong = await backfill(capture, "t", [["1.00"]])
         odd = await backfill(capture, "t", [[1, "x'"]])
         none = await backfill(capture, "t", [])
+        nul = await backfill(capture, "t", [["1.00", "x\0"]])
         await capture.caught_up()
+    assert (nul.state, nul.rows) == (State.FAILED, 0)
+    assert "cannot contain NUL" in nul.reason
     assert (kept.state, kept.rows, kept.deletes) == (State.DONE, 2000, 0)
     assert (gone.state, gone.rows, gone.deletes) == (State.DONE, 2000, 3)
     assert (none.state, none.rows) == (State.DONE, 0)

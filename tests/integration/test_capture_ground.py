@@ -302,3 +302,70 @@ async def test_h06_text_that_reads_like_the_placeholder_is_text(database: str, m
     records = await events(config, "t")
     assert {v["after"]["v"] for v in values(records)} == {text}
     assert not any(text.encode() in (record.value or b"") for record in records)
+
+
+async def test_h22_stored_values_that_a_type_or_a_default_changes_are_found(
+    database: str, make_config: Make
+) -> None:
+    """Nothing of it is in the stream. What a backfill sends again is mended by one; a key is a reset's."""
+    await run(
+        database,
+        "CREATE TYPE mood AS ENUM ('sad', 'ok')",
+        "CREATE DOMAIN moods AS mood[]",
+        "CREATE TYPE place AS (street text, number int)",
+        "CREATE TABLE keyed (id mood PRIMARY KEY)",
+        "CREATE TABLE bare (id int PRIMARY KEY)",
+        "CREATE TABLE t (id int PRIMARY KEY, m moods, p place, untouched int)",
+        "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY LIST (id)",
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)",
+        "INSERT INTO keyed VALUES ('sad')",
+        "INSERT INTO t VALUES (1, '{sad}', '(a,1)')",
+        "INSERT INTO p VALUES (1)",
+    )
+    config = make_config(database)
+    async with capturing(config) as capture:
+        await capture.until(lambda: bool(capture.looks))
+        await run(
+            database,
+            "ALTER TYPE mood ADD VALUE 'glad' BEFORE 'ok'",
+            "ALTER TYPE place RENAME ATTRIBUTE street TO road",
+            "ALTER TABLE t ADD COLUMN null_ int",
+            "ALTER TABLE bare ADD COLUMN w int DEFAULT 7",
+        )
+        looks = capture.looks
+        await capture.until(lambda: capture.looks >= looks + 2)
+        assert capture.findings == [], "no stored value is another one"
+    await run(
+        database,
+        "ALTER TYPE mood RENAME VALUE 'sad' TO 'low'",
+        "ALTER TYPE place ADD ATTRIBUTE zip text",
+        "ALTER TABLE t ADD COLUMN w int NOT NULL DEFAULT 7",
+        "ALTER TABLE p ADD COLUMN w int DEFAULT 7",
+    )
+    mended_by_a_backfill = (
+        "column m of public.t has the value 'low' where it had 'sad'",
+        "column p of public.t has got an attribute of its composite type",
+        "column w of public.t was added with a default",
+        "column w of public.p was added with a default",
+    )
+    of_the_key = "column id of public.keyed has the value 'low' where it had 'sad'"
+    for _ in range(2):
+        async with capturing(config) as capture:
+            await capture.until(lambda c=capture: bool(c.looks))  # type: ignore[misc]
+            for finding in (*mended_by_a_backfill, of_the_key):
+                assert sum(finding in found for found in capture.findings) == 1, finding
+            assert len(capture.findings) == 5
+            assert sum("`tailrace backfill shop public.t`" in found for found in capture.findings) == 3
+    async with capturing(config) as capture:
+        for table in ("t", "p"):
+            assert (await over(capture, await request(capture, table))).state is State.DONE
+        await capture.until(lambda: len(capture.findings) == 1)
+        (found,) = capture.findings
+        assert of_the_key in found
+        assert "`tailrace reset shop --yes`" in found
+    sent = [v["after"] for v in values(await events(config, "t"))][-1]
+    assert (sent["m"], sent["p"], sent["w"]) == (["low"], "(a,1,)", 7)
+    await reset_source(config, "shop", brokers=config.kafka.brokers)
+    async with capturing(config) as capture:
+        await capture.until(lambda: bool(capture.looks))
+        assert capture.findings == []

@@ -384,6 +384,7 @@ async def test_h27_what_a_publication_made_by_hand_leaves_out_stops_the_first_st
         "CREATE TABLE t (id int PRIMARY KEY)",
         "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY LIST (id)",
         "CREATE UNLOGGED TABLE p1 PARTITION OF p FOR VALUES IN (1)",
+        "CREATE UNLOGGED TABLE u (id int PRIMARY KEY)",
         f"CREATE PUBLICATION {config.name} FOR TABLE t WHERE (id > 1), p WITH (publish = 'insert, update')",
     )
     for what in (
@@ -399,5 +400,9 @@ async def test_h27_what_a_publication_made_by_hand_leaves_out_stops_the_first_st
         await run(database, "INSERT INTO t VALUES (1)", "INSERT INTO p VALUES (1)", "DELETE FROM p")
         await run(database, "CREATE UNLOGGED TABLE p2 PARTITION OF p FOR VALUES IN (2)")
         await capture.until(lambda: any("p2 of public.p is UNLOGGED" in f for f in capture.findings))
+        (finding,) = [found for found in capture.findings if found.startswith("public.u is UNLOGGED")]
+        await run(database, finding.partition(" run ")[2])
+        await capture.until(lambda: not any("public.u" in found for found in capture.findings))
+        await run(database, "INSERT INTO u VALUES (1)")
         await capture.caught_up()
-    assert [v["op"] for t in "tp" for v in values(await events(config, t))] == ["c", "c", "d"]
+    assert [v["op"] for t in "tpu" for v in values(await events(config, t))] == ["c", "c", "d", "c"]

@@ -60,6 +60,37 @@ async def test_h24_a_bad_row_is_parked_alone(feeder: Feeder, target_database: st
         await run.until(lambda: run.flow().get("parked") == 0, "the count in the heartbeat")
 
 
+async def test_h24_a_name_of_an_object_that_the_target_lacks_is_a_bad_row(
+    feeder: Feeder, target_database: str
+) -> None:
+    """Its errors are those of a table that is not there, for which apply would wait."""
+    names = {"regclass": "pg_class", "regprocedure": "now()", "regproc": "now", "regtype": "integer"}
+    names |= {"regrole": "-", "regnamespace": "pg_catalog", "regconfig": "simple"}
+    columns = ", ".join(f"{kind}_ {kind}" for kind in names)
+    await execute(
+        target_database,
+        "CREATE SCHEMA mirror",
+        f"CREATE TABLE mirror.objects (id int PRIMARY KEY, {columns})",
+    )
+    described = [("id", "integer", "number"), *((f"{kind}_", kind, "text") for kind in names)]
+    table = await feeder.table("objects", described)
+    good = {f"{kind}_": name for kind, name in names.items()}
+    for n, kind in enumerate(names):
+        missing = "missing(integer)" if kind == "regprocedure" else "missing"
+        table.create({"id": n, **good, f"{kind}_": missing}, 100, n)
+    table.create({"id": 9, **good}, 100, 9)
+    await feeder.flush()
+    async with applying(config_of(feeder, target_database)) as run:
+        await run.rows(target_database, "SELECT id FROM mirror.objects", [(9,)])
+        codes = ["42P01", "42883", "42883", "42704", "42704", "3F000", "42704"]
+        queues = [(f'{{"id":{n}}}', 1, 100, code) for n, code in enumerate(codes)]
+        await run.rows(target_database, QUEUES, queues)
+        await execute(target_database, "CREATE TABLE missing ()")
+        await ask(target_database, "retry")
+        await run.rows(target_database, "SELECT id FROM mirror.objects ORDER BY 1", [(0,), (3,), (9,)])
+        assert run.status.record.state == "streaming"
+
+
 async def test_h24_later_changes_wait_in_order_and_a_retry_applies_them_in_order(
     feeder: Feeder, target_database: str
 ) -> None:

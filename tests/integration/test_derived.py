@@ -63,6 +63,7 @@ def far_apart(account: str) -> int:
     return next(n for n in count(1) if partition_for(dumps({"id": n}), 4) % 2 != group % 2)
 
 
+@pytest.mark.thorough
 async def test_columns_have_the_querys_types_whoever_sees_them_first(deriving: Make) -> None:
     """Workers that were there before the first event: neither knows a type, and one never sees the input."""
     async with deriving("typed") as pipeline:

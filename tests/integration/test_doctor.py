@@ -316,6 +316,19 @@ async def test_tables_that_are_not_there(config_of: Make, source: Place) -> None
     assert report.ok
 
 
+async def test_an_unlogged_table_is_named_with_what_makes_it_fit(config_of: Make, source: Place) -> None:
+    source.run("CREATE UNLOGGED TABLE scratch (id int PRIMARY KEY)")
+    warning = told(await examine(config_of()), "tables", Level.WARN)
+    assert warning.what.startswith("public.scratch is UNLOGGED: its changes are not in the server's log")
+    assert (await examine(config_of(tables='{public.scratch: exclude, "public.*": {}}'))).checks
+    config = config_of(tables="{public.scratch: {}}")
+    failure = told(await examine(config), "tables")
+    assert failure.what.startswith("table public.scratch is UNLOGGED")
+    assert failure.fix.endswith(warning.sql[0])
+    source.mend([warning])
+    assert all("UNLOGGED" not in check.what for check in (await examine(config)).checks)
+
+
 async def test_a_table_without_a_key_is_a_warning_with_its_mend(config_of: Make, source: Place) -> None:
     source.run('CREATE TABLE "Log lines" (at timestamptz, line text)')
     config = config_of()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict
 
 from consumers.targets.base import RowsRefused
 from consumers.testing import LogTable
@@ -46,20 +44,6 @@ async def make_users(url: str, email: str = "email text UNIQUE", more: str = "")
     await execute(
         url, "CREATE SCHEMA own", f"CREATE TABLE own.users (id int PRIMARY KEY, {email}, name text{more})"
     )
-
-
-@pytest.fixture
-async def modest_database(target_database: str, kafka_name: str) -> AsyncIterator[str]:
-    """The target for a role that may not set session_replication_role; it owns the schema `own`."""
-    role = f"r_{kafka_name}"
-    await execute(
-        target_database,
-        f"CREATE ROLE {role} LOGIN PASSWORD 'x'",
-        f"DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %I TO {role}', current_database()); END $$",
-    )
-    parts = conninfo_to_dict(target_database)
-    yield f"postgresql://{role}:x@{parts['host']}:{parts['port']}/{parts['dbname']}"
-    await execute(target_database, f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}")
 
 
 # Inside one batch

@@ -79,6 +79,14 @@ async def test_casts_go_by_the_source_type_and_by_text_where_there_is_no_cast(ta
         ]
 
 
+async def test_a_name_of_an_object_goes_to_its_column_as_a_text(target_database: str) -> None:
+    """Never by way of a regclass, which this database would look up."""
+    async with given(target_database, {"columns": {"place": {"to": "was_at", "cast": "text"}}}) as at:
+        at.log.table("objects", {"id": "integer", "place": "regclass"}).create({"id": 1, "place": "missing"})
+        await at.apply()
+        assert await at.rows("SELECT was_at FROM own.objects") == [("missing",)]
+
+
 @pytest.mark.parametrize(
     ("unmapped", "columns", "found"),
     [

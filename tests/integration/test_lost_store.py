@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sqlite3
@@ -13,6 +14,8 @@ import psycopg
 import pytest
 from redis.asyncio import Redis
 
+from consumers.apply.assemble import Prepared
+from consumers.apply.writing import Writer
 from consumers.commands.parked import opened
 from streamer.binding import bind
 from streamer.config import Config, SqlTarget, parse
@@ -23,7 +26,7 @@ from streamer.errors import FatalError
 from streamer.sandbox import ValkeyServer
 from tests.harness.capture import until
 from tests.harness.feeder import Feeder, Running, Table, applying, config_of
-from tests.harness.people import IDS, drop, filled, make
+from tests.harness.people import IDS, copied, drop, filled, make
 from tests.harness.redis_target import redis_config_of
 from tests.harness.tiers import corners
 
@@ -371,3 +374,40 @@ async def test_a_database_that_went_back_is_filled_while_no_change_comes(
         await run.rows(target_database, IDS, rows)
         assert " back to 0" in await said(run)
         await run.settled(feeder)
+
+
+async def test_h30_what_a_killed_process_commits_late_is_no_loss(
+    feeder: Feeder, target_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last transaction is open while the next process reads the checkpoint and follows on that, twice."""
+    table = await filled(feeder, *range(10), partitions=1)
+    await copied(feeder, target_database, *range(10))
+    make(table, *range(10, 60), lsn=200)
+    await feeder.flush()
+    handed = asyncio.Event()
+    batches = 0
+    put = Writer.put
+
+    async def counted(writer: Writer, prepared: Prepared) -> None:
+        nonlocal batches
+        await put(writer, prepared)
+        batches += bool(prepared.records)
+        if batches == 2:  # one is in the target, and one behind it
+            handed.set()
+
+    monkeypatch.setattr(Writer, "put", counted)
+    small = config_of(feeder, target_database, batch="{rows: 10}")
+    async with await psycopg.AsyncConnection.connect(target_database) as killed:
+        await killed.execute("SELECT FROM _tailrace.checkpoints FOR UPDATE")
+        async with applying(small) as run:
+            async with asyncio.timeout(10):
+                await handed.wait()
+            await killed.execute(
+                "INSERT INTO mirror.people SELECT 10, name, note, _tailrace_epoch, _tailrace_lsn + 100,"
+                " _tailrace_ordinal FROM mirror.people WHERE id = 9"
+            )
+            await killed.execute("UPDATE _tailrace.checkpoints SET next_offset = next_offset + 1")
+            await killed.commit()
+            await run.rows(target_database, IDS, [(n,) for n in range(60)])
+            await run.settled(feeder)
+            assert losses(run) == []

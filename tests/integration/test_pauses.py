@@ -89,7 +89,7 @@ async def test_a_kill_9_of_apply_forgets_no_pause_and_every_command_says_it(pipe
     _, apply = await pipeline.start_both()
     code, said = await pipeline.run("pause", flow, "--why", "a test")
     assert code == EXIT_OK, said
-    assert "nothing more of it is written" in said, said
+    assert "nothing more is written" in said, said
 
     async def paused() -> bool:
         return bool((await _flow(pipeline))["state"] == "PAUSED")

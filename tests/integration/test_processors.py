@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from random import Random
 from typing import Any
 
@@ -130,8 +132,12 @@ async def test_derived_rows_are_the_query_through_a_kill(pipeline: Pipeline, val
     assert table["way"] == [f"capture:{pipeline.source}", "process:revenue", "apply:copy"]
     code, text = await pipeline.run("tail", out, "-n", "1")
     assert " 1:@" in text  # a derived row's version is its offset
-    code, report = await reconcile(pipeline, "table", "--wait", "20s")
-    assert (code, report["tables"][0]["fence"]) == (0, "stream")
+    code, report = await reconcile(pipeline, "--wait", "20s")
+    assert code == 0, report
+    assert [(table["flow"], table["fence"]) for table in report["tables"]] == [
+        ("table", "stream"),
+        ("board", "stream"),
+    ]
 
 
 async def test_h19_drift_of_a_derived_table_is_found_and_not_repaired_by_a_backfill(
@@ -146,6 +152,9 @@ async def test_h19_drift_of_a_derived_table_is_found_and_not_repaired_by_a_backf
         "DELETE FROM mirror.revenue WHERE customer_id = 4",
         "UPDATE mirror.revenue SET customer_id = 99 WHERE customer_id = 5",
     )
+    code, text = await pipeline.run("doctor")
+    assert code == 0, text
+    assert "processors:revenue is an aggregate, 2 hops; exactly_once" in text
     code, report = await reconcile(pipeline, "revenue", "--repair", "--wait", "20s")
     (table,) = report["tables"]
     assert (code, counts(table)) == (1, {"missing": 2, "extra": 1, "different": 1})
@@ -219,3 +228,28 @@ async def test_h19_no_false_alarm_while_a_thousand_rows_a_second_are_written(pip
     await execute(pipeline.target_url, "UPDATE mirror.revenue SET orders = orders + 1 WHERE customer_id = 7")
     code, report = await reconcile(pipeline, "revenue", "--wait", "20s")
     assert (code, counts(report["tables"][0])) == (1, {"different": 1})
+
+
+@pytest.mark.thorough
+async def test_run_keeps_a_processor_running_and_has_its_rows_proven(pipeline: Pipeline) -> None:
+    with_processor(pipeline)
+    await execute(pipeline.source_url, *DDL)
+    pipeline.start("run")
+    await derived(pipeline)
+    process = await pipeline.state("process", "streaming")
+    os.kill(process.pid, signal.SIGKILL)
+    await execute(pipeline.source_url, *CHANGES)
+    await derived(pipeline)
+    status: dict[str, Any] = {}
+
+    async def proven() -> bool:
+        nonlocal status
+        _, text = await pipeline.run("status", "--json")
+        status = json.loads(text)
+        proof = status["flows"][0]["proof"]
+        return proof is not None and proof["verdict"] == "equal"
+
+    await pipeline.until("the derived flow has its first proof", proven, 60)
+    (part,) = [part for part in status["parts"] if part["part"] == "process:revenue" and not part["ended"]
+               and part["pid"] != process.pid]  # fmt: skip
+    assert part["restarts"] == 1

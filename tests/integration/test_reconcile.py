@@ -60,7 +60,9 @@ async def test_equal_is_proved_and_faults_are_named(pipeline: Pipeline, tmp_path
     assert code == 0
     runs = json.loads(out)
     verdicts = [run["report"]["verdict"] if run["ended"] else "" for run in runs]
-    assert verdicts == ["", "equal", "equal", "drift", "equal"]
+    assert verdicts == ["error", "equal", "equal", "drift", "equal"]
+    assert 'column "price" does not exist' in runs[0]["report"]["tables"][0]["reason"]
+    assert not report["resumed"]
     assert (pipeline.folder / ".tailrace" / "control.db").exists()
 
 
@@ -141,6 +143,7 @@ async def test_a_killed_run_goes_on(pipeline: Pipeline) -> None:
     found = {("missing", "7"), ("different", "2000")}
     assert (code, counts(table), samples(report)) == (1, {"missing": 1, "different": 1}, found)
     assert table["resumed"]
+    assert report["resumed"]
     assert (table["source_rows"], table["target_rows"]) == (2000, 1999)
     code, again = await reconcile(pipeline, "mirror", "--limit-rate", "10000")
     assert (code, samples(again)) == (1, {*found, ("different", "8")})
@@ -148,6 +151,30 @@ async def test_a_killed_run_goes_on(pipeline: Pipeline) -> None:
     assert [(run["ended"], run["run"]) for run in json.loads(out)] == [
         (True, r["run"]) for r in (again, report)
     ]
+
+
+async def test_a_source_that_is_a_target_keeps_its_versions_to_itself(pipeline: Pipeline) -> None:
+    """From database to database to database; and names of objects are texts, which the second has not."""
+    await execute(
+        pipeline.source_url,
+        "CREATE TABLE item (id int PRIMARY KEY, _tailrace_epoch int NOT NULL DEFAULT 99, name text,"
+        " _tailrace_lsn bigint NOT NULL DEFAULT 1, place regclass)",
+        "INSERT INTO item SELECT n, 99, 'n', 5, 'item' FROM generate_series(1, 20) n",
+    )
+    pipeline.start("capture")
+    await pipeline.captured()
+    pipeline.start("apply")
+    await execute(pipeline.source_url, "UPDATE item SET name = 'm', _tailrace_lsn = 6 WHERE id < 5")
+    code, out = await pipeline.run("backfill", pipeline.source, "item")
+    assert code == 0, out
+    (table,) = (await proved(pipeline))["tables"]
+    assert (table["path"], table["columns"], table["target_rows"]) == (
+        "canonical",
+        ["id", "name", "place"],
+        20,
+    )
+    query = "SELECT count(*) FROM mirror.item WHERE _tailrace_epoch <> 99 AND place = 'item'::text"
+    assert await pipeline.target_value(query) == 20
 
 
 async def test_a_flow_is_compared_as_it_means_it(pipeline: Pipeline) -> None:

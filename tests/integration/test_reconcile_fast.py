@@ -27,6 +27,7 @@ from consumers.reconcile.mapping import Incomparable
 from consumers.reconcile.origins.base import Refused
 from consumers.reconcile.origins.registry import make_origin
 from consumers.reconcile.proof import Limits, make_plan
+from consumers.reconcile.sides.base import KeyRange
 from consumers.reconcile.stores.registry import make_store
 from consumers.reconcile.tables import make_sides
 from streamer.config import parse
@@ -165,3 +166,57 @@ flows: {{mirror: {{from: shop.public.item, to: copy.mirror}}}}
     finally:
         await target.close()
         await origin.close()
+
+
+NAMES = ("n", "c", "t", "q", "k", "h", "lo", "hi")  # such as a statement likes to give its own columns
+KEYS = 400
+PARTS = 8
+
+
+@pytest.mark.parametrize("store", ["postgres", "sqlite"])
+async def test_a_key_may_have_any_name(
+    store: str, database: str, target_database: str, tmp_path: Path
+) -> None:
+    table = "CREATE TABLE {0}t_{1} ({1} int PRIMARY KEY, v text)"
+    rows = f"INSERT INTO {{0}}t_{{1}} SELECT n * 10, 'v' FROM generate_series(1, {KEYS}) n"
+    await execute(database, *[each.format("", name) for name in NAMES for each in (table, rows)])
+    file = tmp_path / "copy.db"
+    if store == "postgres":
+        there = [each.format("mirror.", name) for name in NAMES for each in (table, rows)]
+        await execute(target_database, "CREATE SCHEMA mirror", *there)
+    else:
+        with closing(sqlite3.connect(file)) as line, line:
+            for name in NAMES:
+                line.execute(table.format("", name))
+                values = [(n * 10, "v") for n in range(1, KEYS + 1)]
+                line.executemany(f"INSERT INTO t_{name} VALUES (?, ?)", values)
+    kind, url = ("postgres", target_database) if store == "postgres" else ("sql", f"sqlite:///{file}")
+    text = f"""
+name: acme
+sources: {{shop: {{kind: postgres, url: "{database}", tables: {{"public.*": {{}}}}}}}}
+targets: {{copy: {{kind: {kind}, url: "{url}"}}}}
+flows: {{mirror: {{from: shop.public.*, to: copy.mirror}}}}
+"""
+    config = parse(text, tmp_path / "tailrace.yaml", environ={})
+    flow = config.flows["mirror"]
+    origin, target = make_origin(config, flow), make_store(config, flow)
+    await origin.open()
+    await target.open()
+    seen = set()
+    try:
+        async with aclosing(origin.tables(flow)) as tables:
+            async for captured in tables:
+                assert not isinstance(captured, Refused)
+                sides = await make_sides(captured, target, flow, where="", only=())
+                for side in (sides.source, sides.target):
+                    parts = await side.split(KeyRange(), PARTS, KEYS)
+                    assert [part.low for part in parts[1:]] == [
+                        (str(at * KEYS // PARTS * 10 + 10),) for at in range(1, PARTS)
+                    ]
+                    found = await compare(sides.source, sides.target, parts)
+                    assert (found.source_rows, found.target_rows, found.suspects) == (KEYS, KEYS, set())
+                seen.add(captured.name.removeprefix("t_"))
+    finally:
+        await target.close()
+        await origin.close()
+    assert seen == set(NAMES)

@@ -13,10 +13,12 @@ import redis.asyncio as aioredis
 from redis.asyncio import RedisCluster
 
 from consumers.reconcile.compare import compare
+from consumers.reconcile.fence import EXTRA
 from consumers.reconcile.groups import Grouping
 from consumers.reconcile.origins.base import Refused
 from consumers.reconcile.origins.registry import make_origin
-from consumers.reconcile.proof import Limits, make_plan
+from consumers.reconcile.proof import Limits, Progress, Proof, make_plan
+from consumers.reconcile.settle import Settling
 from consumers.reconcile.sides.base import Key
 from consumers.reconcile.sides.redis_nodes import Asked, Nodes
 from consumers.reconcile.stores.registry import make_store
@@ -199,6 +201,63 @@ async def test_every_kind_of_entity_against_a_postgres(
         grouping = Grouping(("period",), "", (), 0)
         counts = {("daily",): [BIG], ("all",): [2]}
         assert await sides.source.groups(grouping) == await sides.target.groups(grouping) == counts
+
+
+async def test_what_a_stream_proves_not_to_be_trimmed_is_drift(
+    client: aioredis.Redis, redis_server: ValkeyServer, target_database: str
+) -> None:
+    streams = {
+        "again": ([9], ["1", "2", "3", "9"]),
+        "ahead": ([2], ["2", "5"]),
+        "deleted": ([1, 2, 3], ["1", "2", "3"]),
+        "gone": ([], ["1"]),
+        "lost": ([5, 6, 7, 8], ["1", "2", "5", "6", "7", "8"]),
+        "trimmed": ([1, 2, 10, 11], ["1", "2", "10", "11"]),
+    }
+    await execute(
+        target_database,
+        "CREATE TABLE log (id text, entry text, fields jsonb, PRIMARY KEY (id, entry))",
+        "INSERT INTO log VALUES ('trimmed', 'of no stream', '{}')",
+    )
+    for name, (ids, rows) in streams.items():
+        for n in ids:
+            await client.xadd(f"log:{name}", {"n": "1"}, id=f"{n}-0")
+        values = ", ".join(f"""('{name}', '{n}-0', '{{"n": "1"}}')""" for n in rows)
+        await execute(target_database, f"INSERT INTO log VALUES {values}")
+    await client.xdel("log:deleted", "2-0")
+    await client.xtrim("log:lost", maxlen=1, approximate=False)
+    await client.xtrim("log:trimmed", maxlen=1, approximate=False)
+    wanted = {
+        *(("again", f"{n}-0") for n in (1, 2, 3)),
+        ("ahead", "5-0"),
+        ("gone", "1-0"),
+        *(("lost", f"{n}-0") for n in (1, 2)),  # it has lost three: the last of those that are not there
+    }
+    target = {"kind": "postgres", "url": target_database}
+    assert (
+        await extras(config_of(redis_server.url, target, {"log": {"from": "shop.log", "to": "copy.public"}}))
+        == wanted
+    )
+    ignored = {"log": {"from": "shop.log", "to": "copy.public", "delete": "ignore"}}
+    assert await extras(config_of(redis_server.url, target, ignored)) == set()
+
+
+async def extras(config: Config) -> set[Key]:
+    """Rows of the target alone that are drift; saved progress keeps them."""
+    async with sides_of(config, "log", "log") as sides:
+        judge = Settling(sides.source, sides.target, pause_s=0.0)
+
+        async def open_judge() -> Settling:
+            return judge
+
+        async def save(progress: Progress) -> None:
+            assert Progress.load(json.loads(json.dumps(progress.dump()))) == progress
+
+        progress = Progress()
+        await Proof(sides, await make_plan(sides, Limits()), progress, Limits(), open_judge, save).run()
+        assert {kind for kind, _ in progress.faults} <= {EXTRA}
+        assert progress.counts.extra == len(progress.faults)
+        return {key for _, key in progress.faults}
 
 
 async def test_several_databases_and_keys_of_any_bytes(

@@ -242,7 +242,8 @@ async def test_a_copy_in_sqlite_is_repaired(
         tmp_path, source_url=database, target_url=database, brokers=kafka, name=kafka_name, target=target
     ) as pipeline:
         prices = "CREATE TABLE price (k numeric PRIMARY KEY, v int)"
-        await execute(database, *ITEMS, prices, "INSERT INTO price VALUES (1.00, 1), (2.50, 2)")
+        words = "CREATE TABLE word (w text PRIMARY KEY)", "INSERT INTO word VALUES ('a'), ('b')"
+        await execute(database, *ITEMS, *words, prices, "INSERT INTO price VALUES (1.00, 1), (2.50, 2)")
         pipeline.start("capture")
         pipeline.start("apply")
         await proved(pipeline)
@@ -259,3 +260,12 @@ async def test_a_copy_in_sqlite_is_repaired(
             (1, 0),
         ]
         await proved(pipeline)
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute("INSERT INTO word (w) VALUES ('a' || char(0))")  # no text of a PostgreSQL
+            connection.execute("DELETE FROM item WHERE id = 9")
+        code, report = await reconcile(pipeline, "--repair", "--delete-extra", "--refuse-above", "100%")
+        repaired = {table["source"]: table["repair"] for table in report["tables"] if table["repair"]}
+        assert code == 1, report
+        assert (repaired["public.item"]["verified"], repaired["public.item"]["left"]) == (1, 0)
+        assert (repaired["public.word"]["planned"], repaired["public.word"]["left"]) == (0, 1)
+        assert repaired["public.word"]["still"] == [["a\0"]]

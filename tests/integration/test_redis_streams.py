@@ -51,6 +51,29 @@ async def test_a_stream_that_is_made_again_at_once_holds_its_own_entries_only(
         assert found.ops(b'{"id":"a","entry":"95-0"}') == "cd"
 
 
+@pytest.mark.parametrize("emptied", ["FLUSHDB", "SWAPDB 0 1"])
+async def test_h21_a_stream_that_is_made_again_in_an_emptied_database_holds_its_own_entries_only(
+    emptied: str, redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
+) -> None:
+    """Its entries are read before the scan. No more rows stay than it has lost entries, the last ones."""
+    config = make_redis_config(redis_server.url, ["log"])
+    async with capturing_redis(config) as capture:
+        for name in "one", "cut", "none":
+            await add(client, f"log:{name}", 1, 2, 3)
+        await until_count(config, "log", 9)
+        gaps = capture.detail("gaps_seen")
+        async with client.pipeline() as pipe:
+            pipe.execute_command(*emptied.split())
+            await add(pipe, "log:one", 9)
+            await add(pipe, "log:cut", 7, 8, 9)
+            await add(pipe, "log:none", 9)
+            pipe.xtrim("log:cut", maxlen=1, approximate=False)
+            pipe.xdel("log:none", "9-0")
+            await pipe.execute()
+        await capture.healed(gaps + 1)
+        await until_rows(config, "log", rows_of(one=[9], cut=[2, 3, 9]))
+
+
 async def test_h21_a_stream_that_was_made_again_while_nobody_watched(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
 ) -> None:

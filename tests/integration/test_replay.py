@@ -57,6 +57,11 @@ def operator(folder: Path, feeder: Feeder, url: str, more: str = "", batch: str 
     return Operator(folder, text.replace("to: copy.mirror}", f"to: copy.mirror{more}}}"))
 
 
+def measured(run: Running) -> dict[str, float] | None:
+    found: dict[str, float] | None = run.flow()["latency_ms"]
+    return found
+
+
 def replays(run: Running) -> list[str]:
     flows = run.status.record.detail.get("flows", {}).values()
     return [
@@ -190,6 +195,7 @@ async def test_an_idle_flow_goes_back_and_mends_what_a_person_has_broken(
     async with applying(person.config) as run:
         await run.rows(target_database, IDS, [(n,) for n in range(10)])
         await run.settled(feeder)
+        once = measured(run)
         await execute(target_database, "DELETE FROM mirror.people WHERE id < 3")
         code, said = await person.replay(capfd, from_start=True, dry_run=True)
         counts = said["counts"]
@@ -200,6 +206,7 @@ async def test_an_idle_flow_goes_back_and_mends_what_a_person_has_broken(
         await run.rows(target_database, IDS, [(n,) for n in range(10)])
         await run.settled(feeder)
         assert not [text for text in run.status.record.detail["findings"] if "has lost rows" in text]
+        assert measured(run) in (once, None), "the age of what was committed long before is no latency"
 
 
 async def test_a_time_and_an_lsn_lead_to_their_offsets(

@@ -63,6 +63,8 @@ KINDS: list[tuple[str, str, Any, str]] = [
     ("tsvector", "text", "'a' 'b'", "'a' 'b'"),
     ("pg_lsn", "text", "1/A", "1/A"),
     ("unknown.mood", "text", "sad", "sad"),
+    ("regclass", "text", "elsewhere.orders", "elsewhere.orders"),
+    ("regtype[]", "array:text", ["elsewhere.mood", None], "{elsewhere.mood,NULL}"),
 ]
 
 

@@ -12,6 +12,8 @@ from consumers.processors.helpers import (
     aggregate,
     avg,
     count,
+    expand,
+    explode,
     filter_,
     join,
     map_,
@@ -148,6 +150,21 @@ HELPERS: dict[str, Helper] = {
         {"": "SELECT id, customer_id, status, total AS amount, placed AS at FROM orders"},
     ),
 }
+HELPERS["spread"] = Helper(
+    lambda orders: expand(["address"], types={"address_city": "text", "address_at_lat": "integer"}),
+    {
+        "": "SELECT id, status, address->>'city' AS address_city,"
+        " (address->'at'->>'lat')::int AS address_at_lat FROM orders"
+    },
+)
+HELPERS["lines"] = Helper(
+    lambda orders: explode("lines", types={"sku": "text", "n": "integer"}),
+    {
+        "": "SELECT id, (number - 1)::int AS position, line->>'sku' AS sku, (line->>'n')::int AS n"
+        " FROM orders, jsonb_array_elements(lines) WITH ORDINALITY lines (line, number)"
+    },
+    key=("id", "position"),
+)
 OF_THE_SHOP = tuple(HELPERS)
 
 HELPERS["typed"] = Helper(

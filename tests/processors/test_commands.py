@@ -85,7 +85,7 @@ async def test_a_dry_run_of_a_body_that_raises_exits_1(
     orders.update({"id": 1, "n": 1}, lsn=100)
     await feeder.flush()
     (tmp_path / "broken_agent.py").write_text(
-        "from consumers.processors import agent\n\n@agent\nasync def broken(change):\n    return {'n': 1 / 0}\n"
+        "from consumers.processors import agent\n\n@agent\nasync def broken(change):\n    return 1 / 0\n"
     )
     config = written(feeder, [orders.topic], tmp_path, agent="broken_agent:broken")
     code = await asyncio.to_thread(

@@ -320,7 +320,7 @@ def test_flatten_is_the_table(acts: list[Any], data: st.DataObject) -> None:
 
 def test_an_outbox_sends_what_is_inserted_once() -> None:
     topic = "shop.public.outbox"
-    definition = helpers.outbox(route="kind", key="about", payload="body")
+    definition = helpers.outbox_router(route="kind", key="about", payload="body")
     log = partitions.Log(definition.hops(partitions.given([topic])), lambda n: 0)
     row = {"id": 1, "kind": "mail", "about": "ann", "body": '{"to":"ann"}'}
     log.write(topic, "c", {"id": 1}, row)
@@ -332,7 +332,7 @@ def test_an_outbox_sends_what_is_inserted_once() -> None:
 
 
 def test_an_outbox_row_without_a_topic_is_a_bad_row() -> None:
-    definition = helpers.outbox(route="kind", key="about", payload="body")
+    definition = helpers.outbox_router(route="kind", key="about", payload="body")
     log = partitions.Log(definition.hops(partitions.given([ORDERS])), lambda n: 0)
     log.write(ORDERS, "c", {"id": 1}, {"id": 1, "kind": None, "about": "a", "body": "b"})
     with pytest.raises(BadRecordError, match="kind is null or empty"):

@@ -185,6 +185,14 @@ HASH = 'pattern: "a:{id}", type: hash'
             ["does not keep keys apart", "it is a number"],
         ),
         ('{pattern: "a:{id}", type: zset, rows: {member: m, score: m}}', ["two columns are called 'm'"]),
+        (
+            '{pattern: "a:{id}", type: stream}',
+            [
+                "entities.one.pattern",
+                "the part 'id' has the name that a stream's rows give to their id",
+                "give the pattern's part another name, or the column: rows: {id: ...}",
+            ],
+        ),
         ('{pattern: "a", type: stream, rows: {fields: f}, columns: {n: int}}', ["`rows` keeps them whole"]),
         (f"{{{HASH}, exists: {{any: [n]}}}}", ["`exists` is a pivot's"]),
         (f"{{{HASH}, debounce: soon}}", ["is not a duration"]),

@@ -124,6 +124,20 @@ def test_a_bucket_fills_again() -> None:
     assert bucket.take() > 0
 
 
+async def test_a_flow_is_paused_with_a_reason_and_a_trail(served: Served) -> None:
+    for body in ({"why": "w" * 201}, {"who": "me"}):
+        assert (await served.post("/api/flows/mirror/pause", body)).status_code == 422
+    asked = await served.post("/api/flows/mirror/pause", {"why": "the month is closed"})
+    assert asked.status_code == 202
+    action = asked.json()
+    assert action["command"] == "tailrace pause mirror '--why=the month is closed'"
+    assert (action["kind"], action["by"]) == ("pause", "http from 127.0.0.1")
+    await _ended(served, action["action"])
+    resumed = (await served.post("/api/flows/mirror/resume", {})).json()
+    assert (resumed["kind"], resumed["command"]) == ("resume", "tailrace resume mirror")
+    await _ended(served, resumed["action"])
+
+
 async def test_what_cannot_be_taken_back_is_foretold_first(served: Served) -> None:
     wish = {"from_start": True, "dry_run": False}
     refused = await served.post("/api/flows/mirror/replay", wish)

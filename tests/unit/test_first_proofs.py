@@ -47,7 +47,14 @@ def config(folder: Path, more: str = "") -> Config:
 
 def status(flow: dict[str, Any] | None = None, source: dict[str, Any] | None = None) -> Status:
     ours = {"name": "shop", "state": "streaming", "snapshot": None, "epoch": 7, "backfills": []}
-    theirs = {"name": "mirror", "from": "shop.public.*", "state": "IDLE", "lag_s": 0.0, "partitions": [{}]}
+    theirs = {
+        "name": "mirror",
+        "from": "shop.public.*",
+        "state": "IDLE",
+        "lag_s": 0.0,
+        "partitions": [{}],
+        "way": ["capture:shop", "apply:copy"],
+    }
     return Status("acme", 0, [], [ours | (source or {})], [theirs | (flow or {})], [])
 
 

@@ -13,6 +13,7 @@ from streamer.changes.ground import (
     LeafFacts,
     MissedFacts,
     PublicationFacts,
+    StaleFacts,
     TableFacts,
     TruncateFacts,
     dump,
@@ -43,6 +44,8 @@ def ground(*facts: Facts) -> Ground:
         MissedFacts("public.t", "public.u"),
         LeafFacts(9, "public.t9", 1, 70, 5, 6),
         TruncateFacts(1, 8),
+        StaleFacts(1, "column v of public.t", 9),
+        replace(TABLE, parts=((2, "e16400", "sad"),)),
     ],
 )
 def test_a_record_comes_back_as_it_was(facts: Facts) -> None:

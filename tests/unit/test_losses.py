@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from consumers.apply.checkpoint import Checkpoint, Move, Place
+from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.losses import SHOWN_S, Losses
 from consumers.targets.base import Look
 
@@ -58,8 +58,8 @@ def test_a_loss_is_said_until_it_is_mended_and_for_a_time(caplog: pytest.LogCapt
 
 def test_a_move_that_was_refused_is_a_loss_when_the_checkpoint_is_lower() -> None:
     losses = Losses()
-    losses.refused(Move(ZERO, 10, 12, None))
-    losses.refused(Move(OTHER, 5, 6, None))
+    losses.refused(ZERO, 10)
+    losses.refused(OTHER, 5)
     losses.placed(stands(zero=4, other=7), {})
     (text,) = losses.findings({ZERO: 4, OTHER: 7})
     assert "from offset 10 back to 4" in text

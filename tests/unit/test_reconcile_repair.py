@@ -104,6 +104,14 @@ def test_a_key_that_no_event_has_is_left_and_named() -> None:
     assert repair_of(table).still == [["seven"]]
 
 
+def test_a_key_with_a_nul_is_no_text_of_a_source_and_is_left() -> None:
+    name = replace(RECORD, columns=(Column("id", "text", -1, "text", True),))
+    table = replace(faulty([("extra", ("a\0",)), ("extra", ("b",))]), record=name, kinds={"id": "text"})
+    (planned,) = plan(job(delete_extra=True), [table])
+    assert list(planned.keys.values()) == [("b",)]
+    assert repair_of(table).still == [["a\0"]]
+
+
 @pytest.mark.parametrize(
     ("kind", "value"),
     [

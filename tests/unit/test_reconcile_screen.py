@@ -6,6 +6,7 @@ from io import StringIO
 
 from rich.console import Console
 
+from consumers.reconcile.cells import Cell, Cells
 from consumers.reconcile.report import Counts, Report, Sample, TableReport
 from consumers.reconcile.screen import show, show_history
 
@@ -38,6 +39,21 @@ def test_a_table_where_it_has_the_room_and_lines_where_it_has_not() -> None:
     for lines in (wide, narrow):
         assert f"  -> {FIX}" in lines  # in one piece, as it is copied
         assert "customers public.customers_by_region: missing: (7)" in lines
+
+
+def test_what_nobody_would_see_is_quoted_and_a_run_that_went_on_says_so() -> None:
+    went_on = report()
+    went_on.resumed = True
+    keys = ["7 ", ""], [" x", "plain text"], ["a\0", "NULL"]
+    went_on.tables[0].samples = [Sample("missing", list(key)) for key in keys]
+    went_on.tables[0].groups = Cells(("a", "b"), "", 0, 1, 0, [Cell((" x", "NULL"), None, 1, 0)])
+    out = StringIO()
+    show(went_on, Console(file=out, width=120))
+    said = out.getvalue()
+    assert "missing: ('7 ', ''); (' x', plain text); ('a\\x00', 'NULL')" in said
+    assert "│ ' x' │ 'NULL' │" in said
+    assert "resumed: it went on with a run that was broken off, and that began 1970-01-01T00:00:00Z" in said
+    assert went_on.plain()["resumed"]
 
 
 def test_the_history_has_a_line_a_run_where_there_is_no_room() -> None:

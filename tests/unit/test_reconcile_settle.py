@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
+import pytest
+
 from consumers.reconcile.settle import LOOKS, PAUSE_S, SAME_LOOKS, Settling
-from consumers.reconcile.sides.base import Key, Row
+from consumers.reconcile.sides.base import Key, Row, both
+from streamer.errors import SourceUnavailable
 
 A, B, C, D, E = (("a",), ("b",), ("c",), ("d",), ("e",))
 
@@ -62,3 +66,22 @@ async def test_each_kind_of_drift_takes_as_many_looks() -> None:
         ("extra", C),
     }
     assert len(source.asked) == len(target.asked) == SAME_LOOKS
+
+
+async def test_where_one_side_fails_the_other_is_waited_for() -> None:
+    """Its session takes one statement at a time, and the next table's is to come."""
+    failed, done = asyncio.Event(), False
+
+    async def fails() -> None:
+        failed.set()
+        raise SourceUnavailable("gone")
+
+    async def answers() -> None:
+        nonlocal done
+        await failed.wait()
+        await asyncio.sleep(0)
+        done = True
+
+    with pytest.raises(SourceUnavailable):
+        await both(fails(), answers())
+    assert done

@@ -208,3 +208,19 @@ def test_a_message_of_another_kind_is_an_error() -> None:
     ):
         with pytest.raises(DecodeError):
             method(payload)
+
+
+def test_columns_of_ours_are_passed_over() -> None:
+    """A table that is the target of another Tailrace: the stream has them, COPY is not asked for them."""
+    names = ("_tailrace_epoch", "id", "_tailrace_source", "name")
+    columns = tuple(RelationColumn(name, 25, -1, name == "id") for name in names)
+    made = RowEncoder(Relation(OID, "public", "t", "d", columns), ["number", "text"], ("id",))
+    whole = (b'{"id":7}', b'{"id":7,"name":"a"}')
+    assert made.insert(b"I" + HEAD + b"N" + row(b"1", b"7", b"{}", b"a")) == whole
+    assert made.copy_row(b"7\ta") == whole
+    old, new = row(None, b"6", None, None), row(b"2", b"7", UNCHANGED, b"a")
+    moved = made.update(b"U" + HEAD + b"K" + old + b"N" + new)
+    assert moved == (*whole[:1], b"null", whole[1], b'{"id":6}', b'{"id":6,"name":null}')
+    assert made.delete(b"D" + HEAD + b"K" + old) == moved[3:]
+    with pytest.raises(DecodeError, match="column id cannot be read"):
+        made.insert(b"I" + HEAD + b"N" + row(b"1", b"x", b"{}", b"a"))

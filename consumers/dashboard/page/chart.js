@@ -17,6 +17,12 @@ function load() {
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+// In one unit, which has room beside the axis.
+function milliseconds(ticks) {
+  const whole = Math.max(...ticks) >= 10_000;
+  return ticks.map((tick) => (whole ? `${tick / 1000} s` : `${tick} ms`));
+}
+
 export async function drawPast(root, past, drawn, closed) {
   const data = [past.at_us.map((at) => at / 1e6), past.p50_ms, past.p99_ms, past.lag_worst_s];
   const last = (values) => [...values].reverse().find((value) => value !== null) ?? "unknown";
@@ -40,7 +46,7 @@ export async function drawPast(root, past, drawn, closed) {
     height: 220,
     legend: { live: false },
     scales: { x: { time: true }, ms: { range: (_, low, high) => [0, Math.max(1, high ?? 1)] }, s: { range: (_, low, high) => [0, Math.max(1, high ?? 1)] } },
-    axes: [axis, { ...axis, scale: "ms", values: (_, ticks) => ticks.map((tick) => `${tick} ms`), size: 70 }, { ...axis, scale: "s", side: 1, grid: { show: false }, values: (_, ticks) => ticks.map((tick) => `${tick} s`), size: 60 }],
+    axes: [axis, { ...axis, scale: "ms", values: (_, ticks) => milliseconds(ticks), size: 70 }, { ...axis, scale: "s", side: 1, grid: { show: false }, values: (_, ticks) => ticks.map((tick) => `${tick} s`), size: 60 }],
     series: [{},
       { label: "p50 ms", scale: "ms", stroke: colour("--chart-1"), width: 2 },
       { label: "p99 ms", scale: "ms", stroke: colour("--chart-2"), width: 2, dash: [6, 4] },

@@ -196,6 +196,10 @@ export class FlowPage {
       this.output.append(h("p", { class: "muted" }, "There is nothing to do, or it cannot be done: nothing was changed."));
       return;
     }
+    if (verb === "reconcile" && dry.exit_code === 0) {
+      this.output.append(h("p", { class: "muted" }, "Nothing differs beyond the threshold: there is nothing to repair."));
+      return;
+    }
     const go = button("Do it", async () => { await this.run(verb, { ...body, dry_run: false, after: dry.action }); }, { admin: this.admin, primary: true });
     this.output.append(h("p", { class: "buttons" }, go, h("span", { class: "muted" }, " That was a dry run: nothing has been changed yet.")));
     go.focus();
@@ -251,7 +255,7 @@ export class FlowPage {
       for (const each of run.report.tables) {
         made.body.append(h("tr", {}, began.cloneNode(true), h("th", { scope: "row" }, each.source, ...cells(each.groups)),
           h("td", { title: each.reason || null }, stateOf(each.verdict)),
-          h("td", { class: "num" }, each.drift === 0 ? "0" : `${(each.drift * 100).toPrecision(2)}%`),
+          figure(share(each.drift), "td", { class: "num" }),
           ...["missing", "extra", "different"].map((name) => h("td", { class: each[name] ? "num bad" : "num" }, number(each[name])))));
       }
     }
@@ -259,10 +263,16 @@ export class FlowPage {
   }
 }
 
+const share = (drift) => (drift === null || drift === undefined ? null : drift === 0 ? "0" : `${(drift * 100).toPrecision(2)}%`);
+
 // Drift by group and window, where it was counted: the worst of them.
 function cells(groups) {
   const rows = (groups?.cells ?? []).slice(0, CELLS_SHOWN);
   if (!rows.length) return [];
-  const text = rows.map((row) => Object.entries(row).map(([name, value]) => `${name} ${typeof value === "object" ? JSON.stringify(value) : value}`).join(", "));
-  return [h("details", {}, h("summary", {}, `${number(groups.total)} groups and windows, ${number(groups.above_threshold)} above the threshold`), h("pre", {}, text.join("\n")))];
+  const made = table("The worst groups and windows", [["Group"], ["Window"], ["Source", "num"], ["Target", "num"], ["Missing", "num"], ["Extra", "num"], ["Different", "num"], ["Drift", "num"]]);
+  made.body.replaceChildren(...rows.map((row) => h("tr", {},
+    h("th", { scope: "row" }, row.group.map((each) => each ?? "null").join(", ") || "all"), h("td", {}, row.window ?? "all"),
+    ...["source_rows", "target_rows", "missing", "extra", "different"].map((name) => figure(number(row[name]), "td", { class: "num" })),
+    figure(share(row.drift), "td", { class: "num" }))));
+  return [h("details", {}, h("summary", {}, `${number(groups.total)} groups and windows, ${number(groups.above_threshold)} above the threshold`), made.element)];
 }

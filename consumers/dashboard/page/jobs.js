@@ -42,7 +42,16 @@ export class JobPage {
     }, { admin: frame.admin });
     this.offer();
     this.changesKey = null;
-    this.acts.replaceChildren(act("Run now", "run"), " ", act("Pause", "pause"), " ", act("Resume", "resume"));
+    this.pause = act("Pause", "pause");
+    this.resume = act("Resume", "resume");
+    this.acts.replaceChildren(act("Run now", "run"), " ", this.pause, this.resume);
+    this.showPaused();
+  }
+
+  showPaused() {
+    if (this.pause === undefined) return;
+    this.pause.hidden = this.paused === true;
+    this.resume.hidden = !this.paused;
   }
 
   // A value is JSON, or else the text as it stands; none is as if the file did not have the key.
@@ -89,7 +98,9 @@ export class JobPage {
       return;
     }
     setState(this.state, job.state, job.stale ? ", STALE" : "");
-    setText(this.about, `${job.kind} ${job.what}; next ${job.next_us === null ? "–" : `${when(job.next_us)} (${clock(job.next_us)})`}${job.waits ? `; ${job.waits}` : ""}`);
+    this.paused = job.paused;
+    this.showPaused();
+    setText(this.about, `${job.kind} ${job.what}${job.when ? `, ${job.when}` : ""}; next ${job.next_us === null ? "–" : `${when(job.next_us)} (${clock(job.next_us)})`}${job.waits ? `; ${job.waits}` : ""}`);
     const key = JSON.stringify(job.history.map((run) => [run.run, run.outcome]));
     if (key === this.key) return;
     this.key = key;
@@ -99,9 +110,16 @@ export class JobPage {
       h("td", { class: "num" }, seconds(run.seconds) ?? "–"),
       h("td", {}, run.outcome === null ? stateOf("RUNNING") : h("span", { class: `state ${{ ok: "good", finding: "warn", skipped: "calm" }[run.outcome] ?? "bad"}` }, `${run.outcome === "ok" ? "✓" : run.outcome === "finding" ? "≠" : "✖"} ${run.outcome}`)),
       h("td", {}, run.by),
-      h("td", {}, run.text ? h("details", {}, h("summary", {}, run.text.split("\n").pop().slice(0, 80)), h("pre", {}, run.text)) : ""))));
+      h("td", {}, run.text ? h("details", {}, h("summary", {}, summary(run)), h("pre", {}, run.text)) : ""))));
     if (!job.history.length) this.body.replaceChildren(h("tr", {}, h("td", { colspan: 6, class: "muted" }, "It has never run.")));
   }
+}
+
+// Its first line, or of what went wrong the last; never one that a table is drawn with.
+function summary(run) {
+  const lines = run.text.split("\n").filter((line) => /^\s*[\p{L}\p{N}!→-]/u.test(line));
+  const line = (run.outcome === "ok" ? lines[0] : lines[lines.length - 1]) ?? run.text.split("\n")[0];
+  return line.trim().slice(0, 80);
 }
 
 function parsed(text) {

@@ -46,8 +46,13 @@ class PostgresOrigin:
             unbuilt = unbuilt_table(settings, table.schema, table.name)
             if unbuilt:
                 yield Refused(table.qualified, table.schema, table.name, f"it is not captured: {unbuilt[0]}")
-            else:
-                yield await describe_table(session, settings.name, table)
+                continue
+            found: Captured | Refused
+            try:
+                found = await describe_table(session, settings.name, table)
+            except postgres.QueryRefused as error:
+                found = Refused(table.qualified, table.schema, table.name, str(error))
+            yield found
 
 
 async def describe_table(session: postgres.Session, source: str, table: Table) -> PostgresTable:
@@ -59,15 +64,17 @@ async def describe_table(session: postgres.Session, source: str, table: Table) -
     return PostgresTable(session, table, record, log, await session.server(), facts)
 
 
-async def describe(connection: Connection, source: str, table: Table) -> SchemaRecord:
+async def describe(
+    connection: Connection, source: str, table: Table, *, as_target: bool = False
+) -> SchemaRecord:
     flagged = set(await catalog.identity_columns(connection, table))
     columns = tuple(
         RelationColumn(name, oid, typmod, name in flagged)
-        for name, oid, typmod in await catalog.published_columns(connection, table)
+        for name, oid, typmod in await catalog.published_columns(connection, table, as_target=as_target)
     )
     relation = Relation(table.oid, table.schema, table.name, table.identity, columns)
     primary = table.primary_key if table.identity == "f" else ()
-    return await catalog.describe(connection, source, relation, None, primary)
+    return await catalog.describe(connection, source, relation, None, primary, as_target=as_target)
 
 
 async def server_facts(session: postgres.Session, name: str) -> fast.Server:

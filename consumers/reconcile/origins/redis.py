@@ -22,6 +22,7 @@ from consumers.reconcile.mapping import Compared, Incomparable
 from consumers.reconcile.origins.base import Captured, Logged, Moves, Refused, SourceSide
 from consumers.reconcile.sides.base import Order
 from consumers.reconcile.sides.redis_entity import EntityReader
+from consumers.reconcile.sides.redis_extras import StreamExtras
 from consumers.reconcile.sides.redis_touches import Touches
 from consumers.reconcile.sides.spooled import SpooledSide
 from streamer.changes.backfill import Request
@@ -32,6 +33,7 @@ from streamer.redis.connection import RedisConnection, connect
 from streamer.redis.entities import Entities
 from streamer.redis.notifications import canary_channel, mark_message
 from streamer.redis.pivot import PivotEntity
+from streamer.redis.reread import Reread
 from streamer.redis.rights import capture_rights
 from streamer.redis.rows import PlainEntity
 
@@ -161,6 +163,8 @@ class RedisTable:
 
     async def settle(self, compared: Compared) -> None:
         if isinstance(self._entity, PlainEntity) and self._entity.appends:
+            if not compared.keeps_extra:
+                compared.extras = StreamExtras(Reread(self._connection), self._reader(compared))
             compared.keeps_extra = True
             compared.notes.append("entries that were trimmed from a stream stay: they are no drift")
         for pair in uncast(compared.columns, typed=compared.typed):

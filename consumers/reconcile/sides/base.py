@@ -7,12 +7,13 @@ high end does not; None is open.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import md5
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from consumers.reconcile.canonical import row_text
 from consumers.reconcile.dialects.sqlite import STRANGE
@@ -22,6 +23,8 @@ from consumers.reconcile.groups import Counts, Grouping
 from consumers.reconcile.mapping import Incomparable
 
 Key = tuple[str, ...]
+A = TypeVar("A")
+B = TypeVar("B")
 _NULLS = (None, STRANGE)  # the latter where a side has a text for it
 KEYS_SHOWN = 3  # that do not tell rows apart
 KEY_HASH_HEX = 8  # digits of the md5 of a key's text that buckets are made by
@@ -116,6 +119,19 @@ class Plan:
 
     def parts(self) -> Sequence[Part]:
         return buckets(self.buckets) if self.buckets else ranges_between(self.bounds)
+
+
+async def both(ours: Coroutine[Any, Any, A], theirs: Coroutine[Any, Any, B]) -> tuple[A, B]:
+    """Of both sides at once. Where one fails the other is waited for, too: its session takes one statement
+    at a time, and must not be closed, or given the next table's, while one is under way."""
+    found = await asyncio.gather(ours, theirs, return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    one, other = found
+    assert not isinstance(one, BaseException)
+    assert not isinstance(other, BaseException)
+    return one, other
 
 
 class Side(Protocol):

@@ -48,6 +48,7 @@ SPARSE = 4  # numbers a key, up to which a range is cut by its numbers and not b
 UNION_PARTS = 32  # of a statement, where each part is a scan of its own
 EXACT_DOUBLES = 2**53  # whole numbers below it are doubles, and those above it are not below it as doubles
 ROWS_A_BLOCK = 50  # where the server has no count of rows
+_NUMBER, _COUNT = "_tailrace_number", "_tailrace_count"  # beside columns, which may have any other name
 
 # JIT compiles a statement for longer than most of these take.
 _SESSION = (
@@ -185,16 +186,16 @@ class PostgresSide:
                 return ranges_between(
                     [(str(low + (high - low) * n // parts),) for n in range(1, parts)], part
                 )
-        step = f"greatest(1, (c + {parts - 1}) / {parts})"
+        step = f"greatest(1, ({_COUNT} + {parts - 1}) / {parts})"
         return ranges_between(await self._every(self._reading.rows(self._within(part)), step), part)
 
     async def _every(self, rows: str, step: str) -> list[Key]:
-        """Each key with `step` rows before it, or a multiple; `c`: how many rows there are."""
+        """Each key with `step` rows before it, or a multiple; _COUNT in it: how many rows there are."""
         names = ", ".join(column.sql for column in self._reading.key)
-        numbers = f"row_number() OVER (ORDER BY {names}) n, count(*) OVER () c"
+        numbers = f"row_number() OVER (ORDER BY {names}) AS {_NUMBER}, count(*) OVER () AS {_COUNT}"
         keys = await self._rows(
             f"SELECT {', '.join(self._keys)} FROM (SELECT {names}, {numbers} FROM {rows}) t"
-            f" WHERE n > 1 AND (n - 1) % {step} = 0 ORDER BY n"
+            f" WHERE {_NUMBER} > 1 AND ({_NUMBER} - 1) % {step} = 0 ORDER BY {_NUMBER}"
         )
         return list(dict.fromkeys(keys))
 
@@ -355,7 +356,11 @@ def _bytes(rows: Sequence[tuple[Any, ...]]) -> int:
     return sum(len(str(value)) for row in rows for value in row)
 
 
-class _NoSuchValue(ConfigError):
+class QueryRefused(ConfigError):
+    """What the server says of a statement about one table: others may well be read."""
+
+
+class _NoSuchValue(QueryRefused):
     """A text that is no value of the type: a key of the other side, or what a condition makes of one."""
 
 
@@ -395,7 +400,7 @@ class Session:
         except psycopg.DataError as error:
             what = f"the server refuses a value: {error.diag.message_primary or error}"
             raise _NoSuchValue(
-                what, where=self.place, fix="look at --where and at the flow's casts"
+                what, where=self.place, fix="look at the row that it names, and at the flow's casts"
             ) from error
         except psycopg.Error as error:
             raise self._fault(error) from error
@@ -444,13 +449,14 @@ class Session:
         if isinstance(error, psycopg.ProgrammingError) and not isinstance(
             error, errors.InsufficientPrivilege
         ):
-            return ConfigError(
+            return QueryRefused(
                 f"the server refuses a query: {error.diag.message_primary or error}",
                 where=self.place,
-                fix="a condition takes the source's names and both servers' SQL; a table that was changed in"
-                " the meantime is compared by the next run",
+                fix="a table that was changed in the meantime is compared by the next run",
             )
         translated = translate(error, self.place)
+        if isinstance(error, errors.InsufficientPrivilege):
+            return QueryRefused(translated.what, where=translated.where, fix=translated.fix)
         if isinstance(translated, SourceUnavailable):
             return kind(translated.what, where=translated.where, fix=translated.fix)
         return translated

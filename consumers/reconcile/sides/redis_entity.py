@@ -26,7 +26,7 @@ from streamer.redis.entities import Entities, Match
 from streamer.redis.pivot import PivotEntity, PivotRow
 from streamer.redis.pivot_reads import read_rows
 from streamer.redis.reading import PIVOT_ROWS
-from streamer.redis.reread import KeyChanged, KeyState, Reread
+from streamer.redis.reread import KeyChanged, KeyState, Reread, id_of
 from streamer.redis.rows import PlainEntity
 from streamer.redis.scan import full
 
@@ -374,6 +374,20 @@ class EntityReader:
         step = await self._reread.confirm_members(db, key, entity.type, members)
         there = [(member, value) for member, value in step.members.items() if value is not None]
         return [(member, None) for member, _ in there] if entity.type == "set" else there
+
+    def entry_of(self, key: Key) -> tuple[Match, bytes] | None:
+        """(the stream, the entry's id) of a row of a stream; None: no stream can have it."""
+        values = self._values_of(key)
+        match = None if values is None else self._match_of(values)
+        if values is None or match is None:
+            return None
+        assert isinstance(self._entity, PlainEntity)
+        try:
+            entry: bytes = self._member(self._entity, values)
+            id_of(entry)
+        except ValueError:
+            return None
+        return match, entry
 
     def passed_over(self) -> Collection[Key]:
         """Of the keys of the last `rows`, those whose values the entity cannot use."""

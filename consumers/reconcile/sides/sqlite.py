@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 5.0
 STEPS_BETWEEN_LOOKS = 100_000  # of SQLite's machine, some milliseconds: between two looks for the end
+_NUMBER = "_tailrace_number"  # beside columns, which may have any other name
 KEYS_A_STATEMENT = 1_000  # a statement takes 32,766 values, and a key has 32 columns at most
 
 
@@ -115,10 +116,11 @@ class SqliteSide:
         def every(line: sqlite3.Connection) -> list[Key]:
             condition, values = self._within(part)
             step = max(1, -(-rows // parts))
-            number = f"row_number() OVER (ORDER BY {self._names}) n"
+            number = f"row_number() OVER (ORDER BY {self._names}) AS {_NUMBER}"
             numbered = f"SELECT {self._names}, {number} FROM {self._reading.rows(condition)}"
             found = line.execute(
-                f"SELECT {self._names} FROM ({numbered}) WHERE n > 1 AND (n - 1) % {step} = 0 ORDER BY n",
+                f"SELECT {self._names} FROM ({numbered})"
+                f" WHERE {_NUMBER} > 1 AND ({_NUMBER} - 1) % {step} = 0 ORDER BY {_NUMBER}",
                 values,
             ).fetchall()
             return [_whole(key) for key in row_texts(found, self._key_forms)]

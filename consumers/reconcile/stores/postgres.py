@@ -45,7 +45,7 @@ class PostgresStore:
         session = self._session
         ((oid, partitioned),) = await session.rows(_OID.format(literal(schema), literal(name)))
         table = Table(schema, name, oid, "n", (), False, partitioned)
-        columns = (await describe(session.connection, record.source, table)).columns
+        columns = (await describe(session.connection, record.source, table, as_target=True)).columns
         held: dict[str, Held | None] = {column.name: Held(column.kind, column.type) for column in columns}
         unique = [frozenset(names) for (names,) in await session.rows(_UNIQUE.format(oid))]
         nullable = frozenset(name for (name,) in await session.rows(_NULLABLE.format(oid)))

@@ -97,7 +97,13 @@ class Adapter(ABC):
 
     # For the suite
 
-    def config(self, flows: dict[str, dict[str, Any]] | None = None, *, source: str = SOURCE) -> Config:
+    def config(
+        self,
+        flows: dict[str, dict[str, Any]] | None = None,
+        *,
+        source: str = SOURCE,
+        processors: dict[str, dict[str, Any]] | None = None,
+    ) -> Config:
         """`flows`: name -> more keys of a flow; one for every table of the source unless given."""
         wanted = {"mirror": {}} if flows is None else flows
         base = {"from": f"{source}.public.*", "to": f"copy.{SCHEMA}"}
@@ -106,6 +112,7 @@ class Adapter(ABC):
                 "name": self.name,
                 "kafka": {"brokers": self.brokers},
                 "sources": {source: SOURCE_CONFIG},
+                "processors": processors or {},
                 "targets": {"copy": self.settings()},
                 "flows": {name: self.flow({**base, **keys}) for name, keys in wanted.items()},
             }

@@ -16,6 +16,8 @@ from streamer.sandbox import Sandbox
 from tests.crash.process.run import ProcessRun
 from tests.harness.deriving import Deriving
 from tests.harness.shop import Shop
+from tests.harness.starter import Starter
+from tests.processors.derivations import OF_THE_SHOP
 
 SEED = 11
 BOUNCES = 10
@@ -24,10 +26,11 @@ POLL_S = 0.1
 
 
 @pytest.mark.thorough
-async def test_workers_killed_and_joined_by_a_second(tmp_path: Path, servers: Sandbox) -> None:
-    run = ProcessRun(
-        tmp_path, servers, seed=SEED, victims=["worker", "second"], helpers=["by_customer", "named"]
-    )
+async def test_workers_killed_and_joined_by_a_second(
+    tmp_path: Path, servers: Sandbox, starter: Starter
+) -> None:
+    victims, helpers = ["worker", "second"], ["by_customer", "named"]
+    run = ProcessRun(tmp_path, servers, seed=SEED, victims=victims, helpers=helpers, starter=starter)
     score = await run.run(2)
     assert score.ok, "\n".join([str(score), *score.notes])
     assert set(score.kills) == {"worker", "second"}
@@ -35,13 +38,17 @@ async def test_workers_killed_and_joined_by_a_second(tmp_path: Path, servers: Sa
 
 
 @pytest.mark.slow
-async def test_every_part_of_the_way_killed(tmp_path: Path, servers: Sandbox) -> None:
-    score = await ProcessRun(tmp_path, servers, seed=SEED).run(6)
+async def test_every_helper_with_every_part_of_the_way_killed(
+    tmp_path: Path, servers: Sandbox, starter: Starter
+) -> None:
+    score = await ProcessRun(tmp_path, servers, seed=SEED, helpers=OF_THE_SHOP, starter=starter).run(6)
     assert score.ok, "\n".join([str(score), *score.notes])
 
 
 @pytest.mark.slow
-async def test_the_broker_bounced_ten_times_under_load(tmp_path: Path, servers: Sandbox) -> None:
+async def test_the_broker_bounced_ten_times_under_load(
+    tmp_path: Path, servers: Sandbox, starter: Starter
+) -> None:
     """The processor goes on within 30 s each time, and nothing counts twice."""
     kafka = servers.kafka
     async with Deriving(
@@ -52,6 +59,7 @@ async def test_the_broker_bounced_ten_times_under_load(tmp_path: Path, servers: 
         brokers=kafka.bootstrap,
         name="bounced",
     ) as pipeline:
+        pipeline.starter = starter
         shop = Shop(pipeline.source_url, SEED)
         await shop.open()
         pipeline.start_all()

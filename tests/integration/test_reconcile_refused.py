@@ -1,0 +1,113 @@
+"""A table that a server refuses beside others that it does not, and which runs the next one goes on with."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import orjson
+import psycopg
+import pytest
+
+from consumers.commands.reconcile import Wish, reconcile
+from streamer.errors import ConfigError
+from tests.harness.reconcile import SCHEMA
+
+Reconcile = Callable[..., tuple[int, dict[str, Any]]]
+
+TABLES = [f"CREATE TABLE {name} AS SELECT n AS id FROM generate_series(1, 9) n" for name in "abc"]
+KEYS = [f"ALTER TABLE {name} ADD PRIMARY KEY (id)" for name in "abc"]
+
+
+def run(url: str, *statements: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+def write(folder: Path, source: str, target: str, job: str = "{flow: mirror}") -> Path:
+    path = folder / "tailrace.yaml"
+    path.write_text(f"""
+name: acme
+sources: {{shop: {{kind: postgres, url: "{source}", tables: {{"public.*": {{}}}}}}}}
+targets: {{copy: {{kind: postgres, url: "{target}"}}}}
+flows: {{mirror: {{from: shop.public.*, to: copy.public}}}}
+reconcile: {{nightly: {job}}}
+""")
+    return path
+
+
+@pytest.fixture
+def reconciled(capsys: pytest.CaptureFixture[str]) -> Reconcile:
+    def reconciled(path: Path, **wish: Any) -> tuple[int, dict[str, Any]]:
+        """(exit code, report)."""
+        code = reconcile(path, Wish(["nightly"], **wish), as_json=True)
+        report = orjson.loads(capsys.readouterr().out)
+        jsonschema.validate(report, orjson.loads(SCHEMA.read_bytes()))
+        return code, report
+
+    return reconciled
+
+
+def test_a_table_that_the_server_refuses_is_named_and_the_others_are_compared(
+    database: str, modest_database: str, target_database: str, tmp_path: Path, reconciled: Reconcile
+) -> None:
+    role = psycopg.conninfo.conninfo_to_dict(modest_database)["user"]
+    for url in (database, target_database):
+        run(url, *TABLES, *KEYS)
+    run(target_database, f"GRANT SELECT ON a, c TO {role}")
+    path = write(tmp_path, database, modest_database)
+    code, report = reconciled(path)
+    assert (code, report["verdict"], report["complete"]) == (2, "error", False)
+    tables = {table["source"]: table for table in report["tables"]}
+    verdicts = {name: (table["verdict"], table["source_rows"]) for name, table in tables.items()}
+    assert verdicts == {"public.a": ("equal", 9), "public.b": ("error", 0), "public.c": ("equal", 9)}
+    assert "permission denied for table b" in tables["public.b"]["reason"]
+    assert "a condition" not in tables["public.b"]["reason"]
+    run(target_database, f"GRANT SELECT ON b TO {role}")
+    code, report = reconciled(path)
+    assert (code, report["resumed"], report["verdict"]) == (0, False, "equal")
+
+
+def test_only_a_run_that_was_killed_and_was_asked_the_same_is_gone_on_with(
+    database: str, target_database: str, tmp_path: Path, reconciled: Reconcile
+) -> None:
+    for url in (database, target_database):
+        run(url, *TABLES, *KEYS)
+    path = write(tmp_path, database, target_database)
+    with pytest.raises(ConfigError, match='column "z" does not exist') as refused:
+        reconciled(path, where="z > 0")
+    assert "a condition takes the source's names" in refused.value.fix
+    for url in (database, target_database):
+        run(url, *[f"ALTER TABLE {name} ADD z int DEFAULT 1" for name in "abc"])
+    code, report = reconciled(path, where="z > 0")
+    assert (code, report["resumed"]) == (0, False)
+
+    def killed() -> None:
+        """The last run has no end, as if its process had been killed just before it."""
+        last = "SELECT run FROM reconcile_runs ORDER BY began_us DESC LIMIT 1"
+        ended = "ended_us = NULL, verdict = NULL, report = NULL"
+        with closing(sqlite3.connect(tmp_path / ".tailrace" / "control.db")) as line, line:
+            line.execute(f"UPDATE reconcile_runs SET {ended} WHERE run = ({last})")
+
+    names = []
+    for job, resumed in (
+        ("{flow: mirror}", False),
+        ("{flow: mirror}", True),
+        ("{flow: mirror, limits: {rate: 50000/s}}", False),
+        ("{flow: mirror, limits: {rate: 50000/s}, repair: {mode: plan}}", False),
+    ):
+        path = write(tmp_path, database, target_database, job)
+        code, report = reconciled(path)
+        assert (code, report["resumed"]) == (0, resumed)
+        names.append(report["run"])
+        killed()
+    assert names[0] == names[1]
+    run(target_database, "ALTER TABLE a ALTER z TYPE bigint")  # another table: its parts are read anew
+    run(database, "UPDATE a SET z = 1")
+    code, report = reconciled(path)
+    assert (code, report["resumed"], report["run"]) == (0, True, names[-1])
