@@ -27,6 +27,7 @@ from consumers.reconcile.screen import show, show_history
 from streamer.changes.backfill import manual_run
 from streamer.cli import print_json
 from streamer.config import Config, PostgresSource, load
+from streamer.config.derived import processor_of
 from streamer.config.operations import WINDOW_LIMIT_S, WINDOWS_LIMIT
 from streamer.config.stores import store_of
 from streamer.config.units import option_value, parse_duration, parse_rate, parse_share
@@ -190,7 +191,8 @@ def _asked(config: Config, job: Job) -> dict[str, Any]:
     """All that decides what is compared and found, without passwords."""
     if job.refused:  # sources of other kinds may have secrets anywhere
         return {"job": job.name, "refused": job.refused}
-    source = config.sources.get(job.flow.source) or config.processors[job.flow.source]
+    processor = processor_of(config, job.flow)
+    source = config.sources[job.flow.source] if processor is None else config.processors[processor]
     target = config.targets[job.flow.target]
     models = {"flow": job.flow, "source": source, "target": target, "repair": job.repair}
     written = config.reconcile.get(job.name)

@@ -31,8 +31,8 @@ _REFUSED = {"54000", "38000", "39000"}  # index row too large; a trigger's own e
 _SERVERS_CLASSES = ("08", "25", "28", "40", "53", "57", "58", "XX")
 _SERVERS = {"42501", "55P03", "55006"}  # a missing privilege; what others have locked or in use
 # Where the server's source raises it: a policy that refuses a row shares its SQLSTATE with a missing
-# privilege, and what a function raises on purpose may have any. Its words are in the server's language.
-_OF_ROWS = {"ExecWithCheckOptions", "exec_stmt_raise"}
+# privilege, and so may what a function raises on purpose. Its words are in the server's language.
+_POLICY, _RAISE = "ExecWithCheckOptions", "exec_stmt_raise"  # libpq's source_function
 _FUNCTION = re.compile(r"\bPL/\w+|\bSQL function\b")
 
 _FIXES = {
@@ -67,7 +67,7 @@ def reaction_to(error: psycopg.Error) -> Reaction:
         return Reaction.REFUSED
     if state in _AGAIN:
         return Reaction.AGAIN
-    if error.diag.source_function in _OF_ROWS or _is_functions_own(error):
+    if error.diag.source_function == _POLICY or _is_functions_own(error):
         return Reaction.REFUSED
     if state in _LOOK_AGAIN:
         return Reaction.LOOK_AGAIN
@@ -91,9 +91,11 @@ def function_of(error: psycopg.Error) -> str:
 def _is_functions_own(error: psycopg.Error) -> bool:
     """What would be the table's or the statement's, had it not come out of a function."""
     state = error.sqlstate or ""
-    if not state or state in _SERVERS or state[:2] in _SERVERS_CLASSES:
+    if not state or state[:2] in _SERVERS_CLASSES:
         return False
-    return bool(function_of(error))
+    if error.diag.source_function == _RAISE:
+        return True
+    return state not in _SERVERS and bool(function_of(error))
 
 
 # A refused connection comes without its SQLSTATE; these are the server's (and libpq's) words for it.

@@ -18,7 +18,6 @@ FAULTS = {
     "serialization failure": "40001",
     "lock timeout": "55P03",
     "out of memory": "53200",
-    "missing table": "42P01",
 }
 
 
