@@ -69,7 +69,7 @@ $(INSTALLED): requirements.lock pyproject.toml | $(PYTHON) $(UV)
 demo: install ## two Postgres, a Kafka, a shop at work, two kills, a verdict; KEEP=1 leaves it running
 	@$(VENV)/bin/tailrace demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: install ## the fast suite on real servers, some 6 minutes on 2 cores
+test: install ## the fast suite on real servers, some 5 minutes on 2 cores
 	$(PYTHON) -m pytest $(WORKERS)
 
 thorough: install ## the whole matrix on real servers, beside what `make test` has; before a release

@@ -98,7 +98,7 @@ async def test_every_change_arrives(feeder: Feeder, file: Path) -> None:
         await feeder.flush()
         await apply.settled(feeder)
         assert run(file, ALL) == [stored(7, "after")]
-        assert apply.flow()["applied"] == 24
+        await apply.until(lambda: apply.flow()["applied"] == 24, "all of them told")
         assert apply.flow()["guarded"] == 1
 
 
