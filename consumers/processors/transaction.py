@@ -15,9 +15,10 @@ from typing import Literal, TypeAlias
 
 from aiokafka import TopicPartition
 
-from consumers.processors.hanging import Hanging
+from consumers.processors.hanging import Commits
 from streamer.errors import FencedError, KafkaUnavailable
 from streamer.kafka import Security, client_options, connect, kafka_errors
+from streamer.publisher.hanging import Hanging
 from streamer.publisher.transactions import FLUSH_DEADLINE_S, Queue, Sent, TransactionalProducer, Turns
 
 Guarantee: TypeAlias = Literal["exactly_once", "at_least_once"]
@@ -43,7 +44,7 @@ class Transactions:
         self._plain: TransactionalProducer | None = None
         if guarantee == "exactly_once":
             self._turns = Turns(brokers, security, prefix=transactional_id, ids=1)
-            self._hanging = Hanging(brokers, security, self._turns, place)
+            self._hanging = Hanging(brokers, security, self._turns, Commits())
         self._ended = False
         self.wrote: Wrote = {}
 
@@ -59,13 +60,13 @@ class Transactions:
     async def end_changelog(self) -> None:
         """What Kafka has left open there; before it is read."""
         if self._turns is not None:
-            await self._hanging.end_changelog()
+            await self._hanging.end_journal(self._place)
 
     async def end_outputs(self, places: Iterable[TopicPartition], wrote: Wrote) -> None:
         """The same in the outputs, by what the changelog says; before the first transaction."""
         self.wrote = wrote
         if self._turns is not None:
-            await self._hanging.end_outputs(places, wrote)
+            await self._hanging.end_written(places, wrote)
 
     async def commit(self, outputs: Sequence[Queue], changelog: Callable[[Wrote], Queue]) -> int:
         """The offset after the changelog's records. Raises KafkaUnavailable, FencedError."""
@@ -86,7 +87,7 @@ class Transactions:
         turns = self._turns
         if turns is not None:
             if turns.lost_connection():
-                await self._hanging.end_acknowledged(self.wrote)
+                await self._hanging.end_acknowledged([self._place, *self.wrote])
             await turns.begin([*(TopicPartition(q.topic, q.partition) for q in outputs), self._place])
         taken = await self._send(outputs) if outputs else []
         wrote = {**self.wrote}

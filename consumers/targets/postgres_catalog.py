@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from consumers.targets.postgres_state import Connection
 from streamer.errors import ConfigError
+from streamer.postgres import live_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +96,12 @@ a.attidentity::text, a.atthasdef AND a.attgenerated = '' OR t.typdefault IS NOT 
 pg_get_serial_sequence(format('%I.%I', $2::text, $3::text), a.attname)
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
 WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
-# Generated columns stand for what they are made of: any column of theirs may move the entry.
-_UNIQUE = """SELECT c.relname::text, i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
+_UNIQUE = f"""SELECT c.relname::text, i.indpred IS NULL AND i.indexprs IS NULL AND i.indisvalid
 AND i.indimmediate AND NOT i.indisexclusion, NOT i.indimmediate,
-ARRAY(SELECT a.attname::text FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k
-JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k),
-ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum > 0
-AND (a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1]) OR EXISTS (SELECT FROM pg_depend d
-WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid AND d.refclassid = 'pg_class'::regclass
-AND d.refobjid = i.indrelid AND d.refobjsubid = a.attnum))),
+{live_rows.ON_COLUMNS}, {live_rows.HANGS_ON},
 coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
 coalesce(pg_get_expr(i.indpred, i.indrelid), '') LIKE '%_tailrace_epoch > 0%', i.indisprimary,
-coalesce(pg_get_expr(i.indpred, i.indrelid), ''), pg_get_indexdef(i.indexrelid),
-coalesce((SELECT k.contype::text FROM pg_constraint k WHERE k.conindid = i.indexrelid
-AND k.conrelid = i.indrelid AND k.contype IN ('u', 'x', 'p')), '')
+{live_rows.MEANING}
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
 WHERE i.indrelid = $1::oid AND (i.indisunique OR i.indisexclusion) ORDER BY c.relname"""
 _FOREIGN = """SELECT k.conname::text, cn.nspname::text, cc.relname::text, pn.nspname::text, pc.relname::text,

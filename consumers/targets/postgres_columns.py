@@ -18,7 +18,6 @@ _DDL = (
         flow text, schema_name text, table_name text, column_name text,
         PRIMARY KEY (flow, schema_name, table_name, column_name))""",
 )
-_THERE = "SELECT to_regclass('_tailrace.columns') IS NOT NULL"
 _OF_TABLE = "(flow, schema_name, table_name) = ($1, $2, $3)"
 _HAD = f"SELECT column_name FROM _tailrace.columns WHERE {_OF_TABLE} AND column_name = ANY ($4::text[])"
 # What neither the flow writes nor the table has may come back as the source's, and is then another one.
@@ -30,11 +29,7 @@ _FORGET = f"DELETE FROM _tailrace.columns WHERE {_OF_TABLE}"
 
 async def ensure(connection: state.Connection) -> None:
     """Make the table, also in a target that an earlier program has made."""
-    there = await (await connection.execute(_THERE, prepare=False)).fetchone()
-    if there and there[0]:
-        return
-    async with state.making(connection):
-        await state.create(connection, _DDL)
+    await state.add(connection, "columns", _DDL)
 
 
 async def lost(

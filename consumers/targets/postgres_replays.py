@@ -18,7 +18,6 @@ _DDL = (
         flow text, topic text, partition int, until_offset bigint NOT NULL, asked_by text NOT NULL,
         asked timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (flow, topic, partition))""",
 )
-_THERE = "SELECT to_regclass('_tailrace.replays') IS NOT NULL"
 
 _SET_BACK = """UPDATE _tailrace.checkpoints SET next_offset = $4, last_offset = $5, last_checksum = $6,
 last_epoch = $7, last_lsn = $8, last_ordinal = $9, updated = now()
@@ -31,11 +30,7 @@ SET until_offset = excluded.until_offset, asked_by = excluded.asked_by, asked = 
 
 async def ensure(connection: state.Connection) -> None:
     """Make the table, also in a target that an earlier program has made."""
-    there = await (await connection.execute(_THERE, prepare=False)).fetchone()
-    if there and there[0]:
-        return
-    async with state.making(connection):
-        await state.create(connection, _DDL)
+    await state.add(connection, "replays", _DDL)
 
 
 async def rewind(

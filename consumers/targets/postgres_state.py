@@ -201,6 +201,14 @@ async def create(connection: Connection, statements: Sequence[str]) -> None:
             await connection.execute(statement, prepare=False)
 
 
+async def add(connection: Connection, table: str, statements: Sequence[str]) -> None:
+    """A table of `_tailrace` that came later: made also in a target that an earlier program has made."""
+    present = await _one(connection, f"SELECT to_regclass('_tailrace.{table}') IS NOT NULL")
+    if not (present and present[0]):
+        async with making(connection):
+            await create(connection, statements)
+
+
 async def _one(connection: Connection, query: str) -> tuple[object, ...]:
     row = await (await connection.execute(query, prepare=False)).fetchone()
     return row or ()

@@ -25,7 +25,7 @@ from streamer.changes.topics import clean, positions_topic, schemas_topic
 from streamer.errors import KafkaUnavailable, PositionError, TailraceError
 from streamer.kafka import READ_DEADLINE_S, Security, admin, kafka_errors, offset_ranges, translate
 from streamer.publisher.batches import BATCH_BYTES, Batch, Topic, Waiting
-from streamer.publisher.hanging import Hanging
+from streamer.publisher.hanging import Hanging, Positions, offsets_of
 from streamer.publisher.state import (
     COMMIT_MARKER_OFFSETS,
     EPOCH_HEADER,
@@ -105,7 +105,7 @@ class Publisher:
         self._positions = positions_topic(name)
         self._schemas = schemas_topic(name)
         self._turns = Turns(brokers, security, prefix=f"{clean(name)}.{clean(source)}")
-        self._hanging = Hanging(brokers, security, self._turns, source=source, deadline_s=read_deadline_s)
+        self._hanging = Hanging(brokers, security, self._turns, Positions(source), deadline_s=read_deadline_s)
         self._waiting = Waiting()
         self._touched: set[Topic] = set()
         self._topics: dict[str, Topic] = {}
@@ -165,13 +165,15 @@ class Publisher:
                 self._brokers, self._security, self._source, self._positions, seat=self._seat
             )
             place = TopicPartition(self._positions, self.number)
-            await self._hanging.end_positions(place)
+            await self._hanging.end_journal(place)
             found = await read_positions(
                 self._brokers, self._security, self._source, place, deadline_s=self._read_deadline_s
             )
             async with admin(self._brokers, self._security) as client:
                 present = await describe(client)
-            await self._hanging.end_rows(found.topics.values(), self._places(found.topics, present))
+            await self._hanging.end_written(
+                self._places(found.topics, present), offsets_of(found.topics.values())
+            )
             written = await read_schemas(
                 self._brokers, self._security, self._schemas, deadline_s=self._read_deadline_s
             )

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import orjson
 import psycopg
@@ -235,8 +235,10 @@ flows:
 """
 
 
-class Running:
-    """An apply process inside the test's own."""
+class Inside:
+    """A long-running process inside the test's own. `what`: its name, for messages."""
+
+    what: ClassVar[str]
 
     def __init__(self, config: Config, status: StatusWriter, task: asyncio.Task[None], stop: asyncio.Event):
         self.config = config
@@ -256,17 +258,23 @@ class Running:
         assert error is not None
         return error
 
-    def flow(self, name: str = "mirror") -> dict[str, Any]:
-        detail: dict[str, Any] = self.status.record.detail.get("flows", {}).get(name, {})
-        return detail
-
-    async def until(self, condition: Callable[[], bool], what: str) -> None:
+    async def until(self, condition: Callable[[], Any], what: str) -> None:
         async with asyncio.timeout(WAIT_S):
             while not condition():
                 if self.task.done():
                     self.task.result()
-                    raise AssertionError(f"apply has ended before {what}")
+                    raise AssertionError(f"{self.what} has ended before {what}")
                 await asyncio.sleep(POLL_S)
+
+
+class Running(Inside):
+    """Apply."""
+
+    what = "apply"
+
+    def flow(self, name: str = "mirror") -> dict[str, Any]:
+        detail: dict[str, Any] = self.status.record.detail.get("flows", {}).get(name, {})
+        return detail
 
     async def rows(self, url: str, query: str, expected: list[tuple[Any, ...]]) -> None:
         """Wait until the target gives these rows."""

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -20,11 +20,9 @@ from streamer.config import Config, load, parse
 from streamer.kafka import admin, offset_ranges, read_to_end
 from streamer.publisher.topics import describe
 from streamer.status import StatusReader, StatusWriter
-from tests.harness.feeder import Feeder
+from tests.harness.feeder import POLL_S, WAIT_S, Feeder, Inside
 from tests.harness.pipeline import REPO, Child, die_with_parent
 
-WAIT_S = 20.0
-POLL_S = 0.02
 LOOK_S = 0.1  # a test waits for what `status` says
 NAME = "made"
 
@@ -67,39 +65,22 @@ processors:
 """
 
 
-class Processing:
-    """A running worker."""
+class Processing(Inside):
+    """A worker."""
 
-    def __init__(self, config: Config, status: StatusWriter, task: asyncio.Task[None], stop: asyncio.Event):
-        self.config = config
-        self.status = status
-        self.task = task
-        self._stop = stop
-        self.out = config.processors[NAME].out
-        self.brokers = config.kafka.brokers
+    what = "the worker"
 
-    async def stop(self) -> None:
-        self._stop.set()
-        await asyncio.wait_for(asyncio.shield(self.task), 10)
+    @property
+    def out(self) -> str:
+        return self.config.processors[NAME].out
 
-    async def fails(self) -> BaseException:
-        await asyncio.wait([self.task], timeout=WAIT_S)
-        assert self.task.done(), f"still running: {self.status.record}"
-        error = self.task.exception()
-        assert error is not None
-        return error
+    @property
+    def brokers(self) -> str:
+        return self.config.kafka.brokers
 
     @property
     def detail(self) -> dict[str, Any]:
         return self.status.record.detail
-
-    async def until(self, condition: Callable[[], Any], what: str) -> None:
-        async with asyncio.timeout(WAIT_S):
-            while not condition():
-                if self.task.done():
-                    self.task.result()
-                    raise AssertionError(f"the worker has ended before {what}")
-                await asyncio.sleep(POLL_S)
 
     async def rows(self, expected: dict[str, Any], topic: str = "") -> list[Record]:
         """Wait until the fold of a derived topic is this: the key's JSON -> row."""

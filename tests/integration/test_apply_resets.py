@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from aiokafka import TopicPartition
 
 from consumers.apply import feed
 from streamer.changes.backfill import State
+from streamer.changes.position import epoch_without_position
 from streamer.changes.topics import positions_topic, schemas_topic
 from streamer.config import Config, load
 from streamer.kafka import admin, offset_ranges
@@ -63,17 +65,21 @@ class Mirrored:
     async def reset(self, *, above: int = 0) -> None:
         await reset_source(self.config, "shop", brokers=self.config.kafka.brokers, above=above)
 
-    async def forget_positions(self) -> None:
-        """The slot is dropped, and the topic of positions deleted."""
-        topic = positions_topic(self.config.name)
+    async def lose_positions(self, *others: str) -> None:
+        """With other topics, as when Kafka is lost. Without positions the epoch is the clock's, in whole
+        seconds: to be above the first one it may not be of the same second."""
+        async with await psycopg.AsyncConnection.connect(self.target_url) as connection:
+            cursor = await connection.execute("SELECT max(last_epoch) FROM _tailrace.checkpoints")
+            (begun,) = await cursor.fetchone() or (0,)
+
+        async def later() -> bool:
+            return epoch_without_position(time.time()) > begun
+
+        await until(later)
+        await self._delete(positions_topic(self.config.name), *others)
+
+    async def drop_slot(self) -> None:
         await execute(self.source_url, f"SELECT pg_drop_replication_slot('{self.config.name}')")
-        await self.feeder.delete_topic(topic)
-
-        async def gone() -> bool:
-            async with admin(self.config.kafka.brokers, None) as client:
-                return topic not in await client.list_topics()
-
-        await until(gone)
 
     async def remove(self, *, keep: int) -> None:
         """As retention does it: all but the last offsets of each partition."""
@@ -82,7 +88,12 @@ class Mirrored:
         before = {place.partition: end - keep for place, (_, end) in ranges.items()}
         await self.feeder.delete_records(TOPIC, before)
 
-    async def make_again(self, *topics: str) -> None:
+    async def make_again(self) -> None:
+        await self._delete(TOPIC)
+        largest = {"max.message.bytes": str(self.config.kafka.topics.max_message_bytes)}
+        await self.feeder.make_topic_again(TOPIC, PARTITIONS, largest)
+
+    async def _delete(self, *topics: str) -> None:
         for topic in topics:
             await self.feeder.delete_topic(topic)
 
@@ -91,8 +102,6 @@ class Mirrored:
                 return not set(topics) & set(await client.list_topics())
 
         await until(gone)
-        largest = {"max.message.bytes": str(self.config.kafka.topics.max_message_bytes)}
-        await self.feeder.make_topic_again(TOPIC, PARTITIONS, largest)
 
 
 @pytest.fixture
@@ -135,7 +144,7 @@ async def test_h14_a_topic_made_again_and_the_reset_that_mends_the_target(
     mirrored: Mirrored, meanwhile: str, found: str, apply_first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log ends below the checkpoint, or another record is there."""
-    await mirrored.make_again(TOPIC)
+    await mirrored.make_again()
     error = await mirrored.refused()
     assert "its log ends at 0" in error
     assert "`tailrace reset shop --yes`, and start again what has stopped" in error
@@ -156,8 +165,8 @@ async def test_h14_kafka_replaced_and_the_reset_that_mends_the_target(
     mirrored: Mirrored, apply_first: bool
 ) -> None:
     """Nothing is left of what was there: the topics are gone, and the cluster has another id."""
-    name = mirrored.config.name
-    await mirrored.make_again(TOPIC, positions_topic(name), schemas_topic(name))
+    await mirrored.lose_positions(schemas_topic(mirrored.config.name))
+    await mirrored.make_again()
     await execute(mirrored.target_url, "UPDATE _tailrace.checkpoints SET cluster_id = 'another'")
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1", "UPDATE people SET name = 'b'")
     error = await mirrored.refused()
@@ -198,7 +207,7 @@ async def test_h14_a_reset_before_the_checkpoint_mends_nothing(mirrored: Mirrore
     """The target has that epoch's rows: of what the topic held since, nobody knows."""
     await mirrored.reset()
     await mirrored.equal()
-    await mirrored.make_again(TOPIC)
+    await mirrored.make_again()
     assert "its log ends at 0" in await mirrored.refused()
     await mirrored.reset()
     await mirrored.equal()
@@ -211,7 +220,7 @@ async def test_h14_an_epoch_below_the_targets_is_named(mirrored: Mirrored) -> No
         f"UPDATE _tailrace.checkpoints SET last_epoch = {FAR}",
         f"UPDATE mirror.people SET _tailrace_epoch = {FAR}",
     )
-    await mirrored.make_again(TOPIC)
+    await mirrored.make_again()
     await mirrored.reset()
     cure = f"`tailrace reset shop --above {FAR} --yes`, and start again what has stopped"
     assert cure in await mirrored.refused()
@@ -222,7 +231,8 @@ async def test_h14_an_epoch_below_the_targets_is_named(mirrored: Mirrored) -> No
 
 async def test_h03_positions_and_slot_lost_are_begun_above_what_was(mirrored: Mirrored) -> None:
     """Kafka has schema records: it was there before, and rows that are gone go at the copy's end."""
-    await mirrored.forget_positions()
+    await mirrored.drop_slot()
+    await mirrored.lose_positions()
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1", "UPDATE people SET name = 'b'")
     await mirrored.equal()
     await mirrored.captured("DELETE FROM people WHERE id = 2")
@@ -231,9 +241,9 @@ async def test_h03_positions_and_slot_lost_are_begun_above_what_was(mirrored: Mi
 
 async def test_h03_kafka_and_the_slot_lost_and_the_one_reset_that_mends_it(mirrored: Mirrored) -> None:
     """As a first start it has no floor: apply does not take it for a copy that ends what is gone."""
-    name = mirrored.config.name
-    await mirrored.forget_positions()
-    await mirrored.make_again(TOPIC, schemas_topic(name))
+    await mirrored.drop_slot()
+    await mirrored.lose_positions(schemas_topic(mirrored.config.name))
+    await mirrored.make_again()
     await execute(mirrored.target_url, "UPDATE _tailrace.checkpoints SET cluster_id = 'another'")
     await execute(mirrored.source_url, "DELETE FROM people WHERE id = 1", "UPDATE people SET name = 'b'")
     await mirrored.captured()

@@ -21,7 +21,7 @@ from consumers.processors.context import Change, Context, Forwarded, Given, Hop,
 from consumers.processors.operators.contributors import at_hop_0
 from consumers.processors.operators.inputs import Inputs, canonical
 from consumers.processors.operators.measures import Entry, Measure
-from consumers.processors.operators.rows import Turn, bytes_of
+from consumers.processors.operators.rows import Turn, contributor_of
 from streamer.errors import ConfigError
 
 GROUP = "group"
@@ -77,7 +77,7 @@ class _Contributions:
         turn = Turn(change, context)
         lost: dict[str, list[Any]] = turn.own or {}
         gained = {} if turn.now is None else self._of_row(turn.now, change)
-        contributor = f"{change.topic}/{bytes_of(change.key).decode()}"
+        contributor = contributor_of(change)
         for group in {**lost, **gained}:
             before, after = lost.get(group), gained.get(group)
             if before != after:

@@ -15,7 +15,7 @@ from orjson import dumps, loads
 from consumers.processors.context import Change, Context, Given, Hop, Input, Row
 from consumers.processors.operators.contributors import Contributors, at_hop_0, contribution
 from consumers.processors.operators.inputs import Inputs
-from consumers.processors.operators.rows import Turn, bytes_of
+from consumers.processors.operators.rows import Turn, contributor_of
 from streamer.errors import BadRecordError, ConfigError
 
 Body = Callable[[Row], Row | Iterable[Row] | None]
@@ -73,7 +73,7 @@ class _Derived:
             if alone:
                 context.emit(loads(key), new, before=old, table=table)
             else:
-                who = f"{change.topic}/{bytes_of(change.key).decode()}"
+                who = contributor_of(change)
                 context.forward(key.encode(), contribution(who, change.version, new))
         if turn.now is not None:
             turn.note(after)

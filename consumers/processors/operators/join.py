@@ -23,7 +23,7 @@ from orjson import dumps, loads
 from consumers.processors.context import Change, Context, Forwarded, Given, Hop, Input, Row, Version
 from consumers.processors.operators.contributors import Contributors, at_hop_0, contribution
 from consumers.processors.operators.inputs import Inputs, comparable
-from consumers.processors.operators.rows import Turn, bytes_of
+from consumers.processors.operators.rows import Turn, key_of
 from streamer.errors import ConfigError
 
 LEFT = "l"
@@ -76,7 +76,7 @@ class _Sides:
         change = at_hop_0(record)
         left = change.topic == self._join.left
         turn = Turn(change, context)
-        side, key = (LEFT if left else RIGHT), bytes_of(change.key).decode()
+        side, key = (LEFT if left else RIGHT), key_of(change)
         before: str | None = turn.own
         after = None
         if turn.now is not None:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from typing import Any, Protocol
 
 from orjson import dumps, loads
 
 from consumers.processors.context import Row, Table
 from consumers.processors.operators.inputs import BIGINT
-from consumers.processors.operators.ordering import sortable
+from consumers.processors.operators.ordering import descending, sortable
 from streamer.errors import BadRecordError, ConfigError
 
 TOP_LIMIT = 1000  # rows of one JSON value, made anew at each change of the group
@@ -146,35 +147,33 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Average:
+class Average(Sum):
     """avg(column) as a double precision number, rounded once from the exact quotient."""
-
-    column: str
-
-    def columns(self) -> Sequence[str]:
-        return (self.column,)
 
     def type(self, types: Mapping[str, str]) -> str:
         return "double precision"
 
-    def take(self, row: Row, kinds: Kinds) -> Any:
-        return Sum(self.column).take(row, kinds)
-
-    def add(self, state: State, taken: Any, entry: Entry) -> None:
-        Sum(self.column).add(state, taken, entry)
-
-    def remove(self, state: State, taken: Any, entry: Entry) -> None:
-        Sum(self.column).remove(state, taken, entry)
-
     def result(self, state: State, entry: Entry) -> Any:
-        total = Sum(self.column).result(state, entry)
+        total = Sum.result(self, state, entry)
         if total is None or total in _NOT_FINITE:
             return total
         return float(_total(state) / state["n"])
 
 
+class Indexed:
+    """What a group's values in order are needed for. Taken: [bytes that sort, as hex; what is read back]."""
+
+    __slots__ = ()
+
+    def add(self, state: State, taken: Any, entry: Entry) -> None:
+        entry.table.put(entry.key(bytes.fromhex(taken[0])), dumps(taken[1]))
+
+    def remove(self, state: State, taken: Any, entry: Entry) -> None:
+        entry.table.delete(entry.key(bytes.fromhex(taken[0])))
+
+
 @dataclass(frozen=True, slots=True)
-class Extreme:
+class Extreme(Indexed):
     """min(column) or max(column), nulls left out; text by code point, as COLLATE "C" sorts."""
 
     column: str
@@ -187,16 +186,8 @@ class Extreme:
         return types.get(self.column)
 
     def take(self, row: Row, kinds: Kinds) -> Any:
-        value = row[self.column]
-        if value is None:
-            return None
-        return [sortable(value, kinds.get(self.column) or _kind_by_form(value)).hex(), value]
-
-    def add(self, state: State, taken: Any, entry: Entry) -> None:
-        entry.table.put(entry.key(bytes.fromhex(taken[0])), dumps(taken[1]))
-
-    def remove(self, state: State, taken: Any, entry: Entry) -> None:
-        entry.table.delete(entry.key(bytes.fromhex(taken[0])))
+        order = _order(row, self.column, kinds)
+        return None if order is None else [order.hex(), row[self.column]]
 
     def result(self, state: State, entry: Entry) -> Any:
         for _, value in entry.table.scan(entry.group + b"\x00", reverse=self.greatest):
@@ -205,7 +196,7 @@ class Extreme:
 
 
 @dataclass(frozen=True, slots=True)
-class Top:
+class Top(Indexed):
     """The `n` rows with the greatest (or least) values of `column`, as a JSON array of their `take` columns.
 
     Rows of one value stand in the order of their keys' JSON.
@@ -227,32 +218,21 @@ class Top:
         return "jsonb"
 
     def take(self, row: Row, kinds: Kinds) -> Any:
-        value = row[self.column]
-        if value is None:
+        order = _order(row, self.column, kinds)
+        if order is None:
             return None
-        order = sortable(value, kinds.get(self.column) or _kind_by_form(value))
-        if not self.least:
-            order = (
-                order.translate(_COMPLEMENT) + b"\xff"
-            )  # so that the longer text, the greater, comes first
-        return [order.hex(), {column: row[column] for column in self.taken or (self.column,)}]
-
-    def add(self, state: State, taken: Any, entry: Entry) -> None:
-        entry.table.put(entry.key(bytes.fromhex(taken[0])), dumps(taken[1]))
-
-    def remove(self, state: State, taken: Any, entry: Entry) -> None:
-        entry.table.delete(entry.key(bytes.fromhex(taken[0])))
+        shown = {column: row[column] for column in self.taken or (self.column,)}
+        return [(order if self.least else descending(order)).hex(), shown]
 
     def result(self, state: State, entry: Entry) -> Any:
-        found = []
-        for _, value in entry.table.scan(entry.group + b"\x00"):
-            found.append(loads(value))
-            if len(found) == self.n:
-                break
-        return dumps(found).decode()
+        first = islice(entry.table.scan(entry.group + b"\x00"), self.n)
+        return dumps([loads(value) for _, value in first]).decode()
 
 
-_COMPLEMENT = bytes(255 - byte for byte in range(256))
+def _order(row: Row, column: str, kinds: Kinds) -> bytes | None:
+    """Where the column's value sorts; None: it is null."""
+    value = row[column]
+    return None if value is None else sortable(value, kinds.get(column) or _kind_by_form(value))
 
 
 def _kind_by_form(value: Any) -> str:

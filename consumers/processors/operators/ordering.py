@@ -53,6 +53,11 @@ def sortable(value: Any, kind: str) -> bytes:
     return b"\x40" + value.encode("utf-8", "surrogatepass")
 
 
+def descending(order: bytes) -> bytes:
+    """Bytes that sort the other way round: of two texts of which one begins the other, the longer first."""
+    return order.translate(_COMPLEMENT) + b"\xff"
+
+
 def _date(value: str) -> bytes:
     parts = _DATE(value)
     if parts is None:

@@ -11,7 +11,7 @@ from consumers.processors.context import Context, Given, Hop, Input, Row
 from consumers.processors.operators.contributors import at_hop_0
 from consumers.processors.operators.derive import Body
 from consumers.processors.operators.inputs import Inputs
-from consumers.processors.operators.rows import Turn, bytes_of
+from consumers.processors.operators.rows import Turn, key_of
 from streamer.errors import BadRecordError, ConfigError
 
 NO_TYPES: Mapping[str, str] = {}
@@ -38,7 +38,7 @@ class _Flattened:
     def handle(self, record: Input, context: Context) -> None:
         change = at_hop_0(record)
         turn = Turn(change, context)
-        key = change.raw_key or bytes_of(change.key)
+        key = key_of(change).encode()
         if turn.now is None:
             context.publish(key, None)
             return

@@ -34,6 +34,11 @@ class Turn:
         self._context.note = dumps([own, long_values(self.now)])
 
 
-def bytes_of(key: Row) -> bytes:
-    """A key as topics and tables have it."""
-    return dumps(key)
+def key_of(change: Change) -> str:
+    """The input row's key, as its topic has it."""
+    return (change.raw_key or dumps(change.key)).decode()
+
+
+def contributor_of(change: Change) -> str:
+    """The input row among those of all inputs (see contributors)."""
+    return f"{change.topic}/{key_of(change)}"
