@@ -98,7 +98,7 @@ async def read_parts(connection: Connection, ground: Ground) -> None:
     cursor = await connection.execute(
         """
         WITH RECURSIVE columns AS (
-            SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atthasmissing
+            SELECT a.attrelid, a.attnum, a.attname, a.atttypid
             FROM pg_attribute a
             WHERE a.attrelid = ANY (%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
         ), uses AS (
@@ -127,12 +127,19 @@ async def read_parts(connection: Connection, ground: Ground) -> None:
         JOIN pg_type i ON i.oid = a.atttypid
         UNION ALL
         SELECT c.attrelid::bigint, c.attnum::int, 'default', ''
-        FROM columns c
-        WHERE c.atthasmissing AND pg_relation_size(c.attrelid) > 0
-           OR EXISTS (  -- of a partitioned table its partitions have it
-            SELECT FROM pg_class root CROSS JOIN LATERAL pg_partition_tree(root.oid) tree
-            JOIN pg_attribute a ON a.attrelid = tree.relid AND a.attname = c.attname AND a.atthasmissing
-            WHERE root.oid = c.attrelid AND root.relkind = 'p' AND pg_relation_size(tree.relid) > 0)
+        FROM columns c JOIN pg_type t ON t.oid = c.atttypid
+        WHERE EXISTS (
+            SELECT FROM (  -- of a partitioned table its partitions have the rows
+                SELECT c.attrelid UNION SELECT tree.relid::oid FROM pg_partition_tree(c.attrelid) tree
+            ) holder (oid)
+            JOIN pg_attribute a ON a.attrelid = holder.oid AND a.attname = c.attname
+            LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+            LEFT JOIN pg_depend i ON i.classid = 'pg_class'::regclass AND i.refclassid = 'pg_class'::regclass
+                 AND i.refobjid = c.attrelid AND i.refobjsubid = c.attnum AND i.deptype = 'i'
+            WHERE (a.atthasmissing OR (d.oid IS NULL AND t.typdefault IS NOT NULL)
+                   -- one that is not constant is written into every row, into a file that is younger than it
+                   OR pg_relation_filenode(holder.oid) > coalesce(d.oid, i.objid))
+                  AND pg_relation_size(holder.oid) > 0)
         ORDER BY 1, 2, 3
         """,
         (list(ground.tables),),
