@@ -19,7 +19,7 @@ import orjson
 import typer
 
 from streamer import DEFAULT_PATH, logs
-from streamer.errors import EXIT_OK, EXIT_RUNTIME, EXIT_USAGE, ConfigError, TailraceError
+from streamer.errors import EXIT_OK, EXIT_RUNTIME, EXIT_USAGE, ConfigError, TailraceError, bug
 from streamer.options import (
     ConfigOption,
     JsonOption,
@@ -114,7 +114,7 @@ def run_command(program: typer.Typer, arguments: Sequence[str] | None = None) ->
     except Exception as error:
         log.exception("a bug of Tailrace: please report it with these lines")
         if "--json" in given:
-            print_error(TailraceError(f"a bug of Tailrace: {error!r}"), as_json=True)
+            print_error(TailraceError(bug(error)), as_json=True)
         return EXIT_RUNTIME
 
 

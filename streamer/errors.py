@@ -16,6 +16,8 @@ at the border with `raise ... from`.
 
 from __future__ import annotations
 
+from traceback import extract_tb
+
 EXIT_OK = 0
 EXIT_FINDING = 1
 EXIT_RUNTIME = 2
@@ -93,3 +95,12 @@ class ConfigError(TailraceError):
     """The user's file, privileges or servers must change first."""
 
     exit_code = EXIT_USAGE
+
+
+def bug(error: BaseException) -> str:
+    """What is said of an error that is none of ours: of a group its first one, and where it was raised."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    raised = extract_tb(error.__traceback__, limit=-1)
+    place = "".join(f" ({frame.filename}:{frame.lineno}, in {frame.name})" for frame in raised)
+    return "; ".join([f"a bug of Tailrace: {error!r}{place}", *getattr(error, "__notes__", ())])

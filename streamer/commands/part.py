@@ -14,7 +14,7 @@ import uvloop
 
 from streamer import metrics
 from streamer.config import Config
-from streamer.errors import TailraceError
+from streamer.errors import TailraceError, bug
 from streamer.logs import Log
 from streamer.status import State, StatusWriter
 
@@ -54,7 +54,7 @@ def run_part(
                     status.update(state=State.ERROR, reason=str(error))
                     raise
                 except Exception as error:
-                    status.update(state=State.ERROR, reason=f"a bug of Tailrace: {error!r}")
+                    status.update(state=State.ERROR, reason=bug(error))
                     raise
 
     uvloop.run(part())

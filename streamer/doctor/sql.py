@@ -23,13 +23,15 @@ BUSY_TIMEOUT_S = 3.0  # for the transaction of a program that writes
 
 
 class Wanted(NamedTuple):
-    """A table that a flow will write: columns of the key as they are there, all that are sent, in lower case,
-    and the column where a delete writes its time."""
+    """A table that a flow will write: columns of the key as they are there; in lower case all that are sent,
+    and constants; the column where a delete writes its time; whether every change is a row (a history)."""
 
     flow: str
     key: list[str]
     sent: set[str]
+    constants: set[str]
     soft: str | None
+    history: bool
 
 
 async def check_sql(
@@ -79,8 +81,16 @@ def _wanted(findings: Findings, flows: list[Flow], sources: Mapping[str, SourceF
             sent = {_renamed(flow, column).lower() for column, _, _ in columns}
             key = [_renamed(flow, column) for column, _, in_key in columns if in_key]
             soft = flow.delete[len("soft(") : -1].strip() if flow.delete.startswith("soft(") else None
-            found[name] = Wanted(flow.name, key, sent, None if flow.write == "append" else soft)
+            found[name] = Wanted(flow.name, key, sent, _constants(flow), soft, flow.write == "append")
     return found
+
+
+def _constants(flow: Flow) -> set[str]:
+    return {
+        name.lower()
+        for name, rule in flow.columns.items()
+        if isinstance(rule, ColumnRule) and "value" in rule.model_fields_set
+    }
 
 
 def _renamed(flow: Flow, column: str) -> str:
@@ -123,8 +133,8 @@ def _check_file(
             try:
                 _check_identity(findings, connection, group, bound)
                 for name, table in sorted(wanted.items()):
-                    _check_key(findings, connection, name, table.flow, table.key)
-                    if table.soft is not None:
+                    _check_key(findings, connection, name, table)
+                    if table.soft is not None and not table.history:
                         _check_live(findings, connection, name, table, table.soft)
             finally:
                 connection.execute("ROLLBACK")
@@ -185,24 +195,28 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _check_key(
-    findings: Findings, connection: sqlite3.Connection, table: str, flow: str, key: list[str]
-) -> None:
-    """A table that is there already needs a unique index on the key."""
-    quoted = '"' + table.replace('"', '""') + '"'
-    columns = connection.execute(f"PRAGMA table_info({quoted})").fetchall()
-    if not columns or not key:
+def _check_key(findings: Findings, connection: sqlite3.Connection, name: str, table: Wanted) -> None:
+    """A table that is there already needs a unique index on the key, which a history may not have."""
+    columns = connection.execute(f"PRAGMA table_info({_quoted(name)})").fetchall()
+    if not columns or not table.key:
         return
-    wanted = {name.lower() for name in key}
     unique = [{str(row[1]).lower() for row in columns if row[5]}]
-    for _, index, is_unique, _, partial in connection.execute(f"PRAGMA index_list({quoted})").fetchall():
+    for _, index, is_unique, _, partial in connection.execute(
+        f"PRAGMA index_list({_quoted(name)})"
+    ).fetchall():
         if is_unique and not partial:
-            name = '"' + str(index).replace('"', '""') + '"'
-            found = connection.execute(f"PRAGMA index_info({name})").fetchall()
+            found = connection.execute(f"PRAGMA index_info({_quoted(str(index))})").fetchall()
             unique.append({str(row[2]).lower() for row in found})
-    if wanted in unique:
-        findings.ok("tables", f"{table} is there already, with its key")
+    key = {column.lower() for column in table.key}
+    if table.history:
+        if any(index and index <= key | table.constants for index in unique):
+            what = f"{name} takes one row a key, and the flow {table.flow} keeps every change as a row"
+            findings.fail("constraints", what, "send the history to a table of its own")
         return
-    what = f"{table} has no unique key on {listed(sorted(key))}, which the flow {flow} needs"
-    names = ", ".join('"' + name.replace('"', '""') + '"' for name in key)
-    findings.fail("constraints", what, "add it", [f"CREATE UNIQUE INDEX {table}_key ON {quoted} ({names});"])
+    if any(key <= index <= key | table.constants for index in unique):
+        findings.ok("tables", f"{name} is there already, with its key")
+        return
+    what = f"{name} has no unique key on {listed(sorted(key))}, which the flow {table.flow} needs"
+    made = ", ".join(_quoted(column) for column in table.key)
+    sql = [f"CREATE UNIQUE INDEX {_quoted(f'{name}_key')} ON {_quoted(name)} ({made});"]
+    findings.fail("constraints", what, "add it", sql)

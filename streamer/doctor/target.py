@@ -347,7 +347,10 @@ async def _column_types(
                 what = f"{table.name}.{name} is {type_}, which does not hold every {sent[name]} of the source"
                 using = f"USING {column}::text::{made[name]}"
                 change = f"ALTER TABLE {place} ALTER COLUMN {column} TYPE {made[name]} {using};"
-                fix = f"change the column's type, or send the flow {table.flow} to another schema"
+                fix = (
+                    f"change the column's type; or, when each value is fit for it, give it a `cast` under"
+                    f" flows.{table.flow}.columns; or send the flow to another schema"
+                )
                 findings.fail("columns", what, fix, [change])
         elif required and name not in table.own and name not in table.constants:
             what = f"{table.name}.{name} must not be null, has no default, and the source does not send it"

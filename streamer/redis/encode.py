@@ -235,10 +235,10 @@ def _epoch(raw: bytes, factor: int) -> bytes:
     """Past the microsecond it is rounded, half to even."""
     if not _DECIMAL(raw):
         raise ValueError(f"{_shown(raw)} is not a number of time since 1970")
-    us = Decimal(raw.decode()) * factor
-    if us.adjusted() > len(str(_EPOCH_US.stop)):
+    number = Decimal(raw.decode())
+    if number.adjusted() > len(str(_EPOCH_US.stop)):  # an exponent that no arithmetic takes is one of them
         raise ValueError(f"{_shown(raw)} is outside the years 1 to 9999")
-    return encode_us(int(us.to_integral_value()))
+    return encode_us(int((number * factor).to_integral_value()))
 
 
 def timestamptz_encoder(naive_is: str | None) -> Encode:
@@ -329,6 +329,8 @@ def document_members(raw: bytes) -> dict[bytes, bytes | None]:
         found = _members(raw)
     except JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error}") from None
+    except RecursionError:  # it depends on the caller's stack, too
+        raise ValueError("is JSON that is nested too deeply") from None
     except MalformedJson:
         raise ValueError("is JSON, but no object") from None
     return {name.encode(): _member(bytes(value).strip()) for name, value in found.items()}

@@ -29,13 +29,13 @@ def run(file: Path, *statements: str) -> None:
         connection.commit()
 
 
-async def constraints(file: Path, delete: str) -> list[Check]:
+async def constraints(file: Path, delete: str = "apply", more: str = "", to: str = "lite") -> list[Check]:
     config = parse(
         f"""\
 name: acme
 sources: {{shop: {{kind: postgres, url: "postgresql://u@h/d", tables: {{"public.*": {{}}}}}}}}
 targets: {{lite: {{kind: sql, url: "sqlite:///{file}"}}}}
-flows: {{mirror: {{from: shop.public.users, to: lite, delete: {delete}}}}}
+flows: {{mirror: {{from: shop.public.users, to: {to}, delete: {delete}{more}}}}}
 """,
         environ={},
     )
@@ -66,3 +66,28 @@ async def test_unique_indexes_that_hold_deleted_rows(tmp_path: Path) -> None:
     run(file, *(statement for check in found for statement in check.sql))
     (left,) = await constraints(file, "soft(gone_at)")
     assert "make the table without this UNIQUE" in left.fix
+
+
+async def test_the_key_that_a_table_has(tmp_path: Path) -> None:
+    file = tmp_path / "copy.db"
+    run(file, 'CREATE TABLE users (id INTEGER, name TEXT, mail TEXT, "te""nant" TEXT)')
+    (found,) = await constraints(file)
+    assert "users has no unique key on id" in found.what
+    run(file, *found.sql)
+    assert await constraints(file) == []
+    (found,) = await constraints(file, more=", write: append")
+    assert "the flow mirror keeps every change as a row" in found.what
+    run(file, 'DROP INDEX "users_key"')
+    assert await constraints(file, more=", write: append") == []
+    run(file, 'CREATE UNIQUE INDEX "one" ON users ("te""nant", id)')
+    (found,) = await constraints(file)
+    assert "no unique key" in found.what
+    assert await constraints(file, more=""", columns: {'te"nant': {value: acme}}""") == []
+
+
+async def test_the_index_of_an_oddly_named_table(tmp_path: Path) -> None:
+    file = tmp_path / "copy.db"
+    run(file, 'CREATE TABLE "sel""ect %s" (id INTEGER, name TEXT, mail TEXT)')
+    (found,) = await constraints(file, to="""'lite.main.sel"ect %s'""")
+    run(file, *found.sql)
+    assert await constraints(file, to="""'lite.main.sel"ect %s'""") == []
