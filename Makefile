@@ -73,7 +73,8 @@ test: install ## the fast suite on real servers, some 5 minutes on 2 cores
 	$(PYTHON) -m pytest $(WORKERS)
 
 thorough: install ## the whole matrix on real servers, beside what `make test` has; before a release
-	$(PYTHON) -m pytest $(WORKERS) -m 'thorough and not slow'
+	$(PYTHON) -m pytest $(WORKERS) -m 'thorough and not slow' --hypothesis-profile others
+	$(PYTHON) -m pytest $(WORKERS) -m 'not thorough and not slow' --hypothesis-profile others tests/property
 
 slow: install ## the long tests: outages of a minute, 5 million rows, cut lines
 	$(PYTHON) -m pytest -m slow

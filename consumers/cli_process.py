@@ -66,7 +66,7 @@ def process(
     if dry_run:
         code = work.rehearse(config, processor, from_start=from_start, limit=limit, as_json=as_json)
         raise typer.Exit(code)
-    work.process(config, processor, memory=yes, metrics_port=metrics_port, restarts=restarts)
+    work.process(config, processor, memory=yes, metrics_port=metrics_port, restarts=restarts, as_json=as_json)
 
 
 @app.command(short_help="Begin a source or a processor again, in a new epoch.")

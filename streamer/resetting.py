@@ -15,6 +15,14 @@ def reset_steps(source: str, *, above: int | str = "") -> str:
     )
 
 
+def key_steps(source: str) -> str:
+    """A reset that gives a table a key, or another one, which its copies were made without."""
+    return (
+        "in each target drop the table's copy, which was made without this key (DROP TABLE; not for identity"
+        f" FULL without a primary key), then {reset_steps(source)}"
+    )
+
+
 def reset_fix(source: str, *, above: int | str = "") -> str:
     """With what it does."""
     return (

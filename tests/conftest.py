@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import sys
 
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # How long an example takes says something of the machine, and nothing of the property.
-settings.register_profile("tailrace", deadline=None)
-settings.load_profile("tailrace")
+# The same examples each time: what fails, fails by the change. `make thorough` looks for others.
+settings.register_profile(
+    "same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.register_profile("others", settings.get_profile("same"), derandomize=False)
+settings.load_profile("same")
 
 # Images of containers often set it; every process of a test would compile again all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

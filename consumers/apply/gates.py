@@ -29,12 +29,12 @@ from consumers.apply.gate_texts import (
     text_of,
 )
 from consumers.apply.modes import takes_floors
-from consumers.targets.base import FlowError, Gate, TableChanges, Target
+from consumers.targets.base import GATE_WINDOW_S, FlowError, Gate, TableChanges, Target
 from streamer.changes.envelope import Change
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Config, Flow, RedisSource
 
-WINDOW_S = 600.0  # deletes are counted over it
+WINDOW_S = GATE_WINDOW_S
 DEFAULT_SHARE = 0.1  # of Redis sources, since a cache is flushed more easily than a database is emptied
 POLL_S = 1.0  # a decision is noticed within it; so are deletes of other processes
 COUNT_AGE_S = 10.0  # a table's rows are counted again when the last count is older
@@ -426,7 +426,7 @@ class Gates:
                 continue  # what is before it may take rows, too: a reset's floor, deletes
             gate = await self._counted(closed)
             there = known.get(subject)
-            if there is None or there.state == HELD or not _covers(there, gate):
+            if there is None or there.state == HELD or not there.covers(gate):
                 known[subject] = await self._note(gate, there)
             del self._closed[subject]
             self._truncates.pop(subject, None)
@@ -477,7 +477,3 @@ class Gates:
             log.warning("flow %s: HELD: %s; %s", gate.flow, text_of(gate), advice_of(gate.flow))
         await self._target.hold(gate)
         return gate
-
-
-def _covers(decision: Gate, gate: Gate) -> bool:
-    return decision.kind == gate.kind and gate.up_to_us <= decision.up_to_us

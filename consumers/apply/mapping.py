@@ -111,6 +111,12 @@ def _check(
     seen: set[str] = set()
     soft = soft_column(flow)
     for column in columns:
+        if not isinstance(column.name, str) or not column.name or "\0" in column.name:
+            raise ConfigError(
+                f"the rows have a column named {column.name!r}, which no table can have",
+                where=where,
+                fix="mend what writes the rows, and give the column a name there",
+            )
         if column.name.startswith(OWN_PREFIX):
             raise ConfigError(
                 f"a column goes to the target's {column.name!r}, and {OWN_PREFIX}* is Tailrace's own",

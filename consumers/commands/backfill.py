@@ -42,6 +42,7 @@ from streamer.errors import (
     RetryableError,
     SourceUnavailable,
 )
+from streamer.postgres.condition import check_condition
 from streamer.runner import captured_source
 from streamer.status import State as PartState
 from streamer.status import StatusReader, now_us, read_status
@@ -106,6 +107,8 @@ def check(config: Config, wanted: Wish) -> int | None:
     for option, given in (("--where", wanted.where), ("--keys", wanted.keys)):
         if given and not alone:
             raise ConfigError(f"{option} is of one table", fix="name one table, and ask for each by itself")
+    if wanted.where:
+        check_condition(wanted.where, "--where")
     if wanted.delete_missing and not wanted.keys:
         raise ConfigError(
             "--delete-missing deletes of given keys those that the source lacks",

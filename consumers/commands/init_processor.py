@@ -9,7 +9,10 @@ from importlib import resources
 from pathlib import Path
 
 import typer
+import yaml
 
+from streamer import DEFAULT_PATH
+from streamer.changes.topics import clean
 from streamer.cli import print_json
 from streamer.errors import ConfigError
 
@@ -26,7 +29,8 @@ processors:
 
 
 def init(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
-    """Raises ConfigError: no name for it, or a file that is there (without `force`) or cannot be written."""
+    """Raises ConfigError: no name for it, one that the config beside it has, or a file that is there (without
+    `force`) or cannot be written."""
     module = name.replace("-", "_")
     if not _NAME.fullmatch(name) or keyword.iskeyword(module):
         raise ConfigError(
@@ -34,6 +38,7 @@ def init(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
             where="--processor",
             fix="begin with a letter, and use letters, digits, '_' and '-'",
         )
+    _check_free(name, folder / DEFAULT_PATH)
     paths = {folder / path.format(module=module): template for template, path in _TEMPLATES.items()}
     if not force:
         for path in paths:
@@ -52,6 +57,34 @@ def init(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
     typer.echo(f"Put this into tailrace.yaml:\n\n{snippet}\nNext:")
     for line in commands:
         typer.echo(f"  {line}")
+
+
+def _check_free(name: str, path: Path) -> None:
+    """Against what the config beside it has. One that cannot be read is for the commands that run it."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError):
+        return
+    sections = config if isinstance(config, dict) else {}
+    sources, targets, processors = (
+        found if isinstance(found := sections.get(section), dict) else {}
+        for section in ("sources", "targets", "processors")
+    )
+    outs = {each.get("out"): other for other, each in processors.items() if isinstance(each, dict)}
+    lower = {clean(str(source)).lower(): source for source in sources}
+    if name in processors:
+        what = f"there is a processor {name!r} already"
+    elif name.lower() in lower:
+        what = f"the source {lower[name.lower()]!r} has that name: topics of its tables begin with it"
+    elif name in targets:
+        what = "a target has that name: both would share the topic of dead letters"
+    elif name in outs:
+        what = f"the processor {outs[name]!r} publishes to the topic {name!r}"
+    else:
+        return
+    raise ConfigError(
+        what, where=f"--processor {name}, {path}", fix="choose another name; nothing was written"
+    )
 
 
 def _write(path: Path, text: str) -> None:

@@ -32,7 +32,10 @@ def diff(path: Path, *, as_json: bool) -> int:
     if as_json:
         print_json({"file": str(path), "overrides": [each.plain() for each in standings]})
     elif standings:
-        screens.show(Console(), _table(standings))
+        wide = _table(standings)
+        screens.show(
+            Console(), screens.Fitting(wide, screens.without(wide, "SINCE"), _table(standings, folded=True))
+        )
         for each in standings:
             if each.problem:
                 typer.echo(f"override {each.override.override} is not in force: {each.problem}")
@@ -41,15 +44,21 @@ def diff(path: Path, *, as_json: bool) -> int:
     return code
 
 
-def _table(standings: tuple[Standing, ...]) -> Table:
+def _table(standings: tuple[Standing, ...], *, folded: bool = False) -> Table:
+    """`folded`: what has no room goes on below; never cut: ID and JOB are what the other commands ask for."""
     table = Table(box=None, header_style="bold")
-    for title in ("ID", "JOB", "FILE", "IN FORCE", "BY", "SINCE"):
-        table.add_column(title, no_wrap=True)
+    for title in ("ID", "JOB"):
+        table.add_column(title, no_wrap=True, overflow="fold")
+    for title in ("FILE", "IN FORCE", "BY", "SINCE"):
+        table.add_column(title, no_wrap=not folded, overflow="fold")
     for each in standings:
         override = each.override
         now = "as the file" if each.problem else _text(each, each.now)
         cells = (str(override.override), each.job, _text(each, each.before), now)
         table.add_row(*cells, override.by, time_text(override.at_us))
+    if folded:
+        table.columns[0].min_width = max(len(str(each.override.override)) for each in standings)
+        table.columns[1].min_width = max(len(each.job) for each in standings)
     return table
 
 

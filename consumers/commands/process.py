@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import uvloop
 from consumers.commands.tail import line_of
 from consumers.processors import definition_of, rocks
 from consumers.processors.dry_run import dry_run
+from consumers.processors.opening import StateKind
 from consumers.processors.rehearsal import Sent
-from consumers.processors.worker import StateKind, run_processor
+from consumers.processors.worker import run_processor
 from consumers.tail import Record
 from streamer.changes.topics import dead_letters_topic
-from streamer.cli import print_json
+from streamer.cli import print_error, print_json
 from streamer.commands.brokers import with_brokers
 from streamer.commands.part import run_part
 from streamer.config import Config, load
@@ -27,14 +29,15 @@ from streamer.errors import EXIT_FINDING, EXIT_OK
 from streamer.status import StatusWriter
 
 
-def process(path: Path, name: str, *, memory: bool, metrics_port: int, restarts: int) -> None:
+def process(path: Path, name: str, *, memory: bool, metrics_port: int, restarts: int, as_json: bool) -> None:
     """Until stopped. `memory`: where RocksDB is not installed, state is kept in memory."""
     config = _loaded(path, name)
     state = state_kind(name, memory=memory)
     config = with_brokers(config)
 
     async def body(stop: asyncio.Event, status: StatusWriter) -> None:
-        await run_processor(config, name, stop=stop, status=status, state=state, hard_stop=True)
+        last_word = partial(print_error, as_json=as_json)
+        await run_processor(config, name, stop=stop, status=status, state=state, last_word=last_word)
 
     run_part(config, "process", name, body, metrics_port=metrics_port, restarts=restarts)
 

@@ -32,6 +32,7 @@ from streamer.config.operations import WINDOW_LIMIT_S, WINDOWS_LIMIT
 from streamer.config.stores import store_of
 from streamer.config.units import option_value, parse_duration, parse_rate, parse_share
 from streamer.errors import EXIT_OK, ConfigError, TailraceError
+from streamer.postgres.condition import check_condition
 from streamer.postgres.connection import place
 
 HISTORY = "history"
@@ -95,6 +96,8 @@ def reconcile(path: Path, wish: Wish, *, as_json: bool) -> int:
 
 
 def _options(wish: Wish) -> Options:
+    if wish.where:
+        check_condition(wish.where, "--where")
     rate = option_value(parse_rate, wish.rate, "--limit-rate", "tailrace reconcile") if wish.rate else 0.0
     options = Options(wish.where, _names(wish.columns), Limits(rate, wish.values, wish.samples))
     if not wish.wait:

@@ -15,6 +15,7 @@ from rich.live import Live
 
 from consumers import screens, views
 from consumers.comparison import Comparisons
+from consumers.control.database import Database
 from consumers.first_proofs import FirstProofs, News
 from consumers.last_proofs import LastProofs
 from consumers.schedule.watch import Watch
@@ -35,11 +36,13 @@ from streamer.config import (
 )
 from streamer.errors import ConfigError, RetryableError, TailraceError
 from streamer.status import State, StatusReader, StatusRecord, StatusWriter, now_us
+from streamer.stopping import stopped_within
 
 log = logs.Log(__name__)
 
 SCREEN_S = 1.0  # as often as heartbeats come
 RETRY_S = 1.0
+WATCH_AGAIN_S = 10.0
 FIRST_WORD_S = 15.0  # until then a flow that nobody reports is only starting
 STOP_DEADLINE_S = 25.0  # children 9 s, then Kafka 8 s, then the heartbeat's last record
 LOG_BYTES = 10 * 2**20  # of .tailrace/run.log, beside a screen; begun anew when it is larger
@@ -159,10 +162,17 @@ class Run:
 
     async def _keep_watch(self, stop: asyncio.Event) -> None:
         """The parts are kept running, whatever becomes of it."""
-        try:
-            await Watch(self._config).run(stop)
-        except TailraceError as error:
-            log.error(f"nothing is watched here: {error}")
+        makes_anew = True  # as the start of `run` alone may
+        while not stop.is_set():
+            try:
+                await Watch(self._config, Database(self._config, makes_anew=makes_anew)).run(stop)
+            except TailraceError as error:
+                log.error(f"nothing is watched here: {error}")
+                return
+            except Exception:
+                log.exception("nothing is watched here for a while: please report it with these lines")
+                makes_anew = False
+                await stopped_within(stop, WATCH_AGAIN_S)
 
     async def _tell(self, metrics_port: int, console: Console | None) -> None:
         """Until cancelled. The heartbeat waits for the embedded Kafka, whose address is not known before."""

@@ -20,11 +20,14 @@ from streamer.commands.brokers import with_brokers
 from streamer.commands.part import run_part
 from streamer.config import Config, load
 from streamer.errors import RetryableError, TailraceError
+from streamer.logs import Log
 from streamer.runner import gravest
 from streamer.status import State, StatusWriter
 
 TELL_S = 1.0  # as often as heartbeats go out
 JOBS_LEASE = "jobs"
+
+log = Log("serve")
 
 
 def serve(path: Path, *, metrics_port: int, restarts: int) -> None:
@@ -32,7 +35,8 @@ def serve(path: Path, *, metrics_port: int, restarts: int) -> None:
     config = with_brokers(load(path))
 
     async def body(stop: asyncio.Event, status: StatusWriter) -> None:
-        database = Database(config)
+        # Started again by a supervisor, nobody has decided to begin with an empty one.
+        database = Database(config, makes_anew=restarts == 0)
         lease, schedule = Lease(database, JOBS_LEASE, owner()), Schedule(config, database)
         heartbeats = Heartbeats(config, database)
         watch = Watch(config, database, heartbeats=heartbeats)
@@ -84,8 +88,12 @@ async def _tell(config: Config, schedule: Schedule, runner: Runner, status: Stat
             asking = asyncio.create_task(asked, name="what is known of the jobs")
             await asyncio.wait({asking}, timeout=TELL_S)  # a database that hangs stops no heartbeat
         if asking is not None and asking.done():
-            with suppress(RetryableError):
+            try:
                 detail["jobs"] = [_without_text(view) for view in asking.result()]
+            except RetryableError:
+                pass  # told by the runner
+            except Exception:
+                log.exception("jobs cannot be shown: please report it with these lines")
             asking = None
         problem = runner.problem
         state = State.WAITING if problem else State.RUNNING if runner.elected else State.STANDBY

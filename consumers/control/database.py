@@ -2,18 +2,21 @@
 
 Each part (reconcile, ...) owns its tables and their format; here is only what they share. SQLite unless the
 config names a Postgres. Waits of a driver are kept out of the event loop by the caller. A file that is taken
-away from a process that works on it is not made anew: pauses and changed schedules would be forgotten.
+away is not made anew, whoever looks for it, but where a person starts `tailrace serve` or `tailrace run`:
+pauses and changed schedules would be forgotten. Whether it is the same one is control_file's to tell.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from weakref import finalize
 
 import orjson
@@ -34,16 +37,18 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
+from consumers.control.control_file import ControlFile
 from streamer.config import Config
 from streamer.errors import ConfigError, FatalError, RetryableError
 from streamer.logs import Log
 
-SQLITE_BUSY_MS = 10_000  # processes write beside each other, each for some milliseconds
+SQLITE_BUSY_MS = 5_000  # processes write beside each other, each for some milliseconds
 POOL_SIZE = 3  # kept open by a process that works on: to open one costs more than what it is used for
 CONNECT_S = 10  # of a Postgres that swallows packets: `status` reads here, too
 UNANSWERED_MS = 10_000  # what a Postgres has not acknowledged for so long, its machine has not
 PREPARE_TRIES = 4  # each of its steps may meet another process that makes the same
 SILENT_AFTER_S = 120.0  # of a process on another machine
+_DEAD = "dead"
 
 log = Log("control")
 
@@ -54,15 +59,21 @@ _formats = Table(
     Column("part", Text, primary_key=True),
     Column("format", Integer, nullable=False),
 )
+_identity = Table(  # which one it is, however it is copied and moved: one row
+    "tailrace_control_identity",
+    _meta,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("identity", Text, nullable=False),
+)
 
 
 class Database:
     """One process's way to it. Its threads share a few connections, each for a transaction."""
 
-    def __init__(self, config: Config) -> None:
-        """Raises ConfigError for a URL that is none."""
-        self._engine = _engine(config)
-        self._file = _File(self._engine)
+    def __init__(self, config: Config, *, makes_anew: bool = False) -> None:
+        """`makes_anew`: also where there has been one before, as a person who starts the schedulers may.
+        Raises ConfigError for a URL that is none."""
+        self._engine, self._file = _engine(config, makes_anew=makes_anew)
         self._parts: dict[str, tuple[int, MetaData]] = {}
         finalize(self, self._engine.dispose)  # a command that ends, or fails, closes nothing by itself
 
@@ -71,17 +82,18 @@ class Database:
         self._look_for_file()
         self._make(part, format_, meta)
         self._parts[part] = format_, meta
-        self._file.know()
 
     def _make(self, part: str, format_: int, meta: MetaData) -> None:
         for _ in range(PREPARE_TRIES - 1):
             try:
                 found = self._prepare(part, format_, meta)
                 break
-            except SQLAlchemyError:  # perhaps another process has just made them
-                continue
+            except SQLAlchemyError as error:  # perhaps another process has just made them
+                if _is_locked(error):  # it has waited already
+                    with self._errors():
+                        raise
         else:
-            with errors():
+            with self._errors():
                 found = self._prepare(part, format_, meta)
         if found is not None and found > format_:
             raise FatalError(
@@ -97,81 +109,70 @@ class Database:
             found: int | None = connection.execute(wanted).scalar()
             if found is None:
                 connection.execute(insert(_formats), {"part": part, "format": format_})
+            identity: str | None = connection.execute(select(_identity.c.identity)).scalar()
+            if identity is None:
+                identity = uuid4().hex
+                connection.execute(insert(_identity), {"one": 1, "identity": identity})
+        if self._file is not None and self._file.is_open(identity):
+            what = "the control database is not the one that was here before: its history, pauses and changes"
+            log.warning(f"{what} of schedules count", control=str(self._file.path))
         return found
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
         """A transaction. Raises RetryableError."""
         self._look_for_file()
-        with errors(), self._engine.begin() as connection:
+        with self._errors(), self._engine.begin() as connection:
             yield connection
-        self._file.know()
 
     def _look_for_file(self) -> None:
         """What is open is not what another process would find, once the file is another."""
-        if not self._file.is_another():
-            return
-        self._engine.dispose()
-        for part, (format_, meta) in self._parts.items():
-            self._make(part, format_, meta)
-        self._file.know(again=True)
-        log.warning("another file is the control database now", control=self._file.path)
+        if self._file is not None and self._file.has_moved():
+            self._engine.dispose()
+            log.warning("the control database was put back, or a copy of it", control=str(self._file.path))
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """What SQLAlchemy raises, as ours."""
+        try:
+            yield
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            holder = self._file.holder() if self._file is not None and _is_locked(error) else ""
+            raise RetryableError(
+                f"the control database does not answer: {' '.join(str(cause).split())}{holder}",
+                where="control.url",
+                fix="end that process, or let it go on (SIGCONT)"
+                if holder
+                else "see that it is there and that this user may write it",
+            ) from error
 
     def close(self) -> None:
         self._engine.dispose()
 
 
-class _File:
-    """SQLite's, as it was when this process opened it. Of another database there is none."""
-
-    def __init__(self, engine: Engine) -> None:
-        named = engine.url.get_backend_name() == "sqlite" and engine.url.database not in (
-            None,
-            "",
-            ":memory:",
-        )
-        self.path = str(engine.url.database) if named else ""
-        self._place: tuple[int, int] | None = None
-
-    def know(self, *, again: bool = False) -> None:
-        if self.path and (again or self._place is None):
-            with suppress(FileNotFoundError):
-                self._place = self._now()
-
-    def is_another(self) -> bool:
-        """Raises RetryableError while there is none."""
-        if self._place is None:
-            return False
-        try:
-            return self._now() != self._place
-        except OSError as error:
-            raise RetryableError(
-                f"the control database does not answer: its file is gone: {self.path}: {error.strerror}",
-                where="control.url",
-                fix="put it back; or start `tailrace serve` again, which begins an empty one:"
-                " without history, pauses and changed schedules",
-            ) from error
-
-    def _now(self) -> tuple[int, int]:
-        found = os.stat(self.path)
-        return found.st_dev, found.st_ino
+def _is_locked(error: SQLAlchemyError) -> bool:
+    cause = getattr(error, "orig", None)
+    code = getattr(cause, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
-def _engine(config: Config) -> Engine:
-    where = f"{config.path}: control.url"
+def _engine(config: Config, *, makes_anew: bool) -> tuple[Engine, ControlFile | None]:
+    """With SQLite's file, if it is one."""
+    where, file = f"{config.path}: control.url", None
     try:
         url = make_url(config.control.url.get_secret_value())
         if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
-            path = config.base / str(url.database)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            url = url.set(database=str(path))
+            file = ControlFile(config.base / str(url.database), makes_anew=makes_anew)
         elif url.drivername in ("postgresql", "postgres"):
             url = url.set(drivername="postgresql+psycopg")
         limits = {"connect_timeout": CONNECT_S, "tcp_user_timeout": UNANSWERED_MS}
-        limits = limits if url.get_backend_name() == "postgresql" else {}
-        engine = create_engine(
-            url, poolclass=QueuePool, pool_size=POOL_SIZE, pool_pre_ping=True, connect_args=limits
-        )
+        more: dict[str, Any] = {"connect_args": limits} if url.get_backend_name() == "postgresql" else {}
+        if file is not None:
+            more = {"creator": file.connect}
+        engine = create_engine(url, poolclass=QueuePool, pool_size=POOL_SIZE, pool_pre_ping=True, **more)
+        if file is not None:
+            file.make_folder()
     except (ArgumentError, ValueError, NoSuchModuleError):
         raise ConfigError(
             "it is no URL of a database (not shown: it may hold a password)",
@@ -184,7 +185,7 @@ def _engine(config: Config) -> Engine:
         ) from error
     if url.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _set_up_sqlite)
-    return engine
+    return engine, file
 
 
 def _set_up_sqlite(connection: Any, _record: Any) -> None:
@@ -195,23 +196,19 @@ def _set_up_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-@contextmanager
-def errors() -> Iterator[None]:
-    """What SQLAlchemy raises, as ours."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        cause = getattr(error, "orig", None) or error
-        raise RetryableError(
-            f"the control database does not answer: {' '.join(str(cause).split())}",
-            where="control.url",
-            fix="see that it is there and that this user may write it",
-        ) from error
-
-
 def owner() -> str:
-    """This process, for rows that it works on: host:pid:start."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_begun(os.getpid())}"
+    """This process, for rows that it works on."""
+    return named(os.getpid())
+
+
+def named(pid: int) -> str:
+    """A process of this machine, which has the number until it is waited for: host:pid:start."""
+    return f"{socket.gethostname()}:{pid}:{_begun(pid)}"
+
+
+def is_here(name: str) -> bool:
+    """Whether it is, or was, of this machine."""
+    return name.rsplit(":", 2)[0] == socket.gethostname()
 
 
 def is_gone(name: str, seen_us: int, now_us: int) -> bool:
@@ -226,7 +223,8 @@ def is_gone(name: str, seen_us: int, now_us: int) -> bool:
         return True
     except PermissionError:
         return False
-    return int(pid) == os.getpid() or _begun(int(pid)) != begun
+    begun_now = _begun(int(pid))
+    return int(pid) == os.getpid() or begun_now == _DEAD or begun_now != begun
 
 
 def _begun(pid: int) -> str:
@@ -236,7 +234,7 @@ def _begun(pid: int) -> str:
         state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "dead" if state == "Z" else rest[18]
+    return _DEAD if state == "Z" else rest[18]
 
 
 def dump(value: Any) -> str:

@@ -3,11 +3,16 @@
 A run begins in one transaction with the guard of the lease, and only where no other run of the job is open:
 so no job runs twice, whoever believes to be the one that starts them. Requests, pauses and resumes may come
 from any process.
+
+A run has the scheduler that began it and, while one works for it, a process of its own. It is lost when both
+are gone; or when its process is, and the scheduler, frozen perhaps, has not said a word of it for UNSEEN_S.
+Whoever starts a process of a run asks `goes_on` before: from then on it has none that could be gone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,6 +41,7 @@ FORMAT = 1
 RUNS_KEPT = 1_000  # of a job: a run every ten minutes for a week
 RATE_RUNS = 30  # the newest, that the success rate is made of
 TEXT_LIMIT = 4_000  # characters of a run's text: its last words, not its log
+UNSEEN_S = 10.0  # a scheduler that lives says each second what it runs
 
 meta = MetaData()
 jobs = Table(
@@ -61,7 +67,7 @@ runs = Table(
     Column("run", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("job", Text, nullable=False, index=True),
     Column("by", Text, nullable=False),  # schedule, or who asked
-    Column("owner", Text, nullable=False),  # the process that runs it: host:pid
+    Column("owner", Text, nullable=False),  # the scheduler that began it: host:pid:start
     Column("began_us", BigInteger, nullable=False),
     Column("seen_us", BigInteger, nullable=False),
     Column("ended_us", BigInteger),
@@ -69,6 +75,24 @@ runs = Table(
     Column("exit_code", Integer),
     Column("text", Text, nullable=False),
 )
+processes = Table(  # of open runs
+    "job_processes",
+    meta,
+    Column("run", BigInteger, primary_key=True, autoincrement=False),
+    Column("process", Text, nullable=False),  # its first one, of whose session the others are: host:pid:start
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """`process` empty: none, or not known."""
+
+    run: int
+    job: str
+    owner: str
+    process: str
+    began_us: int
+    seen_us: int
 
 
 class Jobs:
@@ -171,43 +195,82 @@ class Jobs:
             self._forget(connection, job)
 
     def turn(
-        self, lease: Lease, names: Iterable[str], ours: Collection[int], now_us: int
-    ) -> tuple[dict[str, JobState], list[tuple[str, int]]]:
-        """What is known of all, once those of the file are known, and the runs that were lost: (job, run);
-        `ours` run here. It writes only where there is something to be written. Raises LeaseLost."""
+        self, lease: Lease, names: Iterable[str], ours: Mapping[int, str], now_us: int
+    ) -> tuple[dict[str, JobState], list[tuple[str, int]], list[OpenRun]]:
+        """What is known of all, once those of the file are known; the runs that were lost: (job, run); and
+        those that others have begun and that go on. `ours` run here, each with its process. It writes only
+        where there is something to be written. Raises LeaseLost."""
         with self._database.begin() as connection:
             rows = self._rows(connection)
             known = {row["job"] for row in rows}
             unknown = [name for name in names if name not in known]
             open_ = [row["run"] for row in rows if row["run"] is not None]
             lost: list[tuple[str, int]] = []
+            others: list[OpenRun] = []
             if any(run not in ours for run in open_):
-                lost = self._cut_off_lost(connection, lease, ours, now_us)
-            if ours:
-                connection.execute(update(runs).where(runs.c.run.in_(ours)).values(seen_us=now_us))
+                lost, others = self._cut_off_lost(connection, lease, ours, now_us)
+            self._seen(connection, ours, now_us)
             self._know(connection, unknown, now_us)
             if lost or unknown:
                 rows = self._rows(connection)
-        return {row["job"]: _state(row) for row in rows}, lost
+        states = {row["job"]: _state(row) for row in rows}
+        for other in others:
+            states[other.job].elsewhere = True
+        return states, lost, others
+
+    # By the scheduler that began a run, whoever holds the lease meanwhile
+
+    def seen(self, ours: Mapping[int, str], now_us: int) -> None:
+        """These runs go on, each with its process, if it has one."""
+        if ours:
+            with self._database.begin() as connection:
+                self._seen(connection, ours, now_us)
+
+    def _seen(self, connection: Connection, ours: Mapping[int, str], now_us: int) -> None:
+        if not ours:
+            return
+        connection.execute(update(runs).where(runs.c.run.in_(ours)).values(seen_us=now_us))
+        noted = select(processes.c.run, processes.c.process).where(processes.c.run.in_(ours))
+        before = {row.run: row.process for row in connection.execute(noted)}
+        for run, process in ours.items():
+            if process and before.get(run) != process:
+                connection.execute(delete(processes).where(processes.c.run == run))
+                connection.execute(insert(processes), {"run": run, "process": process})
+
+    def goes_on(self, run: int, now_us: int) -> bool:
+        """Before a process of it is started: whether nobody has taken it for lost. Nobody does from now on
+        because the process that it had is gone."""
+        with self._database.begin() as connection:
+            open_ = (runs.c.run == run, runs.c.ended_us.is_(None))
+            found = connection.execute(update(runs).where(*open_).values(seen_us=now_us)).rowcount == 1
+            connection.execute(delete(processes).where(processes.c.run == run))
+        return found
 
     def end(self, run: int, outcome: Outcome, exit_code: int | None, text: str, now_us: int) -> None:
-        """By its owner, whoever holds the lease meanwhile. A run that is over already stays as it is."""
+        """A run that is over already stays as it is."""
         with self._database.begin() as connection:
             self._end(connection, run, outcome, exit_code, text, now_us)
 
     def _cut_off_lost(
-        self, connection: Connection, lease: Lease, ours: Collection[int], now_us: int
-    ) -> list[tuple[str, int]]:
-        """Open runs whose process lives no more are over."""
-        lost = []
+        self, connection: Connection, lease: Lease, ours: Mapping[int, str], now_us: int
+    ) -> tuple[list[tuple[str, int]], list[OpenRun]]:
+        """Open runs of others: those that were lost, which are over, and those that go on."""
+        lost: list[tuple[str, int]] = []
+        others: list[OpenRun] = []
         lease.guard(connection)
-        open_ = select(runs).where(runs.c.ended_us.is_(None))
+        columns = [runs.c[name] for name in ("run", "job", "owner", "began_us", "seen_us")]
+        both = runs.outerjoin(processes, processes.c.run == runs.c.run)
+        open_ = select(*columns, processes.c.process).select_from(both).where(runs.c.ended_us.is_(None))
         for row in connection.execute(open_).mappings().all():
-            if row["run"] not in ours and is_gone(row["owner"], row["seen_us"], now_us):
-                what = f"its process, {row['owner']}, is gone"
-                self._end(connection, row["run"], Outcome.CUT_OFF, None, what, now_us)
-                lost.append((row["job"], row["run"]))
-        return lost
+            if row["run"] in ours:
+                continue
+            other = OpenRun(**{**row, "process": row["process"] or ""})
+            what = _why_lost(other, now_us)
+            if not what:
+                others.append(other)
+            elif self._end(connection, other.run, Outcome.CUT_OFF, None, what, now_us, other.seen_us):
+                lost.append((other.job, other.run))
+        return lost, others
 
     def _end(
         self,
@@ -217,18 +280,23 @@ class Jobs:
         exit_code: int | None,
         text: str,
         now_us: int,
-    ) -> None:
+        seen_us: int | None = None,
+    ) -> bool:
+        """Whether it was open. `seen_us`: it ends only if its scheduler has said nothing since."""
         values = {"ended_us": now_us, "outcome": outcome.value, "exit_code": exit_code}
-        open_ = (runs.c.run == run, runs.c.ended_us.is_(None))
+        open_ = [runs.c.run == run, runs.c.ended_us.is_(None)]
+        open_ += [] if seen_us is None else [runs.c.seen_us == seen_us]
         ended = connection.execute(update(runs).where(*open_).values(**values, text=text[-TEXT_LIMIT:]))
         if ended.rowcount != 1:
-            return
+            return False
+        connection.execute(delete(processes).where(processes.c.run == run))
         of_job: dict[str, Any] = {"run": None, "last_end_us": now_us, "outcome": outcome.value}
         if outcome.done:
             of_job |= {"last_done_us": now_us, "tries": 0}
         else:
             of_job["tries"] = jobs.c.tries + 1
         connection.execute(update(jobs).where(jobs.c.run == run).values(of_job))
+        return True
 
     def _forget(self, connection: Connection, job: str) -> None:
         oldest = select(func.max(runs.c.run)).where(runs.c.job == job).scalar_subquery()
@@ -237,6 +305,19 @@ class Jobs:
         if old is not None:
             gone = (runs.c.job == job, runs.c.run <= old, runs.c.run != oldest, runs.c.ended_us.is_not(None))
             connection.execute(delete(runs).where(*gone))
+
+
+def _why_lost(run: OpenRun, now_us: int) -> str:
+    """Empty: it was not."""
+    if run.process and not is_gone(run.process, run.seen_us, now_us):  # it would run beside itself
+        return ""
+    if is_gone(run.owner, run.seen_us, now_us):
+        return f"its scheduler, {run.owner}, is gone"
+    if run.process and now_us - run.seen_us > UNSEEN_S * 1e6:
+        return (
+            f"its process, {run.process}, is gone, and its scheduler, {run.owner}, does not say how it ended"
+        )
+    return ""
 
 
 def _state(row: Any) -> JobState:

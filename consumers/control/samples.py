@@ -90,6 +90,22 @@ class Samples:
             found = [] if number is None else _read(connection, number, since_s, now_s)
         return columns(found, since_s, now_s, min(points, POINTS_LIMIT))
 
+    def worst_lags(self, since_us: int, now_us: int) -> dict[str, Any]:
+        """Of all flows, of the last minutes: `step_s`, `at_us`, `flows` by name, lists of seconds as long as
+        `at_us`, oldest first; a gap is null."""
+        step_s, now_s = FINEST.step_s, now_us // 1_000_000
+        first_s = max(since_us // 1_000_000, now_s - FINEST.kept_s) // step_s * step_s
+        places = {at_s: place for place, at_s in enumerate(range(first_s, now_s + 1, step_s))}
+        query = select(flows.c.flow, samples.c.at_s, samples.c.lag_worst_ms).join(
+            flows, flows.c.number == samples.c.flow
+        )
+        by_flow: dict[str, list[float | None]] = defaultdict(lambda: [None] * len(places))
+        with self._database.begin() as connection:
+            at = (samples.c.step_s == step_s, samples.c.at_s.in_(list(places)))
+            for flow, at_s, lag_ms in connection.execute(query.where(*at)):
+                by_flow[flow][places[at_s]] = None if lag_ms is None else lag_ms / 1000
+        return {"step_s": step_s, "at_us": [at_s * 1_000_000 for at_s in places], "flows": dict(by_flow)}
+
     def _numbers(self, connection: Connection, names: Iterable[str], at_s: int) -> dict[str, int]:
         known = {row.flow: row.number for row in connection.execute(select(flows.c.flow, flows.c.number))}
         fresh = [{"flow": name, "seen_s": at_s} for name in names if name not in known]

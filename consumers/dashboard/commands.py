@@ -18,8 +18,11 @@ DRY_RUN_US = 15 * 60 * 1_000_000  # what it foretold is not so any more
 KEYS_LIMIT = 1_000
 TEXT_LIMIT = 10_000
 
-Text = Annotated[str, Field(max_length=TEXT_LIMIT)]
+PRINTED = r"^[^\x00-\x1f\x7f]*$"  # a command line ends at a NUL; the others nobody can read in the trail
+
+Text = Annotated[str, Field(max_length=TEXT_LIMIT, pattern=PRINTED)]
 Offset = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Number = Annotated[int, Field(ge=1, le=2**63 - 1)]  # of an action, an override: the control database's own
 
 DRY = "without `dry_run: false` it is only foretold"
 AFTER = "the number of the dry run that foretold this"
@@ -34,7 +37,7 @@ class Decision(Body):
 
 
 class Pause(Body):
-    why: Annotated[str, Field(max_length=200)] = Field("", description="for those who look")
+    why: Annotated[str, Field(max_length=200, pattern=PRINTED)] = Field("", description="for those who look")
 
 
 class Reconcile(Body):
@@ -43,7 +46,7 @@ class Reconcile(Body):
     repair: bool = False
     delete_extra: bool = Field(False, description="repair rows that only the target has: delete them")
     dry_run: bool = Field(True, description=f"of a repair: {DRY}")
-    after: int | None = Field(None, description=AFTER)
+    after: Number | None = Field(None, description=AFTER)
 
 
 class Replay(Body):
@@ -60,7 +63,7 @@ class Replay(Body):
     topic: Text = ""
     partition: Offset | None = None
     dry_run: bool = Field(True, description=DRY)
-    after: int | None = Field(None, description=AFTER)
+    after: Number | None = Field(None, description=AFTER)
 
 
 class Letters(Body):
@@ -77,7 +80,7 @@ class Retry(Letters):
 
 class Discard(Letters):
     dry_run: bool = Field(True, description=DRY)
-    after: int | None = Field(None, description=AFTER)
+    after: Number | None = Field(None, description=AFTER)
 
 
 Wish = Decision | Pause | Reconcile | Replay | Retry | Discard

@@ -27,6 +27,7 @@ def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(TailraceError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(Exception, _bug)
 
 
 def _status(error: Exception) -> int:
@@ -61,6 +62,11 @@ def _invalid(_request: Request, error: Exception) -> Response:
 def _plain(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return answer(error.status_code, str(error.detail), fix="see /docs" if error.status_code == 404 else "")
+
+
+def _bug(_request: Request, _error: Exception) -> Response:
+    """Who asks is told no more: it is in the log."""
+    return answer(500, "a bug of Tailrace", fix="see the log of `tailrace serve`, and report it")
 
 
 def answer(

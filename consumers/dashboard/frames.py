@@ -151,15 +151,15 @@ def strip(status: Status) -> dict[str, Any]:
         times = [(p["latency_ms"], p["name"]) for p in status.processors if p["latency_ms"] is not None]
         worst_ms, processor = max(times, default=(None, None))
         stages.insert(1, {"stage": "process", "p50_ms": worst_ms, "flow": processor})
-    broken = next((name for name, state in states.items() if state in _BROKEN), None)
+    broken = [name for name, state in states.items() if state in _BROKEN]
     timed = [(stage["p50_ms"], stage["stage"]) for stage in stages if stage["p50_ms"] is not None]
     slowest = max(timed)[1] if timed else None
     return {
         "stages": stages,
         "states": states,
         "kafka_away": any(finding.subject == "kafka" for finding in status.findings),
-        "slowest": slowest if broken is None else broken,
-        "broken": broken is not None,
+        "slowest": None if broken else slowest,
+        "broken": broken,
     }
 
 

@@ -14,10 +14,14 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from consumers.dashboard.auth import Doors, Refusal
+from streamer.logs import Log
 
 BODY_BYTES = 2**20
 DRAIN_BYTES = 16 * 2**20  # of a body that is too large: read and dropped, so that its sender reads the answer
 BODY_S = 10.0  # a body that comes more slowly is given up
+DEPTH_LIMIT = 32  # of lists and objects in each other: a wish has two
+
+log = Log("dashboard")
 
 OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")  # they say nothing about the data
 OPEN_PREFIX = "/page/"
@@ -43,6 +47,11 @@ HEADERS = [
 ]
 
 TOO_LARGE = Refusal(413, f"the body is larger than {BODY_BYTES:,} bytes", "send less")
+TOO_DEEP = Refusal(
+    422,
+    f"the body holds more than {DEPTH_LIMIT} lists and objects in each other",
+    "see /docs for what it may hold",
+)
 TOO_SLOW = Refusal(408, f"the body did not arrive within {BODY_S:g} s", "send it at once")
 
 
@@ -73,7 +82,7 @@ class Guard:
             await refuse(answer, refusal)
             return
         if scope["method"] not in WRITES:
-            await self._app(scope, receive, answer)
+            await self._ask(scope, receive, answer)
             return
         body = await _body(receive)
         if isinstance(body, Refusal):
@@ -83,7 +92,23 @@ class Guard:
         if bad is not None:
             await refuse(answer, bad[0], bad[1])
             return
-        await self._app(scope, _given(body, receive), answer)
+        await self._ask(scope, _given(body, receive), answer)
+
+    async def _ask(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What a route fails at is answered by errors, and raised once more: logged here, and no further."""
+        is_whole = False
+
+        async def answer(message: Message) -> None:
+            nonlocal is_whole
+            is_whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except Exception:
+            log.exception("a bug of Tailrace: please report it with these lines", path=scope["path"])
+            if not is_whole:
+                raise
 
     def _refused(self, scope: Scope, headers: MutableMapping[str, str]) -> Refusal | None:
         host = self._doors.host(headers)
@@ -155,11 +180,25 @@ def _not_json(body: bytes, headers: MutableMapping[str, str]) -> tuple[Refusal, 
     if kind != "application/json":
         return Refusal(415, "the body is no JSON", "send it with `Content-Type: application/json`"), ""
     try:
-        orjson.loads(body)
+        found = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         where = f"body, line {error.lineno}, column {error.colno}"
         return Refusal(422, f"the body is malformed JSON: {error.msg}", "mend it at that place"), where
-    return None
+    return (TOO_DEEP, "body") if _is_deep(found) else None
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(DEPTH_LIMIT):
+        inside = [
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, dict | list)
+        ]
+        level = [each for its in inside for each in its]
+        if not level:
+            return False
+    return any(isinstance(each, dict | list) for each in level)
 
 
 def _given(body: bytes, receive: Receive) -> Receive:

@@ -71,7 +71,7 @@ def routes(config: Config, schedule: Schedule, commands: Commands) -> APIRouter:
         return await run("resume", name, wish, request)
 
     @api.post("/actions/{number}/cancel", summary="End a command that runs")
-    async def cancel(number: int, wish: wishes.Decision = _NOTHING) -> Response:
+    async def cancel(number: wishes.Number, wish: wishes.Decision = _NOTHING) -> Response:
         return as_json((await commands.cancel(number)).plain())
 
     def known(name: str) -> None:

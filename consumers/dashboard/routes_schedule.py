@@ -57,7 +57,7 @@ def routes(schedule: Schedule) -> APIRouter:
         return as_json({"override": number, "job": view})
 
     @api.post("/overrides/{number}/rollback", tags=["change"], summary="Let the file count again")
-    async def rollback(number: int, request: Request) -> Response:
+    async def rollback(number: wishes.Number, request: Request) -> Response:
         gone = await asyncio.to_thread(schedule.take_back, [number], by(request), now_us())
         return as_json({"undone": [each.plain() for each in gone]})
 

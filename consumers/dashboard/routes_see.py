@@ -14,7 +14,7 @@ from consumers import views
 from consumers.control.samples import POINTS_LIMIT
 from consumers.dashboard import figures
 from consumers.dashboard.actions import Commands
-from consumers.dashboard.commands import letters
+from consumers.dashboard.commands import PRINTED, Number, letters
 from consumers.dashboard.errors import NotFound, answer
 from consumers.dashboard.watch import Watch
 from consumers.reconcile.history import History
@@ -27,9 +27,12 @@ LETTERS_SHOWN = 500
 RECONCILES_LIMIT = 200
 
 HOURS_LIMIT = 168  # for so long samples are kept
+SECONDS_LIMIT = 600  # of all flows at once: more is a flow's own
 
 Limit = Annotated[int, Query(ge=1, le=RECONCILES_LIMIT)]
 Hours = Annotated[float, Query(gt=0, le=HOURS_LIMIT)]
+Seconds = Annotated[int, Query(ge=1, le=SECONDS_LIMIT)]
+FlowName = Annotated[str, Query(max_length=200, pattern=PRINTED)]
 Points = Annotated[int, Query(ge=1, le=POINTS_LIMIT)]
 
 
@@ -70,6 +73,13 @@ def routes(config: Config, watch: Watch, schedule: Schedule, commands: Commands)
     @api.get("/api/lag", tags=["see"], summary="As `tailrace lag --json`")
     async def lag() -> Response:
         return as_json(views.lag(watch.status()))
+
+    @api.get("/api/lag/history", tags=["see"], summary="The worst lag of each flow, by ten seconds")
+    async def lag_history(seconds: Seconds = 120) -> Response:
+        at_us = now_us()
+        found = await asyncio.to_thread(watch.samples.worst_lags, at_us - seconds * 1_000_000, at_us)
+        found["flows"] = {name: lags for name, lags in found["flows"].items() if name in config.flows}
+        return as_json(found)
 
     @api.get("/api/flows/{name}", tags=["see"], summary="A flow: partitions, latencies, its last proof")
     async def flow(name: str) -> Response:
@@ -135,11 +145,11 @@ def routes(config: Config, watch: Watch, schedule: Schedule, commands: Commands)
     @api.get(
         "/api/actions", tags=["see"], summary="What was asked for over HTTP, by whom, and what came of it"
     )
-    async def actions(flow: str = "", limit: Limit = 50) -> Response:
+    async def actions(flow: FlowName = "", limit: Limit = 50) -> Response:
         return as_json([action.plain() for action in await commands.last(limit, flow)])
 
     @api.get("/api/actions/{number}", tags=["see"], summary="One of them, with what it says so far")
-    async def action(number: int) -> Response:
+    async def action(number: Number) -> Response:
         return as_json((await commands.one(number)).plain())
 
     return api

@@ -20,7 +20,7 @@ from faust.types import TP, Message
 
 from consumers.processors.agents import Agent, unit_in_hand
 from consumers.processors.context import Change, Context
-from streamer.errors import ConfigError, TailraceError
+from streamer.errors import ConfigError
 
 logging.getLogger("faust").setLevel(logging.WARNING)
 logging.getLogger("mode").setLevel(logging.WARNING)
@@ -31,6 +31,10 @@ _REFUSED = (
 )  # fmt: skip
 
 
+# What a library that a body calls may raise, too: neither of the two is a stop that anybody has asked for.
+_OF_A_BODY = (Exception, SystemExit, asyncio.CancelledError)
+
+
 class Units(Protocol):
     """A batch of one task, as its body goes through it."""
 
@@ -38,7 +42,7 @@ class Units(Protocol):
         """The change in hand is done, if any; the next one, or None: the batch is over."""
 
     def yielded(self, value: Any) -> None: ...
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         """The body has raised on the change in hand."""
 
     @property
@@ -146,11 +150,10 @@ class Actor:
                     async for value in values:
                         if inbox.units is not None:
                             inbox.units.yielded(value)
-            except (TailraceError, asyncio.CancelledError) as error:
-                if isinstance(error, asyncio.CancelledError | ConfigError) or not self._failed(error):
-                    raise
-            except Exception as error:
-                if not self._failed(error):
+            except ConfigError:
+                raise
+            except _OF_A_BODY as error:
+                if _is_cancelled() or not self._failed(error):
                     raise
             else:
                 raise ConfigError(
@@ -159,7 +162,7 @@ class Actor:
                     fix="let it be `async for change in changes: ...`, without a `return` or `break`",
                 )
 
-    def _failed(self, error: Exception) -> bool:
+    def _failed(self, error: BaseException) -> bool:
         units = self._inbox.units
         if units is None or not units.in_hand:
             return False
@@ -171,6 +174,12 @@ class Actor:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is: a body that raises CancelledError by itself is one that raises."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _generator(actor: Any) -> AsyncGenerator[object, None]:

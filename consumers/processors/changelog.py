@@ -1,7 +1,8 @@
 """The changelog: every write to a task's state, in partition p of `<out>.__state`, and reading it back.
 
     key     a full key of the state; value: its bytes, or null
-    commit  the last record of each transaction: {"id":..,"offsets":{topic: next},"partitions":N,"wrote":{..}}
+    wrote   key: a topic and a partition; value: the last offset taken there, of outputs that have changed
+    commit  the last record of each transaction: {"id":..,"offsets":{topic: next},"partitions":N}
     epoch   {"epoch":..,"offsets":{..},"goals":{..}}: a reset; what stood before it does not count
 
 The consumed offsets are here, in the transaction of what was made of them; the group's follow, for lag tools.
@@ -11,47 +12,42 @@ it has been compacted away (a delete would be missing); else from the start of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import orjson
 from aiokafka import TopicPartition
 
 from consumers.processors.shapes import FIRST_EPOCH
-from consumers.processors.state import Mark, Store, table_prefix
+from consumers.processors.state import NUL, Mark, Store, table_prefix
 from streamer.errors import FatalError
 from streamer.kafka import Security, offset_ranges, read_batches
 
 META = "_meta"
 COMMIT_KEY = table_prefix(META) + b"commit"
 EPOCH_KEY = table_prefix(META) + b"epoch"
+WROTE = table_prefix("_wrote")
 WRITE_KEYS = 20_000  # at once into the store while it is brought up: about 10 MB
 FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Where a task stands. `offsets`: the next of each topic that it reads. `wrote`: the last offset that it
-    has taken in each partition of its outputs; by it a transaction is judged that Kafka has left open."""
+    """Where a task stands. `offsets`: the next of each topic that it reads."""
 
     id: str
     offsets: Mapping[str, int]
     partitions: int
-    wrote: Mapping[TopicPartition, int] = field(default_factory=dict)
 
     def dump(self) -> bytes:
-        wrote: dict[str, dict[str, int]] = {}
-        for place, last in self.wrote.items():
-            wrote.setdefault(place.topic, {})[str(place.partition)] = last
-        raw = {"id": self.id, "offsets": dict(self.offsets), "partitions": self.partitions, "wrote": wrote}
+        raw = {"id": self.id, "offsets": dict(self.offsets), "partitions": self.partitions}
         return orjson.dumps({"format": FORMAT, **raw})
 
     @classmethod
     def load(cls, value: bytes, where: str) -> Commit:
         raw = orjson.loads(value)
         _check(raw, where)
-        wrote = {TopicPartition(t, int(p)): last for t, ps in raw["wrote"].items() for p, last in ps.items()}
-        return cls(raw["id"], raw["offsets"], raw["partitions"], wrote)
+        return cls(raw["id"], raw["offsets"], raw["partitions"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +82,22 @@ def _check(raw: Mapping[str, object], where: str) -> None:
 def commit_of(store: Store, where: str) -> Commit | None:
     value = store.get(COMMIT_KEY)
     return None if value is None else Commit.load(value, where)
+
+
+def wrote_key(place: TopicPartition) -> bytes:
+    topic, partition = f"{place.topic}", f"{place.partition}"
+    return WROTE + topic.encode() + NUL + partition.encode()
+
+
+def wrote_of(records: Iterable[tuple[bytes | None, bytes | None]]) -> dict[TopicPartition, int]:
+    """The last offset that a task has taken in each partition of its outputs; by it a transaction is judged
+    that Kafka has left open. `records`: (key, value) of the changelog in order, or of a store."""
+    found: dict[TopicPartition, int] = {}
+    for key, value in records:
+        if key is not None and value is not None and key.startswith(WROTE):
+            topic, _, partition = key[len(WROTE) :].partition(NUL)
+            found[TopicPartition(topic.decode(), int(partition))] = int(value)
+    return found
 
 
 def epoch_of(store: Store, where: str) -> Epoch:

@@ -156,6 +156,8 @@ class Given:
     schemas: Mapping[str, Sequence[SchemaRecord]] = field(default_factory=dict)
     """By input topic, the newest record last; of a topic without events yet nothing. It grows while the
     processor runs: the record of a change is there before the change is handled."""
+    doubts: dict[str, str] = field(default_factory=dict)
+    """What operators have found that no change is at fault for, by subject: for `status`."""
 
 
 class Hop(Protocol):

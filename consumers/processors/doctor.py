@@ -10,7 +10,7 @@ from consumers.processors import ground, rocks
 from consumers.processors.agents import definition_of
 from consumers.processors.context import Given
 from consumers.processors.hops import hops_of
-from consumers.processors.worker import STATE_FOLDER
+from consumers.processors.opening import STATE_FOLDER
 from streamer.commands.brokers import brokers_of
 from streamer.config import EMBEDDED, Config
 from streamer.config.derived import upstream

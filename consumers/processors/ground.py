@@ -6,14 +6,14 @@ hops, the changelog and the control topic. Never alters a topic that is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from consumers.apply.dead_letters import ENVELOPE_BYTES
 from consumers.apply.dead_letters import PARTITIONS as LETTER_PARTITIONS
 from consumers.processors.names import Names
-from streamer.changes.topics import is_inner, schemas_topic
+from streamer.changes.topics import clean, is_inner, schemas_topic
 from streamer.config import Config, Kafka
 from streamer.config.patterns import clean_pattern, fits_topic
 from streamer.errors import ConfigError, KafkaUnavailable
@@ -38,7 +38,7 @@ async def look(config: Config, name: str, *, brokers: str) -> Ground:
         counts = await describe(client)
         with kafka_errors("asking for the cluster's id", brokers=brokers):
             cluster_id = str((await describe_cluster(client))["cluster_id"])
-    inputs = _inputs(processor.inputs, counts, name)
+    inputs = _inputs(config, name, counts)
     by_count: dict[int, str] = {}
     for topic in inputs:
         by_count.setdefault(counts[topic], topic)
@@ -55,13 +55,15 @@ async def look(config: Config, name: str, *, brokers: str) -> Ground:
     return Ground(cluster_id, inputs, next(iter(by_count)), out)
 
 
-def _inputs(patterns: Iterable[str], topics: Mapping[str, int], name: str) -> tuple[str, ...]:
+def _inputs(config: Config, name: str, topics: Mapping[str, int]) -> tuple[str, ...]:
+    ours = {clean(source) for source in config.sources} | {each.out for each in config.processors.values()}
     found: dict[str, None] = {}
-    for pattern in patterns:
-        clean = clean_pattern(pattern)
-        matches = [t for t in topics if t == clean or (fits_topic(pattern, t) and not is_inner(t))]
+    for pattern in config.processors[name].inputs:
+        cleaned = clean_pattern(pattern)
+        matches = [t for t in topics if t == cleaned or (fits_topic(pattern, t) and not is_inner(t))]
         if not matches:
-            near = get_close_matches(clean, [t for t in topics if not is_inner(t)], n=1)
+            known = [t for t in topics if t.partition(".")[0] in ours and not is_inner(t)]
+            near = get_close_matches(cleaned, known, n=1)
             raise KafkaUnavailable(
                 f"there is no topic {pattern} yet" + (f"; there is {near[0]}" if near else ""),
                 where=f"processors.{name}.in",

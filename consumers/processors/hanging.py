@@ -1,13 +1,13 @@
 """A task's changelog as the journal of its transactions (see streamer.publisher.hanging). Pure.
 
-The commit record is written last, when the outputs are acknowledged, and says which offsets they took.
+When the outputs are acknowledged it gets the offsets that they took, and then the commit record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from consumers.processors.changelog import COMMIT_KEY, Commit
+from consumers.processors.changelog import COMMIT_KEY, wrote_of
 from streamer.publisher.hanging import LastOffsets, Record
 
 
@@ -15,18 +15,13 @@ class Commits:
     """The journal of one task."""
 
     def recorded(self, standing: Sequence[Record]) -> LastOffsets:
-        found = commits(standing)
-        return found[-1].wrote if found else {}
+        return wrote_of((record.key, record.value) for record in standing)
 
     def wrote(self, tail: Sequence[Record], first_offset: int, until: int) -> LastOffsets | None:
-        whole = commits(record for record in tail if first_offset <= record.offset < until)
-        return whole[0].wrote if whole else None
-
-
-def commits(records: Iterable[Record]) -> list[Commit]:
-    """The commit records among them."""
-    return [
-        Commit.load(record.value, f"{record.topic}[{record.partition}]@{record.offset}")
-        for record in records
-        if record.key == COMMIT_KEY and record.value is not None
-    ]
+        taken: list[tuple[bytes | None, bytes | None]] = []
+        for record in tail:
+            if first_offset <= record.offset < until:
+                taken.append((record.key, record.value))
+                if record.key == COMMIT_KEY:
+                    return wrote_of(taken)
+        return None

@@ -20,6 +20,7 @@ from consumers.processors.operators.join import Join
 from consumers.processors.operators.measures import Average, Count, Extreme, Measure, Sum, Top
 from consumers.processors.operators.plain import Flatten, OutboxRouter
 from consumers.processors.operators.windows import seconds, windows_of
+from consumers.processors.shapes import declared
 from streamer.errors import ConfigError
 
 By = Sequence[str] | Mapping[str, str]
@@ -40,8 +41,9 @@ def filter_(keep: Callable[[Row], object]) -> Derive:
 
 def rename(columns: Mapping[str, str], *, drop: Iterable[str] = ()) -> Derive:
     """Columns under other names (from -> to), without those in `drop`."""
-    body, types = renamed(columns, drop)
-    return Derive(body, types=types)
+    dropped = tuple(drop)
+    body, types = renamed(columns, dropped)
+    return Derive(body, types=types, reads=(*columns, *dropped))
 
 
 def route(table: Callable[[Row], str], body: Body | None = None) -> Derive:
@@ -66,15 +68,28 @@ def outbox_router(*, route: str, key: str, payload: str) -> OutboxRouter:
 def expand(
     columns: Sequence[str] | None = None, *, separator: str = "_", types: Mapping[str, str] | None = None
 ) -> Derive:
-    """Objects in JSON columns become columns: address {"city": ..} becomes address_city."""
-    return Derive(expanded(separator, columns), declared=types or {})
+    """Objects in JSON columns become columns: address {"city": ..} becomes address_city.
+
+    `types`: of derived columns; an object whose column is named here stays one.
+    """
+    body = expanded(separator, columns, _kinds(types))
+    return Derive(body, declared=types or {}, reads=columns or ())
 
 
 def explode(
-    column: str, *, position: str = "position", value: str = "value", types: Mapping[str, str] | None = None
+    column: str,
+    *,
+    position: str = "position",
+    value: str = "value",
+    prefix: str = "",
+    types: Mapping[str, str] | None = None,
 ) -> Derive:
-    """A row an element of the array in `column`; `key:` names the input's key and `position`."""
-    return Derive(exploded(column, position, value), declared={position: "integer", **(types or {})})
+    """A row an element of the array in `column`; `key:` names the input's key and `position`.
+
+    An object's members become columns, named with `prefix` before them; any other element the column `value`.
+    """
+    body = exploded(column, position, value, prefix, _kinds(types))
+    return Derive(body, declared={position: "integer", **(types or {})})
 
 
 def aggregate(by: By, *, where: Callable[[Row], bool] | None = None, **measures: Measure) -> Aggregate:
@@ -171,6 +186,10 @@ def _by(by: By) -> dict[str, str]:
 
 def _take(take: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
     return dict(take) if isinstance(take, Mapping) else {column: column for column in take}
+
+
+def _kinds(types: Mapping[str, str] | None) -> dict[str, str]:
+    return {name: declared(name, type_).kind for name, type_ in (types or {}).items()}
 
 
 def _measures(measures: Mapping[str, Measure]) -> Mapping[str, Measure]:

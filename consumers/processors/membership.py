@@ -185,6 +185,15 @@ class Membership:
                 found: dict[TopicPartition, int] = await self.consumer.end_offsets(places)
         return found
 
+    def stable_ends(self) -> dict[TopicPartition, tuple[int, int]]:
+        """(last stable offset, end) of what is read, as the last fetch has found them."""
+        consumer, found = self.consumer, {}
+        for place in consumer.assignment():
+            stable, end = consumer.last_stable_offset(place), consumer.highwater(place)
+            if stable is not None and end is not None and stable >= 0:
+                found[place] = stable, end
+        return found
+
     def begin(self, number: int, offsets: Mapping[str, int]) -> None:
         """Let the task's records through, from its offsets on."""
         consumer = self.consumer
@@ -245,13 +254,17 @@ class Membership:
                 waiting.cancel()
             await asyncio.wait({fetch, turn})
 
-    async def follow(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """The group's offsets, for lag tools. A failure is of no consequence: the changelog has them."""
+    async def follow(self, offsets: Mapping[TopicPartition, int]) -> bool:
+        """The group's offsets, for lag tools and for who waits until something is out. False: try again, and
+        nothing else: the changelog has them."""
         assigned = self.consumer.assignment()
         wanted: dict[TopicPartition, Any] = {
             place: OffsetAndMetadata(offset, "") for place, offset in offsets.items() if place in assigned
         }
         if wanted:
-            with suppress(kafka.KafkaError, OSError, TimeoutError):
+            try:
                 async with asyncio.timeout(COMMIT_DEADLINE_S):
                     await self.consumer.commit(wanted)
+            except (kafka.KafkaError, OSError, TimeoutError):
+                return False
+        return len(wanted) == len(offsets)

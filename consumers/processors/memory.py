@@ -20,11 +20,10 @@ class MemoryStore:
     def get(self, key: bytes) -> bytes | None:
         return self._rows.get(key)
 
-    def scan(self, prefix: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
-        first = bisect_left(self._keys, prefix)
+    def scan(self, prefix: bytes, *, reverse: bool, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         end = after_prefix(prefix)
         last = len(self._keys) if end is None else bisect_left(self._keys, end)
-        keys = self._keys[first:last]
+        keys = self._keys[bisect_left(self._keys, first or prefix) : last]
         if reverse:
             keys.reverse()
         rows = self._rows

@@ -261,3 +261,4 @@ async def _send(config: Config, transactional_id: str, placed: dict[tuple[str, i
         stack.push_async_callback(sender.end, abort=True)
         await sender.start()
         await sender.commit(queues[:-1], lambda _: last)
+        await sender.finish()

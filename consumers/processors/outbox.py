@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from consumers.processors.context import Row
-from consumers.processors.names import Names
-from consumers.processors.shapes import CONNECTOR, Shape, Shapes, dumps, event
+from consumers.processors.names import Names, routed_table
+from consumers.processors.shapes import CONNECTOR, Shapes, dumps, event
 from streamer.changes.envelope import RowTemplate, SourceTemplate
+from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import schemas_topic
 from streamer.errors import BadRecordError
 from streamer.publisher.batches import BATCH_BYTES, BATCH_SHARE, Batch, OversizeError, Topic, Waiting
@@ -53,13 +54,14 @@ class Outbox:
         self._transactional = transactional
         self._clock_s = clock_s
         self._topics: dict[str, Topic] = {}
+        self._tables: dict[str, str] = {}  # what a router said -> the table
         self._touched: set[Topic] = set()
         self._waiting = Waiting()
         self._unit: list[tuple[Topic, bytes | None, bytes | None, list[tuple[str, bytes]]]] = []
         self._unit_placed: list[tuple[Place, Record]] = []
         self._placed: dict[Place, list[Record]] = defaultdict(list)
         self._sent_schemas = set(known_schemas)
-        self._unsent: dict[str, Shape] = {}
+        self._unsent: dict[str, SchemaRecord] = {}
         self._templates: dict[str, tuple[int, RowTemplate]] = {}
         self._now_us = self._clock_us()
         self.epoch = 1
@@ -82,6 +84,7 @@ class Outbox:
         raw_key: bytes | None = None,
     ) -> None:
         """`raw_key`: the key's JSON, where it is known. Raises BadRecordError, OversizeError."""
+        table = self._table(table)
         shape = self._shapes.fit(table, self.epoch, key, after)
         schema_id = shape.id
         cached = self._templates.get(schema_id)
@@ -93,7 +96,7 @@ class Outbox:
         else:
             template = cached[1]
         if schema_id not in self._sent_schemas:
-            self._unsent[schema_id] = shape
+            self._unsent[schema_id] = shape.record
         topic = self._topic(self._names.routed(table))
         key_bytes = raw_key or dumps(key)
         value = event(shape, key, after, before, op, template)
@@ -103,7 +106,7 @@ class Outbox:
 
     def publish(self, key: bytes | None, value: bytes | None, table: str | None) -> None:
         """Bytes as they are, for other readers than flows. Raises BadRecordError, OversizeError."""
-        self._add(self._topic(self._names.routed(table)), key, value)
+        self._add(self._topic(self._names.routed(self._table(table))), key, value)
 
     def forward(self, hop: int, key: bytes, value: bytes, commit_us: int) -> None:
         """`commit_us` goes along: derived rows name the source's time, whatever the hops took."""
@@ -121,13 +124,20 @@ class Outbox:
         self._unit_placed.append(((topic, partition), (key, value, headers)))
 
     def floor(self, epoch: int) -> None:
-        """Rows of `out` of older epochs are gone: the end of a reset."""
-        template = SourceTemplate(
-            version="", connector=CONNECTOR, name=self._names.processor, db="", schema="",
-            table=self._names.out, schema_id="", epoch=epoch,
-        )  # fmt: skip
-        now_us = self._clock_us()
-        self.place(self._names.out, 0, None, template.floor(lsn=0, commit_us=now_us, now_us=now_us))
+        """Rows of older epochs are gone, in every table that there is: the end of a reset."""
+        names, now_us = self._names, self._clock_us()
+        for record in self._shapes.known:
+            template = SourceTemplate(
+                version="", connector=CONNECTOR, name=names.processor, db="", schema="",
+                table=record.table, schema_id=record.id, epoch=epoch,
+            )  # fmt: skip
+            value = template.floor(lsn=0, commit_us=now_us, now_us=now_us)
+            own = [names.out] if record.table == names.out else []
+            for topic in (*own, names.routed(record.table)):
+                if topic in self._partitions or topic in self._topics:
+                    self.place(topic, 0, None, value)
+            if record.id not in self._sent_schemas:
+                self._unsent[record.id] = record
 
     def keep(self) -> None:
         """The unit's records go with the transaction."""
@@ -156,9 +166,8 @@ class Outbox:
         """All batches since the last call."""
         source = (EPOCH_HEADER, str(self.epoch).encode())
         schemas = schemas_topic(self._names.config)
-        for shape in self._unsent.values():
-            record = shape.record.dump_key(), shape.record.dump(), [source]
-            self._placed[schemas, 0].append(record)
+        for found in self._unsent.values():
+            self._placed[schemas, 0].append((found.dump_key(), found.dump(), [source]))
         self._sent_schemas |= self._unsent.keys()
         self._unsent.clear()
         queues = [
@@ -202,6 +211,17 @@ class Outbox:
         if size > topic.limit_bytes:
             raise OversizeError(topic.name, key, size, topic.limit_bytes)
         self._unit.append((topic, key, value, headers))
+
+    def _table(self, value: str | None) -> str | None:
+        """Of a router, as it is named in Kafka. Raises BadRecordError."""
+        if value is None:
+            return None
+        table = self._tables.get(value) if isinstance(value, str) else None
+        if table is None:
+            table = routed_table(value, self._names.out)
+            if len(self._tables) < ROUTES_LIMIT:
+                self._tables[value] = table
+        return table
 
     def _topic(self, name: str) -> Topic:
         topic = self._topics.get(name)

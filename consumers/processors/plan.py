@@ -20,6 +20,7 @@ class Plan:
     hops: Sequence[Hop]
     partitions: int
     message_bytes: int
+    retention_s: float  # of topics
 
     @property
     def hop_topics(self) -> dict[str, int]:

@@ -70,7 +70,7 @@ class _Outbox(Outbox):
     @property
     def schemas(self) -> list[SchemaRecord]:
         """Those that events name."""
-        return [shape.record for shape in self._unsent.values()]
+        return list(self._unsent.values())
 
 
 class _Nothing:
@@ -120,6 +120,7 @@ class Rehearsal:
             hops=hops,
             partitions=partitions,
             message_bytes=settings.max_message_bytes,
+            retention_s=settings.retention_s,
         )
         self._settings = settings
         self._tasks: dict[int, tuple[Task, _Outbox]] = {}

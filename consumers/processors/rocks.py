@@ -90,11 +90,11 @@ class RocksStore:
         found: bytes | None = self._db.get(key)
         return found
 
-    def scan(self, prefix: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, prefix: bytes, *, reverse: bool, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         snapshot = self._db.snapshot()  # what is written meanwhile is not seen
         places = snapshot.iter()
         if not reverse:
-            places.seek(prefix)
+            places.seek(first or prefix)
         elif (end := after_prefix(prefix)) is None:
             places.seek_to_last()
         else:

@@ -4,22 +4,26 @@ A type is what the definition says, or inferred from the first value that is not
 and in `status`): integer -> bigint, fraction -> double precision, true and false -> boolean, list or object
 -> jsonb, Decimal -> numeric, else text. The definition is asked when a column comes that the table does not
 have; of a helper's, nothing is inferred before the inputs' schema records have been read on (UnknownType).
-A column that has had nothing but nulls is left out until it has a type. Rows are whole: a column not named
-is null.
+A column that has had nothing but nulls is left out until it has a type. A type that the definition, or an
+input, changes later is the column's from then on, by another schema record. Rows are whole: a column not
+named is null. Values are written as the kinds of their columns are (see fitting).
 """
 
 from __future__ import annotations
 
 import datetime
+import re
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
+from math import isfinite
 from typing import Any, Final
 
 import orjson
 
 from consumers.processors.context import Row
+from consumers.processors.fitting import NOT_FINITE, Exact, fitted, is_plain
 from streamer import __version__
 from streamer.changes.envelope import RowTemplate, SourceTemplate
 from streamer.changes.schema import Column, SchemaRecord
@@ -28,7 +32,10 @@ from streamer.errors import BadRecordError, ConfigError
 CONNECTOR = "tailrace"
 COLUMNS_LIMIT = 1600  # Postgres's own; a row keyed by data would make a column of each value
 FIRST_EPOCH = 1
+NAME_BYTES = 63  # what Postgres keeps of a name
+OWN_PREFIX = "_tailrace"
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _JSON: Final = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
 _ALIASES: Final = {
     "int": "integer",
@@ -93,9 +100,9 @@ def inferred(name: str, value: Any) -> Column:
         type_name = "boolean"
     elif isinstance(value, int):
         type_name = "bigint"
-    elif isinstance(value, float):
+    elif isinstance(value, float) or value in NOT_FINITE:
         type_name = "double precision"
-    elif isinstance(value, Decimal):
+    elif isinstance(value, Decimal | Exact):
         type_name = "numeric"
     elif isinstance(value, list | dict | tuple):
         type_name = "jsonb"
@@ -137,7 +144,7 @@ class Shape:
     id: str
     names: frozenset[str]
     key: tuple[str, ...]
-    texts: tuple[str, ...]  # JSON columns: an object or list in them is sent as its text
+    kinds: Mapping[str, str]
     template: SourceTemplate
 
 
@@ -172,12 +179,16 @@ class Shapes:
         self._asks = asks
         self._asked: set[str] = set()  # columns for which the inputs' records were read on
         self._untyped: set[str] = set()  # that had nothing but nulls so far
-        for name, type_name in types().items():
-            self._typed(name, type_name)
         self._known = {record.table: record for record in known}
         self._said = said
         self._shapes: dict[tuple[str | None, int], Shape] = {}
         self.inferred: dict[str, str] = {}  # column -> type, for `status`
+        self._type_again()
+
+    @property
+    def known(self) -> Collection[SchemaRecord]:
+        """The newest of each table that ever was."""
+        return self._known.values()
 
     def fit(self, table: str | None, epoch: int, key: Row, after: Row | None) -> Shape:
         """The table's shape, with room for this row. Raises BadRecordError."""
@@ -213,7 +224,15 @@ class Shapes:
                 fix="name them in one order: the order decides the partition",
             )
         row = {**key, **(after or {})}
+        if record is None and len(name.encode()) > NAME_BYTES:
+            raise BadRecordError(
+                f"its name has more than {NAME_BYTES} bytes, so that no target can have it",
+                where=where,
+                fix="route by shorter texts",
+            )
         if fresh := [column for column in row if column not in columns]:
+            for column in fresh:
+                _check_name(column, where)
             types = self._types()
             unknown = {column for column in fresh if column not in types and row[column] is not None}
             if self._asks and not unknown <= self._asked:
@@ -233,7 +252,7 @@ class Shapes:
             wider.id,
             frozenset(columns),
             tuple(key),
-            tuple(c.name for c in wider.columns if c.kind == "json"),
+            {column.name: column.kind for column in wider.columns},
             SourceTemplate(
                 version=__version__,
                 connector=CONNECTOR,
@@ -249,8 +268,33 @@ class Shapes:
         return shape
 
     def asked(self, columns: Collection[str]) -> None:
-        """The inputs' schema records were read on for these: what is unknown now is inferred."""
+        """The inputs' schema records were read on, for these: what is unknown now is inferred."""
         self._asked.update(columns)
+        self._type_again()
+
+    def _type_again(self) -> None:
+        """Columns whose type is another one by what is known of the definition and the inputs now."""
+        typed = {name: self._typed(name, type_name) for name, type_name in self._types().items()}
+        for table, record in self._known.items():
+            columns = tuple(
+                replace(typed[c.name], name=c.name, key=c.key)
+                if c.name in typed and typed[c.name].type != c.type
+                else c
+                for c in record.columns
+            )
+            if columns == record.columns:
+                continue
+            for was, now in zip(record.columns, columns, strict=True):
+                if was.type != now.type:
+                    self.inferred.pop(now.name, None)
+                    self._said(
+                        f"column {now.name} of {table} is {now.type} now, and was {was.type}: where values do"
+                        " not fit a target's column any more, alter that, then `tailrace dead-letters retry`"
+                    )
+            self._known[table] = replace(record, columns=columns)
+            self._shapes = {
+                place: shape for place, shape in self._shapes.items() if shape.record.table != table
+            }
 
     def _column(self, name: str, value: Any, type_name: str | None, *, of_key: bool) -> Column | None:
         if type_name is not None:
@@ -272,9 +316,30 @@ class Shapes:
         return declared(name, type_name, where=f"processor {self._processor}: column {name}")
 
 
+def _check_name(name: object, where: str) -> None:
+    """What no target's table can have would stop all of its flows. Raises BadRecordError."""
+    if not isinstance(name, str) or not name:
+        what = f"a column is named {name!r}" + ("" if isinstance(name, str) else ", which is no text")
+    elif len(name.encode(errors="replace")) > NAME_BYTES:
+        what = f"a column is named {name[:NAME_BYTES]!r}..., which is more than {NAME_BYTES} bytes"
+    elif "\0" in name or _SURROGATE.search(name):
+        what = f"a column is named {name!r}, with characters that no text in Postgres has"
+    elif name.startswith(OWN_PREFIX):
+        what = f"a column is named {name!r}, and {OWN_PREFIX}* is Tailrace's own"
+    else:
+        return
+    raise BadRecordError(what, where=where, fix="give the row columns with names that a table can have")
+
+
 def whole(shape: Shape, key: Row, after: Row) -> Row:
     """The row with every column, the key's included. Raises BadRecordError."""
     for name, value in key.items():
+        if isinstance(value, float) and not isfinite(value):
+            raise BadRecordError(
+                f"its key has {name} = {value}",
+                where=f"derived table {shape.record.table}",
+                fix="give the row a key with values that are equal to themselves",
+            )
         if after.get(name, value) != value:
             raise BadRecordError(
                 f"its key says {name} = {value!r}, and the row {after[name]!r}",
@@ -284,10 +349,20 @@ def whole(shape: Shape, key: Row, after: Row) -> Row:
     if after.keys() != shape.names or not key.keys() <= after.keys():
         given = {**after, **key}
         after = {name: given.get(name) for name in (c.name for c in shape.record.columns)}
-    for name in shape.texts:
-        if isinstance(after[name], dict | list | tuple):
-            after = {**after, name: dumps(after[name]).decode()}
-    return after
+    return _fitted(shape, after)
+
+
+def _fitted(shape: Shape, row: Row) -> Row:
+    """Raises BadRecordError."""
+    kinds, where = shape.kinds, shape.record.table
+    changed: Row = {}
+    for name, value in row.items():
+        kind = kinds.get(name, "text")
+        if not is_plain(kind, value):
+            form = fitted(kind, value, f"{where}.{name}")
+            is_json = kind == "json" and not isinstance(value, str)
+            changed[name] = dumps(form).decode() if is_json else form
+    return {**row, **changed} if changed else row
 
 
 def event(
@@ -300,8 +375,8 @@ def event(
 ) -> bytes:
     """The value of a derived event."""
     if after is None:
-        return template.delete(dumps(key if before is None else before), 0, 0)
+        return template.delete(dumps(_fitted(shape, key if before is None else before)), 0, 0)
     row = dumps(whole(shape, key, after))
     if op == "u" or (op is None and before is not None):
-        return template.update(b"null" if before is None else dumps(before), row, 0, 0)
+        return template.update(b"null" if before is None else dumps(_fitted(shape, before)), row, 0, 0)
     return template.create(row, 0, 0)

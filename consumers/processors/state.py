@@ -32,7 +32,9 @@ class Store(Protocol):
     @property
     def mark(self) -> Mark | None: ...
     def get(self, key: bytes) -> bytes | None: ...
-    def scan(self, prefix: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes]]: ...
+    def scan(self, prefix: bytes, *, reverse: bool, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """`first`: where to begin, a key with the prefix; not in reverse."""
+
     def write(self, changes: Mapping[bytes, bytes | None], mark: Mark | None) -> None:
         """None deletes. The mark is written with them."""
 
@@ -81,18 +83,19 @@ class Overlay:
             insort(self._keys, key)
         written[key] = value
 
-    def scan(self, prefix: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+    def scan(
+        self, prefix: bytes, *, reverse: bool = False, first: bytes = b""
+    ) -> Iterator[tuple[bytes, bytes]]:
         """Committed and written together, as they are now."""
-        first = bisect_left(self._keys, prefix)
         above: list[tuple[bytes, bytes | None]] = []
-        for index in range(first, len(self._keys)):
+        for index in range(bisect_left(self._keys, first or prefix), len(self._keys)):
             key = self._keys[index]
             if not key.startswith(prefix):
                 break
             above.append((key, self.written[key]))
         if reverse:
             above.reverse()
-        below = self.store.scan(prefix, reverse=reverse)
+        below = self.store.scan(prefix, reverse=reverse, first=first)
         return _merged(below, above, reverse) if above else below
 
     def committed(self, mark: Mark) -> None:

@@ -18,6 +18,7 @@ from consumers.apply.dead_letters import PARKED, REFUSED
 from consumers.processors import changelog
 from consumers.processors.agents import AgentHop
 from consumers.processors.context import Change
+from consumers.processors.forgetting import Forgetting
 from consumers.processors.incoming import Incoming, Record
 from consumers.processors.letters import Letters
 from consumers.processors.longs import long_values, whole, with_long, without_long
@@ -107,6 +108,7 @@ class Task:
             plan, number, overlay, outbox, lot=self.lot, letters=self._letters, refusals=refusals,
             reset_end=self._reset_end, progress=progress, counts=self.counts, clock_us=clock_us,
         )  # fmt: skip
+        self._forgetting = Forgetting(overlay, self._incoming.rows, plan.retention_s, clock_s)
         self.unit = Unit(overlay, outbox, plan.message_bytes)
         self._source: Iterator[Work] = iter(())
         self._work: Work | None = None
@@ -155,7 +157,7 @@ class Task:
             except UnknownType as error:
                 self._hold(work, error)
                 break
-            except Exception as error:  # noqa: BLE001  a supervisor of operators
+            except (Exception, SystemExit) as error:  # noqa: BLE001  a supervisor of operators
                 self.failed(error)
         return self._exhausted
 
@@ -212,11 +214,12 @@ class Task:
         """Keep the unit."""
         record = work.record
         if isinstance(record, Change) and work.key:
-            deleted = record.after is None
-            note = None if deleted else self.unit.note
-            if self._long and not deleted:
-                note = with_long(note, self._long)
-            self._incoming.rows[work.topic].put(work.key, record.version, note, deleted=deleted)
+            rows = self._incoming.rows[work.topic]
+            if record.after is None:
+                rows.put_deleted(work.key, record.version, record.commit_us)
+            else:
+                note = with_long(self.unit.note, self._long) if self._long else self.unit.note
+                rows.put(work.key, record.version, note, record.commit_us)
         if work.parked is not None:
             self.lot.remove(work.parked)
         self._outbox.keep()
@@ -252,7 +255,7 @@ class Task:
         if work is not None and isinstance(work.record, Change):
             self.unit.derive(value, work.record, self.plan.key)
 
-    def failed(self, error: Exception) -> None:
+    def failed(self, error: BaseException) -> None:
         """The body raised on the unit in hand: nothing of it stays, and its key is parked."""
         work, self._work = self._work, None
         if work is None:
@@ -312,11 +315,14 @@ class Task:
 
         def closing(wrote: Wrote) -> Queue:
             """The changelog's part, its commit record last."""
-            commit = changelog.Commit(identity, offsets, self.plan.partitions, wrote).dump()
-            written: list[OutRecord] = [(key, value, []) for key, value in self.overlay.written.items()]
+            overlay = self.overlay
+            overlay.begin()
+            for place, last in wrote.items():
+                overlay.put(changelog.wrote_key(place), b"%d" % last)
+            commit = changelog.Commit(identity, offsets, self.plan.partitions).dump()
+            written: list[OutRecord] = [(key, value, []) for key, value in overlay.written.items()]
             written.append((changelog.COMMIT_KEY, commit, []))
-            self.overlay.begin()
-            self.overlay.put(changelog.COMMIT_KEY, commit)
+            overlay.put(changelog.COMMIT_KEY, commit)
             return self._outbox.queue(names.state, self.number, written)
 
         next_offset = await self._transactions.commit(self._outbox.take(), closing)
@@ -330,6 +336,14 @@ class Task:
         self._refusals.parked[self.number] = self.lot.keys
         progress.handled = 0
         self._last_commit_s = self._clock_s()
+
+    async def keep(self) -> None:
+        """Once a second, between units: what is committed can be read, what is long deleted is forgotten.
+
+        Raises KafkaUnavailable.
+        """
+        await self._transactions.finish()
+        self._forgetting.step(self._clock_us())
 
     async def close(self, *, abort: bool) -> None:
         """What is not committed is gone here, and done again by whoever has the task next."""

@@ -4,13 +4,16 @@
     at least once   outputs acknowledged, then the changelog: a kill between them sends the outputs again
 
 Starting fences whoever had the task before, and ends what they left open. Every batch is acknowledged before
-a commit (H1). After any failure the producer is ended and the process with it (H13).
+a commit (H1). A transaction begins when the one before is over in every partition: Kafka acknowledges a
+commit before it has written the markers, and while it is being stopped it may leave one out (see
+streamer.publisher.hanging); were the next transaction aborted, its marker there would take the acknowledged
+records along. After any failure the producer is ended and the process with it (H13).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from aiokafka import TopicPartition
@@ -19,14 +22,23 @@ from consumers.processors.hanging import Commits
 from streamer.errors import FencedError, KafkaUnavailable
 from streamer.kafka import Security, client_options, connect, kafka_errors
 from streamer.publisher.hanging import Hanging
-from streamer.publisher.transactions import FLUSH_DEADLINE_S, Queue, Sent, TransactionalProducer, Turns
+from streamer.publisher.transactions import (
+    FLUSH_DEADLINE_S,
+    MARKER_POLL_S,
+    Queue,
+    Sent,
+    TransactionalProducer,
+    Turns,
+)
+
+MARKERS_S = 1.0  # Kafka writes them within milliseconds; one that is missing for longer is written by us
 
 Guarantee: TypeAlias = Literal["exactly_once", "at_least_once"]
-Wrote: TypeAlias = Mapping[TopicPartition, int]  # the last offset taken in each partition
+Wrote: TypeAlias = Mapping[TopicPartition, int]  # the last offset taken in a partition
 
 
 class Transactions:
-    """Of one task, whose changelog is at `place`. `wrote`: of all that is committed."""
+    """Of one task, whose changelog is at `place`."""
 
     def __init__(
         self,
@@ -46,7 +58,9 @@ class Transactions:
             self._turns = Turns(brokers, security, prefix=transactional_id, ids=1)
             self._hanging = Hanging(brokers, security, self._turns, Commits())
         self._ended = False
-        self.wrote: Wrote = {}
+        self._acknowledged: Collection[
+            TopicPartition
+        ] = ()  # of the last commit, until it is known to be over
 
     async def start(self) -> None:
         """From here on nobody else commits under this id. Raises KafkaUnavailable, ConfigError."""
@@ -64,12 +78,14 @@ class Transactions:
 
     async def end_outputs(self, places: Iterable[TopicPartition], wrote: Wrote) -> None:
         """The same in the outputs, by what the changelog says; before the first transaction."""
-        self.wrote = wrote
         if self._turns is not None:
             await self._hanging.end_written(places, wrote)
 
     async def commit(self, outputs: Sequence[Queue], changelog: Callable[[Wrote], Queue]) -> int:
-        """The offset after the changelog's records. Raises KafkaUnavailable, FencedError."""
+        """The offset after the changelog's records. `changelog` is given what the outputs took.
+
+        Raises KafkaUnavailable, FencedError.
+        """
         if self._ended:
             raise KafkaUnavailable("the producer has ended", where=self._id)
         try:
@@ -85,20 +101,34 @@ class Transactions:
 
     async def _commit(self, outputs: Sequence[Queue], changelog: Callable[[Wrote], Queue]) -> int:
         turns = self._turns
+        places = [*(TopicPartition(q.topic, q.partition) for q in outputs), self._place]
         if turns is not None:
-            if turns.lost_connection():
-                await self._hanging.end_acknowledged([self._place, *self.wrote])
-            await turns.begin([*(TopicPartition(q.topic, q.partition) for q in outputs), self._place])
+            await self.finish()
+            await turns.begin(places)
         taken = await self._send(outputs) if outputs else []
-        wrote = {**self.wrote}
+        wrote: dict[TopicPartition, int] = {}
         for sent in taken:
             place = TopicPartition(sent.topic, sent.partition)
             wrote[place] = max(sent.last_offset, wrote.get(place, -1))
         last = max(sent.last_offset for sent in await self._send([changelog(wrote)]))
         if turns is not None:
             await turns.commit()
-        self.wrote = wrote
+            self._acknowledged = places
         return last + 1
+
+    async def finish(self) -> None:
+        """Until what is acknowledged is over in every partition, and can be read. Raises KafkaUnavailable."""
+        turns, places = self._turns, self._acknowledged
+        if turns is None or not places:
+            return
+        now_s = asyncio.get_running_loop().time
+        until_s = now_s() + MARKERS_S
+        while await turns.left_open(places):
+            if now_s() > until_s:
+                await self._hanging.end_acknowledged(places)
+                break
+            await asyncio.sleep(MARKER_POLL_S)
+        self._acknowledged = ()
 
     async def _send(self, queues: Sequence[Queue]) -> list[Sent]:
         if self._turns is not None:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import logging
 import os
 import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from consumers.processors.held_up import HeldUp
 from consumers.processors.membership import REVOKE_S
 from streamer.errors import EXIT_RUNTIME, KafkaUnavailable, RetryableError
 from streamer.status import State
@@ -28,33 +29,36 @@ LOOK_S = 1.0
 SLACK_S = 3.0  # above what a member that gives its tasks up may take
 RATE_WINDOW_S = 5.0
 
-log = logging.getLogger(__name__)
-
 
 class StandsStill(RetryableError):
     """There is input, and nothing is done with it."""
 
 
+Told: TypeAlias = Callable[[StandsStill], None]
+
+
 class Watch:
     """Of one worker."""
 
-    def __init__(self, worker: Worker, *, stand_still_s: float, look_s: float, hard_stop: bool) -> None:
+    def __init__(
+        self, worker: Worker, *, stand_still_s: float, look_s: float, last_word: Told | None
+    ) -> None:
         self._worker = worker
         self._look_s = look_s
         self._stand_still_s = stand_still_s
         self._moved: dict[tuple[int, str], tuple[int, float]] = {}  # committed offset, since when
         self._rates: deque[tuple[float, int, int]] = deque()
         self._away = ""
+        self._held_up = HeldUp()
         self._heard_s = time.monotonic()
         self._unsettled_s: float | None = None
-        self._thread = _Thread(stand_still_s) if hard_stop else None
+        where = f"processor {worker.names.processor}"
+        self._thread = _Thread(stand_still_s, where, last_word) if last_word is not None else None
 
     async def run(self) -> None:
         """Until cancelled. Raises StandsStill."""
         while True:
             await asyncio.sleep(self._look_s)
-            if self._thread is not None:
-                self._thread.beat()
             worker = self._worker
             tasks = dict(worker.tasks)
             self._judge_group()
@@ -71,9 +75,10 @@ class Watch:
                 continue
             self._heard_s = time.monotonic()
             tasks = {n: task for n, task in tasks.items() if worker.tasks.get(n) is task}  # not given up
-            if self._away:
-                self._away = ""
-                worker.say(State.STREAMING)
+            away = self._held_up.look(worker.membership.stable_ends(), self._heard_s)
+            if away != self._away:
+                self._away = away
+                worker.say(State.WAITING if away else State.STREAMING, away)
             lags = {
                 (place.partition, place.topic): end - tasks[place.partition].committed.get(place.topic, 0)
                 for place, end in ends.items()
@@ -156,30 +161,48 @@ class Watch:
                 "epoch": max((task.epoch.epoch for task in tasks.values()), default=None),
                 "rebalances": worker.membership.rebalances,
                 "inferred": dict(worker.shapes.inferred),
+                "doubts": worker.doubts,
             }
         )
 
 
 class _Thread:
-    """Ends the process when the event loop has not turned for too long: then nothing inside it can."""
+    """Ends the process when the event loop has not turned for too long: then nothing inside it can.
 
-    def __init__(self, limit_s: float) -> None:
+    A timer of the loop says that it turns, from the start on: whoever waits for Kafka lets it turn.
+    """
+
+    def __init__(self, limit_s: float, where: str, last_word: Told) -> None:
+        """To be made where the loop runs."""
         self._limit_s = limit_s
-        self._last_s = time.monotonic()
+        self._where = where
+        self._last_word = last_word
+        self._every_s = min(1.0, limit_s / 3)
+        self._loop = asyncio.get_running_loop()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stands-still", daemon=True)
+        self._beat()
         self._thread.start()
 
-    def beat(self) -> None:
+    def _beat(self) -> None:
         self._last_s = time.monotonic()
+        self._timer = self._loop.call_later(self._every_s, self._beat)
 
     def end(self) -> None:
+        self._timer.cancel()
         self._over.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(min(1.0, self._limit_s / 3)):
+        while not self._over.wait(self._every_s):
             if time.monotonic() - self._last_s > self._limit_s:
-                log.critical("the event loop stood still for %.0f s: the process ends", self._limit_s)
                 faulthandler.dump_traceback(file=sys.stderr)
+                self._last_word(self._error())  # behind the stacks: a supervisor shows what it reads last
                 os._exit(EXIT_RUNTIME)
+
+    def _error(self) -> StandsStill:
+        return StandsStill(
+            f"the event loop stood still for {self._limit_s:.0f} s: the process ends",
+            where=self._where,
+            fix="nothing: it starts again; if it comes again, look in the log for what the agent blocks on",
+        )

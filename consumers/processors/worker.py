@@ -15,47 +15,34 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from aiokafka import TopicPartition
 
-from consumers.processors import changelog, rocks
+from consumers.processors import rocks
 from consumers.processors.agents import AgentHop, definition_of
 from consumers.processors.context import Definition, Given, Hop
-from consumers.processors.ground import Ground, look, make, make_topics
+from consumers.processors.ground import Ground, look, make
 from consumers.processors.hops import hops_of
 from consumers.processors.membership import Membership
-from consumers.processors.memory import MemoryStore
 from consumers.processors.names import Names
-from consumers.processors.outbox import Outbox
+from consumers.processors.opening import Opening, StateKind
 from consumers.processors.parked import Refusals
 from consumers.processors.plan import Plan
 from consumers.processors.schemas import InputSchemas
 from consumers.processors.shapes import Shapes
-from consumers.processors.state import Overlay, Store
 from consumers.processors.task import Task
-from consumers.processors.transaction import Transactions
-from consumers.processors.watch import LOOK_S, STAND_STILL_S, Watch
-from streamer.changes.topics import schemas_topic
+from consumers.processors.watch import LOOK_S, STAND_STILL_S, Told, Watch
 from streamer.config import Config, DeadLetterLimits
-from streamer.errors import ConfigError, FatalError, RetryableError, TailraceError
-from streamer.publisher.topics import data_config
+from streamer.errors import ConfigError, RetryableError, TailraceError
 from streamer.status import State, StatusWriter
 from streamer.stopping import stopped_within
-
-StateKind: TypeAlias = Literal["rocksdb", "memory"]
 
 ROUND_RECORDS = 2_000  # of all tasks: 100 ms of an ordinary body
 POLL_MS = 50  # a stop or a rebalance is noticed within it
 FOLLOW_S = 1.0
 BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
-LOCK_WAIT_S = 10.0  # a state folder whose last owner, on this machine, is about to close it
-LOCK_POLL_S = 0.1
-END_WAIT_S = 5.0  # after an election a log's end may lag for a moment
-END_POLL_S = 0.2
-STATE_FOLDER = Path(".tailrace") / "processors"
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +58,13 @@ async def run_processor(
     limits: DeadLetterLimits | None = None,
     stand_still_s: float = STAND_STILL_S,
     look_s: float = LOOK_S,
-    hard_stop: bool = False,
+    last_word: Told | None = None,
 ) -> None:
     """Until stopped. `config` names the brokers. `definition`: in place of the config's import path.
     `look_s`: between two looks at offsets, and reports to `status`.
 
-    `hard_stop`: end the process when a body blocks the event loop for longer than `stand_still_s`.
+    `last_word`: end the process when a body blocks the event loop for longer than `stand_still_s`, and call
+    this, in a thread, right before.
     Raises ConfigError, FatalError (a person must look), RetryableError (start it again).
     """
     if name not in config.processors:
@@ -90,7 +78,7 @@ async def run_processor(
     ground = await worker.patiently(lambda: look(config, name, brokers=config.kafka.brokers))
     if ground is None:
         return
-    watch = Watch(worker, stand_still_s=stand_still_s, look_s=look_s, hard_stop=hard_stop)
+    watch = Watch(worker, stand_still_s=stand_still_s, look_s=look_s, last_word=last_word)
     await worker.run(ground, watch)
 
 
@@ -124,12 +112,11 @@ class Worker:
         self._jitter = random.Random()
         self._followed: dict[TopicPartition, int] = {}
         self._followed_s = 0.0
-        self._app: Any = None
         self.is_opening = False  # tasks; reading a large state back takes its time
         self.plan: Plan
         self.membership: Membership
         self.shapes: Shapes
-        self._ground: Ground
+        self._opening: Opening
         self._schemas: InputSchemas
         self._given: Given
 
@@ -157,7 +144,7 @@ class Worker:
         await schemas.read()
         self._given = Given(names.processor, ground.inputs, processor.out, processor.key, schemas.inputs)
         hops = self._hops()
-        self._ground = await make(self.config.kafka, self.names, ground, len(hops), brokers=self._brokers)
+        made = await make(self.config.kafka, self.names, ground, len(hops), brokers=self._brokers)
         self.plan = Plan(
             names=self.names,
             inputs=ground.inputs,
@@ -165,6 +152,7 @@ class Worker:
             hops=hops,
             partitions=ground.partitions,
             message_bytes=self.config.kafka.topics.max_message_bytes,
+            retention_s=self.config.kafka.topics.retention_s,
         )
         self.shapes = Shapes(
             self.names.processor,
@@ -177,6 +165,17 @@ class Worker:
         )
         self.membership = Membership(self._brokers, self._security, self.names.group, self.plan.topics)
         self.membership.on_revoked = self.halt
+        self._opening = Opening(
+            self.config,
+            self.plan,
+            made,
+            self.shapes,
+            schemas,
+            state=self.state,
+            guarantee=processor.guarantee,
+            refusals=self.refusals,
+            ranges=self.membership.ranges,
+        )
         parts = [
             asyncio.create_task(self._rounds(), name=f"rounds of {self.names.processor}"),
             asyncio.create_task(watch.run(), name=f"watch of {self.names.processor}"),
@@ -193,6 +192,11 @@ class Worker:
         for part in parts[:2]:
             if not part.cancelled() and (error := part.exception()) is not None:
                 raise error
+
+    @property
+    def doubts(self) -> list[str]:
+        """Of the helper, about its inputs (see Given)."""
+        return list(self._given.doubts.values())
 
     def _hops(self) -> Sequence[Hop]:
         processor = self.processor
@@ -232,15 +236,16 @@ class Worker:
         self.beats += 1
 
     async def _follow(self) -> None:
+        """Tasks look after themselves, and the group's offsets say how far they are."""
         self._followed_s = time.monotonic()
+        await _together(task.keep() for task in self.tasks.values())
         offsets = {
             TopicPartition(topic, number): offset
             for number, task in self.tasks.items()
             for topic, offset in task.committed.items()
             if topic in self.plan.topics
         }
-        if offsets != self._followed:
-            await self.membership.follow(offsets)
+        if offsets != self._followed and await self.membership.follow(offsets):
             self._followed = offsets
 
     async def _give_up(self) -> None:
@@ -272,7 +277,9 @@ class Worker:
         await self._schemas.read()  # state that others have written names columns that they knew
 
         async def open_one(number: int) -> None:
-            self.tasks[number] = await self._open(number)  # known at once, to be closed if another one fails
+            self.tasks[number] = await self._opening.open(
+                number
+            )  # known at once, to be closed if another one fails
 
         self.is_opening = True
         await _together(open_one(number) for number in sorted(numbers))
@@ -283,120 +290,6 @@ class Worker:
         for number, task in self.tasks.items():
             membership.begin(number, task.offsets)
         self.say(State.STREAMING if numbers else State.STANDBY)
-
-    async def _open(self, number: int) -> Task:
-        """Fence, recover, and judge where it goes on."""
-        names, plan = self.names, self.plan
-        transactions = Transactions(
-            self._brokers, self._security, names.transactions(number), self.processor.guarantee,
-            TopicPartition(names.state, number),
-        )  # fmt: skip
-        store: Store | None = None
-        try:
-            await transactions.start()
-            await transactions.end_changelog()
-            store = await self._store(number)
-            count = await changelog.recover(self._brokers, self._security, names.state, number, store)
-            log.debug("task %d of %s: %d records of state read", number, names.processor, count)
-            commit = changelog.commit_of(store, f"{names.state}[{number}]")
-            await transactions.end_outputs(self._outputs(), {} if commit is None else commit.wrote)
-            outbox = Outbox(
-                names,
-                self.shapes,
-                self.config.kafka.topics,
-                partitions=dict(self._ground.counts),
-                known_schemas=frozenset(record.id for record in self._schemas.own),
-                transactional=self.processor.guarantee == "exactly_once",
-            )
-            task = Task(
-                plan, number, Overlay(store), outbox, transactions, refusals=self.refusals,
-                make_topics=self._make_topics, known=self._schemas.ids, learn=self._learn,
-            )  # fmt: skip
-            self._place(task, await self._ranges(task))
-            hop = plan.hops[0]
-            if isinstance(hop, AgentHop):
-                task.actor = self._actor(hop, task)
-        except BaseException:
-            await transactions.end(abort=False)
-            if store is not None:
-                store.close()
-            raise
-        return task
-
-    def _outputs(self) -> list[TopicPartition]:
-        """Every partition that a task may have written to, its changelog's apart."""
-        own = self.plan.names.state
-        topics = {**self._ground.counts, schemas_topic(self.names.config): 1}
-        return [TopicPartition(topic, p) for topic, n in topics.items() if topic != own for p in range(n)]
-
-    def _actor(self, hop: AgentHop, task: Task) -> Any:
-        from consumers.processors.app import Actor, make_app  # noqa: PLC0415  Faust, where it is needed
-
-        if self._app is None:
-            self._app = make_app(self.names.group)
-        return Actor(self._app, hop.agent, task.unit, name=f"{hop.agent.name}[{task.number}]")
-
-    async def _store(self, number: int) -> Store:
-        if self.state == "memory":
-            return MemoryStore()
-        folder = self.config.base / STATE_FOLDER / self.names.processor / str(number)
-        cluster_id, topic = self._ground.cluster_id, self.names.state
-        deadline_s = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                return rocks.open_store(folder, cluster_id=cluster_id, topic=topic)
-            except rocks.Locked:
-                if time.monotonic() > deadline_s:
-                    raise
-                await asyncio.sleep(LOCK_POLL_S)
-
-    async def _learn(self, schema_id: str, where: str, columns: Collection[str]) -> None:
-        """What an input's event, or a derived column, shows to be unknown."""
-        await self._schemas.read(schema_id, where)
-        self.shapes.asked(columns)
-
-    async def _make_topics(self, topics: Mapping[str, int]) -> None:
-        data = data_config(self.config.kafka.topics)
-        wanted = {topic: (count, data) for topic, count in topics.items()}
-        await make_topics(self.config.kafka, wanted, brokers=self._brokers)
-
-    async def _ranges(self, task: Task) -> dict[str, tuple[int, int]]:
-        """Of its topics; an end that is below the task's offset gets a moment to rise."""
-        deadline_s = time.monotonic() + END_WAIT_S
-        while True:
-            ranges = await self.membership.ranges(task.number)
-            short = any(task.offsets.get(topic, 0) > end for topic, (_, end) in ranges.items())
-            if not short or time.monotonic() > deadline_s:
-                return ranges
-            await asyncio.sleep(END_POLL_S)
-
-    def _place(self, task: Task, ranges: Mapping[str, tuple[int, int]]) -> None:
-        """Every topic of the task gets an offset. Raises FatalError for one that Kafka has no more."""
-        for topic, (start, end) in ranges.items():
-            where = f"{topic}[{task.number}]"
-            at = task.offsets.get(topic)
-            if at is None:
-                if start > 0 and topic in self.plan.inputs:
-                    log.warning(
-                        "%s begins at offset %d: rows that did not change since are not in %s; tailrace"
-                        " backfill brings them",
-                        where, start, self.names.out,
-                    )  # fmt: skip
-                task.offsets[topic] = start
-                continue
-            reset = f"`tailrace reset {self.names.processor}`, which derives everything again"
-            if at < start:
-                raise FatalError(
-                    f"retention has passed offset {at}, where this goes on: the log begins at {start}",
-                    where=where,
-                    fix=f"{reset}; and `tailrace backfill` for rows that are no more in the topic",
-                )
-            if at > end:
-                raise FatalError(
-                    f"this goes on at offset {at}, and the log ends at {end}: the topic was made again",
-                    where=where,
-                    fix=reset,
-                )
 
 
 async def _together(calls: Any) -> list[Any]:

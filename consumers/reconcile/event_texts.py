@@ -98,12 +98,21 @@ def _cast(held: Held, cast: str) -> Text | None:
         return _canonical("json")
     if cast in _RANGES and held.kind == "number":
         return _canonical("number")
-    if held.kind in _NUMBERS and (found := _NUMERIC(cast)):
+    if held.kind in (*_NUMBERS, "float") and (found := _NUMERIC(cast)):
         scale = None if found[1] is None else int(found[2] or 0)
-        return lambda value: None if value is None else _scaled(str(value), scale)
+        digits = _digits if held.kind == "float" else str
+        return lambda value: None if value is None else _scaled(digits(value), scale)
     if cast in ("text", "character varying"):
         return _canonical(held.kind)
     return None
+
+
+def _digits(value: Any) -> str:
+    """Of a double: the shortest that are read as it, as a numeric prints them."""
+    if type(value) is str:  # no number, or an infinity
+        return value
+    number = Decimal(repr(float(value))).normalize()
+    return format(number, "f") if number else "0"
 
 
 def _scaled(text: str, scale: int | None) -> str:

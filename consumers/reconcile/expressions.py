@@ -21,18 +21,32 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def bracketed(condition: str) -> str:
+    """Its last line may be a comment."""
+    return f"(\n{condition}\n)"
+
+
 def of_source(compared: Compared) -> dict[str, str]:
+    return {pair.name: _of_source(compared, pair.name) for pair in compared.columns}
+
+
+def _of_source(compared: Compared, name: str) -> str:
     """A constant is a text there."""
-    return {
-        pair.name: f"{literal(compared.constants[pair.name])}::text"
-        if pair.name in compared.constants
-        else quote(pair.name)
-        for pair in compared.columns
-    }
+    constant = compared.constants.get(name)
+    return quote(name) if constant is None else f"{literal(constant)}::text"
 
 
 def of_target(compared: Compared) -> dict[str, str]:
     return {pair.name: quote(pair.target_name) for pair in compared.columns}
+
+
+def beside_source(compared: Compared) -> dict[str, str]:
+    """What a condition may name beside the compared columns."""
+    return {name: _of_source(compared, name) for name in compared.beside}
+
+
+def beside_target(compared: Compared) -> dict[str, str]:
+    return {name: quote(target_name) for name, target_name in compared.beside.items()}
 
 
 def there(compared: Compared) -> str:

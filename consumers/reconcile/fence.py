@@ -3,7 +3,7 @@
     1. the source's rows, each with its stamp (xmin)
     2. F = pg_current_wal_insert_lsn()
     3. until the capture's position, committed in Kafka, is at F or beyond
-    (of a derived table each processor on the way is passed here: see origins.derived)
+    (of a derived table its other sources and each processor on the way are passed here: see origins.derived)
     4. the topic's high watermarks of that moment, transaction markers and open transactions included
     5. until the target's checkpoint of every partition is there (apply moves them where nothing comes, too)
     6. the target's rows, then the source's once more: a row with another stamp has moved, and goes again
@@ -357,16 +357,7 @@ class Fence:
 
     async def _captured(self, lsn: int) -> int:
         patience = Patience(self._clock_s, self._stall_s)
-        while (position := await self._log.position()) < lsn:
-            if not patience.has_left(position):
-                source = self._path.source
-                raise NotPassed(
-                    f"the capture of {source} has not passed {self._shown(lsn)}: it is at"
-                    f" {self._shown(position)}, and did not move for {patience.still_s:.0f} s"
-                    f"\n  -> start it: `tailrace capture {source}` (or `tailrace run`);"
-                    " `tailrace status` says what it waits for"
-                )
-        return position
+        return await pass_captured(self._log, self._path.source, lsn, self._shown, patience)
 
     async def _refuse_paused(self) -> None:
         flow = self._path.flow
@@ -403,6 +394,21 @@ class Fence:
                     " `tailrace run`); `tailrace status` says what it waits for"
                 )
             await self._pause(POLL_S)
+
+
+async def pass_captured(
+    log: Progress, source: str, lsn: int, shown: Callable[[int], str], patience: Patience
+) -> int:
+    """The position of the source's capture, once it is there. Raises NotPassed."""
+    while (position := await log.position()) < lsn:
+        if not patience.has_left(position):
+            raise NotPassed(
+                f"the capture of {source} has not passed {shown(lsn)}: it is at {shown(position)},"
+                f" and did not move for {patience.still_s:.0f} s"
+                f"\n  -> start it: `tailrace capture {source}` (or `tailrace run`);"
+                " `tailrace status` says what it waits for"
+            )
+    return position
 
 
 class Patience:

@@ -1,7 +1,8 @@
 """Which flows a run compares, and as which jobs. Pure.
 
 A name is a job of the config, or else a flow. Without names every flow is compared, each as the job that
-the config has for it, if it has one, and after them the flows that jobs have in place.
+the config has for it, if it has one (of a derived flow as each that has a query), and after them the flows
+that jobs have in place.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from streamer.config import (
     Flow,
     PostgresSource,
     PostgresTarget,
+    QuerySource,
     RedisSource,
     RedisTarget,
     SqlTarget,
@@ -53,11 +55,13 @@ class Job:
 def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
     """Raises ConfigError for a name that is not there, or a job that asks for what is not built."""
     if not names:
-        by_flow = {job.flow: name for name, job in config.reconcile.items() if isinstance(job.flow, str)}
         own = [
             _own_job(config, name) for name, job in config.reconcile.items() if not isinstance(job.flow, str)
         ]
-        return [_job(config, by_flow.get(flow), config.flows[flow]) for flow in config.flows] + own
+        of_flows = [
+            _job(config, name, flow) for flow in config.flows.values() for name in _jobs_for(config, flow)
+        ]
+        return of_flows + own
     known = [*config.reconcile, *config.flows]
     found: list[Job] = []
     for name in dict.fromkeys(names):
@@ -76,6 +80,13 @@ def jobs_of(config: Config, names: Sequence[str]) -> list[Job]:
         else:
             raise no_such("job or flow", name, dict.fromkeys(known), config.path)
     return found
+
+
+def _jobs_for(config: Config, flow: Flow) -> list[str | None]:
+    """Each with a query of its own, as each proves something else; of others the last one."""
+    names = [name for name, job in config.reconcile.items() if job.flow == flow.name]
+    queries: list[str | None] = [name for name in names if config.reconcile[name].sql is not None]
+    return queries or [names[-1] if names else None]
 
 
 def _job(config: Config, name: str | None, flow: Flow) -> Job:
@@ -140,16 +151,28 @@ def refused(config: Config, flow: Flow) -> str:
     return ""
 
 
-def query_job(config: Config, flow: Flow) -> str | None:
-    """The job that says what a derived flow's rows should be: its own, or one of another flow of the same."""
+def query_job(config: Config, flow: Flow, asked: str = "") -> str | None:
+    """The job that says what a derived flow's rows should be: the one that is asked for, if it has a query,
+    else the flow's own, or one of another flow of the same rows."""
     jobs = {
         name: config.flows[job.flow]
         for name, job in config.reconcile.items()
         if job.sql is not None and isinstance(job.flow, str)
     }
     own = [name for name, its in jobs.items() if its.name == flow.name]
+    if asked in own:
+        return asked
     same = [name for name, its in jobs.items() if its.source_pattern == flow.source_pattern]
     return next(iter(own + same), None)
+
+
+def query_of(config: Config, flow: Flow, asked: str) -> str:
+    """What the flow is compared with instead of a table; empty: with a table."""
+    job = query_job(config, flow, asked)
+    if job is not None:
+        return config.reconcile[job].sql or ""
+    source = config.sources.get(flow.source)
+    return source.sql if isinstance(source, QuerySource) else ""
 
 
 def check_alone(jobs: Sequence[Job], option: str) -> None:

@@ -92,10 +92,11 @@ class Made(Protocol):
 
 @dataclass(slots=True)
 class Compared:
-    """`key`: the source's names. `constants`: compared name -> text. `own`: the target's columns that tell
-    the flow's rows in a table that it shares. `notes`: what is not compared, or not as written. `needs`: the
-    source's column without which a row has no place in the target. `extras`: with `keeps_extra`, tells which
-    rows of the target alone are drift all the same. `lets_go`: rows leave the target by
+    """`key`: the source's names. `constants`: name -> text. `beside`: columns of both tables that are not
+    compared, and constants, which a condition may name: name -> the target's. `own`: the target's columns
+    that tell the flow's rows in a table that it shares. `notes`: what is not compared, or not as written.
+    `needs`: the source's column without which a row has no place in the target. `extras`: with `keeps_extra`,
+    tells which rows of the target alone are drift all the same. `lets_go`: rows leave the target by
     themselves. `typed`: as Target's.
     """
 
@@ -103,6 +104,7 @@ class Compared:
     key: tuple[str, ...]
     soft: str | None
     constants: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
     own: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     keeps_extra: bool = False
@@ -149,6 +151,8 @@ def compared_columns(
         only = found.key
     if only:
         found.pairs = [pair for pair in found.pairs if pair.name in {*only, *found.key}]
+    compared = {pair.name for pair in found.pairs}
+    found.beside = {name: there for name, there in found.beside.items() if name not in compared}
     found.keeps_extra = flow.delete == "ignore" or flow.truncate == "ignore"
     if found.keeps_extra:
         mode = "delete: ignore" if flow.delete == "ignore" else "truncate: ignore"
@@ -192,14 +196,16 @@ def _add(found: Compared, mapped: MappedColumn, target: Target, flow: Flow) -> N
     if mapped.column is None:
         _add_constant(found, mapped, there)
         return
+    found.beside[mapped.column.name] = mapped.name
     name, source = mapped.column.name, sent(mapped.column)
     if mapped.name == target.needs:
         found.needs = name
-    if mapped.cast is not None and not (there and source.kind == "float" and there.kind == "numeric"):
+    if mapped.cast is not None:
         if there is None:
             found.notes.append(f"column {mapped.name!r} is cast to {mapped.cast}, and is not compared")
             return
-        ours = Form(there.kind, cast=there.type, direct=True, sent=True)
+        by_digits = source.kind == "float" and there.kind == "numeric"  # as apply's: the server's own rounds
+        ours = Form(there.kind, cast=there.type, direct=not by_digits, sent=True)
         theirs = Form(there.kind)
     elif there is None:
         ours, theirs = forms_without_types(source, signed_zero=target.signed_zero)
@@ -227,11 +233,13 @@ def _add_constant(found: Compared, mapped: MappedColumn, there: Held | None) -> 
         found.notes.append(f"column {mapped.name!r} is a constant, and is not compared")
         if text is not None:
             found.constants[mapped.name] = text
+            found.beside.setdefault(mapped.name, mapped.name)
         return
     given = Held("text", "text")
     ours, theirs = forms(given, there)
     sql = quoted(mapped.name)
     found.constants[mapped.name] = text
+    found.beside[mapped.name] = mapped.name
     found.pairs.append(
         Pair(mapped.name, SqlColumn(sql, given, ours), SqlColumn(sql, there, theirs), mapped.name)
     )
@@ -255,6 +263,7 @@ def casts(pairs: Sequence[Pair]) -> set[str]:
 
 def without(compared: Compared, pair: Pair, why: str) -> None:
     compared.pairs.remove(pair)
+    compared.beside[pair.name] = pair.target_name
     compared.notes.append(f"column {pair.name!r} is not compared: {why}")
 
 

@@ -23,7 +23,7 @@ from consumers.reconcile.compare import SUSPECTS_LIMIT
 from consumers.reconcile.fence import STALL_S, Fence, Log, NotPassed, Path, opened_log
 from consumers.reconcile.groups import GROUPS_LIMIT, Grouping, Places, grouping_of
 from consumers.reconcile.history import Runs, Saved
-from consumers.reconcile.job import Job
+from consumers.reconcile.job import Job, query_of
 from consumers.reconcile.lag import LagLimit, opened_lag_limit
 from consumers.reconcile.mapping import Incomparable
 from consumers.reconcile.origins.base import Captured, Logged, Moves, Refused
@@ -157,7 +157,8 @@ class _Flow:
         return found
 
     async def _tables(self, found: list[TableReport]) -> None:
-        origin, store = make_origin(self._config, self._flow), make_store(self._config, self._flow)
+        origin = make_origin(self._config, self._flow, self._job.name)
+        store = make_store(self._config, self._flow)
         for each in (origin, store):
             self._stack.push_async_callback(each.close)
             await each.open()
@@ -255,8 +256,11 @@ class _Flow:
         limits, runs, table = self._limits, self._runs, sides.captured
         types = [(column.name, column.type, column.key) for column in table.record.columns]
         compared = [(pair.name, pair.target_name, pair.target.held.type) for pair in sides.compared.pairs]
-        form = repr([sides.path, sides.ordered, compared, types, limits.rate])
-        at = (self._flow.name, table.qualified)
+        query = query_of(self._config, self._flow, self._job.name)
+        form = repr([sides.path, sides.ordered, compared, types, limits.rate, query])
+        flow, job = self._flow.name, self._job.name
+        # Each of several jobs of a flow is compared for itself.
+        at = (flow if job == flow else f"{flow} ({job})", table.qualified)
         saved = await asyncio.to_thread(runs.saved, *at)
         progress = Progress(moment_us=self._began_us)
         if saved is not None and saved.form == form:

@@ -29,7 +29,7 @@ def show(report: Report, console: Console) -> None:
     for each in report.tables:
         counts = each.counts
         numbers = (each.source_rows, counts.missing, counts.extra, counts.different, counts.in_flight)
-        table.add_row(each.flow, each.source, _verdict(each), *map(str, numbers), share(each.drift))
+        table.add_row(_flow(each), each.source, _verdict(each), *map(str, numbers), share(each.drift))
     lines = [f"reconcile {report.run}: {report.verdict}", *map(_counted, report.tables)]
     _print(table, lines, console)
     if report.resumed:
@@ -37,7 +37,7 @@ def show(report: Report, console: Console) -> None:
         _print_lines([f"{went_on}; --fresh compares all anew"], console)
     for each in report.tables:
         if each.groups is not None:
-            console.print(cells_table(each.groups, f"{each.flow} {each.source}: groups and windows"))
+            console.print(cells_table(each.groups, f"{_flow(each)} {each.source}: groups and windows"))
         _print_lines(_lines(each), console)
 
 
@@ -47,7 +47,12 @@ def _counted(table: TableReport) -> str:
     found = [f"{getattr(counts, name)} {name}" for name in KINDS if getattr(counts, name)]
     found += [f"{counts.in_flight} in flight"] if counts.in_flight else []
     words = ", ".join([f"{table.source_rows} rows", *found, f"drift {share(table.drift)}"])
-    return f"{table.flow} {table.source}: {_verdict(table)}, {words}"
+    return f"{_flow(table)} {table.source}: {_verdict(table)}, {words}"
+
+
+def _flow(table: TableReport) -> str:
+    """One flow may be compared as several jobs in one run."""
+    return table.flow if table.job == table.flow else f"{table.flow} ({table.job})"
 
 
 def _print(table: Table, lines: Sequence[str], console: Console) -> None:
@@ -93,7 +98,7 @@ def _lines(table: TableReport) -> list[str]:
     if table.paused_s:
         lines.append(f"waited {table.paused_s:.0f} s for the flow, which was above the lag limit")
     lines += table.notes
-    return [f"{table.flow} {table.source}: {line}" for line in lines]
+    return [f"{_flow(table)} {table.source}: {line}" for line in lines]
 
 
 def _repair_lines(repair: RepairReport, counts: Counts) -> list[str]:

@@ -50,7 +50,8 @@ class Planned:
 @dataclass(slots=True)
 class JobState:
     """What is known of a job. `passed`: up to here what came due was begun, or skipped. `tries`: of the run
-    that failed last, its first one included."""
+    that failed last, its first one included. `elsewhere`: it runs, begun by a scheduler that was elected
+    before."""
 
     known_since: datetime
     passed: datetime | None = None
@@ -59,6 +60,7 @@ class JobState:
     last_done: datetime | None = None  # end of the last run that did its work
     outcome: Outcome | None = None
     running: bool = False
+    elsewhere: bool = False
     asked: datetime | None = None  # a person, or a job that comes after it, wants it
     tries: int = 0
     paused: bool = False
@@ -111,8 +113,8 @@ def next_start(plan: Planned, state: JobState, states: Mapping[str, JobState]) -
 
 
 def retry_at(plan: Planned, state: JobState) -> datetime | None:
-    """When a run that failed is tried again; None: it is not."""
-    if state.outcome not in (Outcome.FAILED, Outcome.CUT_OFF) or state.last_end is None:
+    """When a run that failed is tried again; None: it is not, or that is being done."""
+    if state.outcome not in (Outcome.FAILED, Outcome.CUT_OFF) or state.last_end is None or state.running:
         return None
     if not 0 < state.tries <= plan.job.retries:
         return None
@@ -131,7 +133,8 @@ def is_fresh(before: Planned, state: JobState, after: JobState, now: datetime) -
 def decide(plans: Mapping[str, Planned], states: Mapping[str, JobState], now: datetime) -> Decision:
     """`states` has every planned job. Higher priority first, then who waits longest."""
     decision = Decision()
-    room = RUNNING_LIMIT - sum(state.running for state in states.values())
+    # Those of a scheduler that hangs stand, perhaps for ever: the others do not wait for them.
+    room = RUNNING_LIMIT - sum(state.running and not state.elsewhere for state in states.values())
     due = sorted(_due(plans, states, now), key=lambda d: (-plans[d.name].job.priority, d.since, d.name))
     for each in due:
         plan, state = plans[each.name], states[each.name]

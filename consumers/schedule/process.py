@@ -8,6 +8,8 @@ import signal
 from collections import deque
 from contextlib import suppress
 
+from consumers.control.database import named
+
 LINE_BYTES = 16 * 1024
 KILL_AFTER_S = 10.0  # from SIGTERM: a command confirms what it has done within it
 
@@ -24,6 +26,12 @@ class JobProcess:
     @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
+
+    @property
+    def name(self) -> str:
+        """As the control database names processes; empty while there is none that could be waited for."""
+        process = self._process
+        return "" if process is None or process.returncode is not None else named(process.pid)
 
     async def start(self) -> None:
         """Raises OSError."""

@@ -2,7 +2,8 @@
 
 Owns the jobs' processes. What is due is decided in plan, what is known is kept in the control database; the
 lease's guard sees to it that a process which has lost it starts nothing. A run that was begun is always ended
-in the database: by its process's exit, at `max_runtime`, or by the next holder when this process is gone.
+in the database: by its process's exit, at `max_runtime`, or by the next holder when its process is gone and
+this one is, too, or hangs. A turn that fails as nobody foresaw is told and left out; the next one comes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from consumers.control.database import owner
 from consumers.control.jobs import Jobs
 from consumers.control.lease import BEAT_S, Lease, LeaseLost
 from consumers.schedule import commands, steps
+from consumers.schedule.elsewhere import Elsewhere
 from consumers.schedule.plan import Decision, JobState, Outcome, Planned, decide
 from consumers.schedule.process import JobProcess
 from consumers.schedule.times import to_us
 from streamer.config import Config
-from streamer.errors import RetryableError
+from streamer.errors import RetryableError, TailraceError
 from streamer.logs import Log, redact
 
 TAIL_LINES = 20  # of a job's output, kept as its run's text
@@ -41,6 +43,10 @@ class _Running:
     process: JobProcess | None = None  # of the step that is being done
     ended: bool = False  # by us: nothing more of it begins
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+
+    @property
+    def process_name(self) -> str:
+        return "" if self.process is None else self.process.name
 
 
 class Runner:
@@ -69,6 +75,7 @@ class Runner:
         self._asked_s: float | None = None  # since when the control database is waited for
         self._problem = ""
         self._running: dict[str, _Running] = {}
+        self._elsewhere = Elsewhere()
         self.plans: dict[str, Planned] | None = None  # before the first
         self.states: dict[str, JobState] = {}
         self.decision = Decision()
@@ -112,6 +119,13 @@ class Runner:
             if str(error) != self._problem:
                 log.error("jobs wait", reason=str(error))
             self._problem = str(error)
+        except TailraceError:
+            raise
+        except Exception as error:
+            problem = f"a look at the jobs has failed: {error!r}"
+            if problem != self._problem:
+                log.exception("jobs wait: please report it with these lines")
+            self._problem = problem
         finally:
             self._asked_s = None
 
@@ -121,12 +135,16 @@ class Runner:
             self._opening()
             self._is_open = True
         held = self._lease.beat()
+        ours = {running.run: running.process_name for running in tuple(self._running.values())}
+        now_us = to_us(self._now())
+        if not held:
+            self._jobs.seen(ours, now_us)
         self.plans = plans = self._plans_now()
         if held:
-            ours = [running.run for running in tuple(self._running.values())]
-            self.states, lost = self._jobs.turn(self._lease, plans, ours, to_us(self._now()))
+            self.states, lost, others = self._jobs.turn(self._lease, plans, ours, now_us)
             for name, run in lost:
                 log.error("a job's process was lost", job=name, run=run)
+            self._elsewhere.look(others, plans, now_us)
         else:
             self.states, self.decision = self._jobs.states(), Decision()
         return held
@@ -166,8 +184,11 @@ class Runner:
                 outcome = Outcome.CUT_OFF
             level = log.info if outcome.done else log.error
             level("job ended", job=name, run=running.run, outcome=outcome.value, exit_code=code)
-            text = redact("\n".join(running.tail))
-            await self._note_end(running, outcome, code, text)
+            await self._note_end(running, outcome, code)
+        except Exception as error:
+            log.exception("a job has failed within its scheduler", job=name, run=running.run)
+            running.tail.append(f"its scheduler has failed: {error!r}")
+            await self._note_end(running, Outcome.FAILED, code)
         finally:
             del self._running[name]
             if running.process is not None:
@@ -176,12 +197,16 @@ class Runner:
     async def _main(self, running: _Running) -> tuple[int | None, Outcome]:
         plan = running.plan
         process = JobProcess(commands.command(self._config, plan, os.getpid()), running.tail)
+        if not await self._goes_on(running):
+            return None, Outcome.CUT_OFF
         try:
             await process.start()
         except OSError as error:
             running.tail.append(f"its process cannot be started: {error}")
             return None, Outcome.FAILED
         running.process = process
+        with suppress(RetryableError):  # the next turn tells it, too
+            await asyncio.to_thread(self._jobs.seen, {running.run: process.name}, to_us(self._now()))
         log.info("job begins", job=plan.name, run=running.run, pid=process.pid)
         try:
             async with asyncio.timeout(plan.job.max_runtime_s):
@@ -203,6 +228,8 @@ class Runner:
         for index, action in enumerate(plan.job.before if key == "before" else plan.job.on_done):
             if running.ended or (not fine and key == "before"):
                 return False
+            if not await self._goes_on(running):
+                return False
             place = f"{plan.name}.{key}.{index}"
             problem = await steps.take(self._config, action, said, place, running.tail, began)
             if problem:
@@ -212,8 +239,23 @@ class Runner:
                 log.error("a step of a job failed", job=plan.name, run=running.run, step=place, why=problem)
         return fine and not running.ended
 
-    async def _note_end(self, running: _Running, outcome: Outcome, code: int | None, text: str) -> None:
+    async def _goes_on(self, running: _Running) -> bool:
+        """Whether anything more of it may begin: while this process was frozen, another may have ended it."""
+        running.process = None
+        while not running.ended:
+            try:
+                if await asyncio.to_thread(self._jobs.goes_on, running.run, to_us(self._now())):
+                    return not running.ended
+                running.tail.append("another scheduler has taken it for lost")
+                running.ended = True
+            except RetryableError as error:
+                log.error("a job waits", job=running.plan.name, reason=str(error))
+                await asyncio.sleep(BEAT_S)
+        return False
+
+    async def _note_end(self, running: _Running, outcome: Outcome, code: int | None) -> None:
         """Tried until it is in the database: an open run would keep its job from running again."""
+        text = redact("\n".join(running.tail))
         while True:
             try:
                 await asyncio.to_thread(self._jobs.end, running.run, outcome, code, text, to_us(self._now()))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
 from consumers.control.database import Database
 from consumers.control.jobs import Jobs
 from consumers.control.overrides import IN_FORCE_LIMIT, Override, Overrides
@@ -55,8 +57,19 @@ class Schedule:
             raise ConfigError(
                 what, fix="`tailrace config export` prints them for the file; then roll them back"
             )
-        changed(self._config, [*known.changes, change])
+        self._check_shown(changed(self._config, [*known.changes, change]), change.job)
         return self.overrides.put(path, value, change.replaces, by, now_us)
+
+    def _check_shown(self, config: Config, job: str) -> None:
+        """What is kept is seen by every process at once: none may fail at it. Raises ConfigError."""
+        after = InForce(config, (), ())
+        plans, states = _plans(after), self.jobs.states()
+        try:
+            orjson.dumps(self._views(after, plans, states, {}, datetime.now(UTC)))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"the next start of {job} cannot be told: {error}", fix="give a time that comes within years"
+            ) from error
 
     def take_back(self, numbers: Sequence[int], by: str, now_us: int) -> list[Override]:
         """The file counts again: of these overrides, or of all. Raises ConfigError."""

@@ -2,7 +2,8 @@
 
 A moment is named by the wall clock of the zone. One that a change of clocks leaves out (02:30 when 02:00
 becomes 03:00) is taken as much later as the clock was moved (03:30); one that there is twice is the first.
-So a time of day comes once a day, on every day. A cron line of every hour comes in the repeated hour, too.
+So a time of day comes once a day, on every day. A cron line of every hour, of all 24 of them, comes in the
+repeated hour, too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from apscheduler.triggers.cron import CronTrigger
+from streamer.config.cron import CronLine
 
 DAYS_AHEAD = 3  # within which each time of the day comes at least once, whatever the clocks do
 CLOCKS_MOVED = timedelta(hours=2)  # at once, at most: within it the wall clock's order is not that of time
@@ -61,18 +62,18 @@ class Cron:
 
     def after(self, moment: datetime) -> datetime | None:
         """By the wall clock, for which every day has 24 hours; then put into the zone."""
-        trigger = CronTrigger.from_crontab(self.line, UTC)
-        folds = (0, 1) if self.line.split()[1].startswith("*") else (0,)
+        line = CronLine(self.line)
+        folds = (0, 1) if line.every_hour else (0,)
         wall = moment.astimezone(self.zone).replace(tzinfo=UTC, fold=0) - CLOCKS_MOVED
         last = wall + timedelta(days=366 * CRON_YEARS)
         best: datetime | None = None
-        found = trigger.get_next_fire_time(None, wall)
+        found = line.at_or_after(wall)
         while found is not None and found <= last:
             for fold in folds:
                 real = on_clock(found.date(), found.time().replace(fold=fold), self.zone)
                 if real > moment and (best is None or real < best):
                     best, last = real, found + CLOCKS_MOVED
-            found = trigger.get_next_fire_time(found, found + timedelta(microseconds=1))
+            found = line.at_or_after(found + timedelta(microseconds=1))
         return best
 
 

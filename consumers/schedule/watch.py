@@ -2,7 +2,8 @@
 
 Every watcher looks; the one that holds the lease writes what it sees into the feed of events. Whoever is
 frozen loses it, and what it would write when it wakes is refused. Messages are sent by all of them, each
-message by one.
+message by one. A look that fails as nobody foresaw is an event itself, and the dead man's ping stops; the
+next look comes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from streamer.stopping import stopped_within
 
 LOOK_S = 2.0
 WATCH_LEASE = "watch"
+WATCHER = "watcher"  # the subject of the alarm that looking fails
+OPEN = 1_000  # events that are open: more are of one trouble
 BLIND_S = 30.0  # without a look: the dead man's ping stops, and somebody outside makes a noise
 
 log = Log("watch")
@@ -107,10 +110,10 @@ class Watch:
         self._is_open = True
 
     async def _turn(self) -> None:
-        read_s = self._heartbeats.read_s
-        known = read_s is not None and self._clock_s() - read_s < KAFKA_S
-        status = self._heartbeats.status() if known else None
         try:
+            read_s = self._heartbeats.read_s
+            known = read_s is not None and self._clock_s() - read_s < KAFKA_S
+            status = self._heartbeats.status() if known else None
             begun, over = await asyncio.to_thread(self._look, status)
         except LeaseLost:
             self._held = False
@@ -119,18 +122,39 @@ class Watch:
         except TailraceError as error:
             self._complain(error)
             return
-        self._trouble = ""
+        except Exception as error:  # noqa: BLE001 - a supervisor: it is logged, and told
+            begun, over = await self._failed(error)
+        else:
+            self._trouble = ""
         for event in begun:
             _say(log.warning, event.text, event)
         for event in over:
             _say(log.info, f"it is over: {event.text}", event)
+
+    async def _failed(self, error: Exception) -> tuple[Sequence[Event], Sequence[Event]]:
+        """The alarm that nobody looks; those that are open stay."""
+        text = f"the watcher fails at what it sees: {error!r}: see its log, and report it"
+        if text != self._trouble:
+            log.exception("nothing is watched: please report it with these lines")
+        self._trouble = text
+        try:
+            return await asyncio.to_thread(self._note_failure, Wrong("stalled", WATCHER, text))
+        except (LeaseLost, TailraceError):
+            return (), ()
+
+    def _note_failure(self, failure: Wrong) -> tuple[Sequence[Event], Sequence[Event]]:
+        if not self._held:
+            return (), ()
+        open_ = [Wrong(each.rule, each.subject, each.text) for each in self._feed.last(OPEN, open_only=True)]
+        wrong = [each for each in open_ if each.subject != WATCHER]
+        return self._feed.note([*wrong, failure], self._holder, now_us(), self._lease)
 
     def _look(self, status: views.Status | None) -> tuple[Sequence[Event], Sequence[Event]]:
         """Also by one without the lease: when it takes it, it knows since when things are wrong."""
         held = self._lease.beat()
         now_s = self._clock_s()
         if held and not self._held:
-            events = self._feed.last(1_000, open_only=True)
+            events = self._feed.last(OPEN, open_only=True)
             self._dog.adopt([Wrong(each.rule, each.subject, each.text) for each in events], now_s)
         self._held = held
         if status is not None:

@@ -101,6 +101,10 @@ class Unwhole:
     version: Version  # of the event that left it so
 
 
+GATE_WINDOW_S = 600.0  # deletes are counted over it; a decision is also of what was captured so long before
+DECIDED = ("approved", "refused")  # states of a gate
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """A truncate or too many deletes of a flow, held until a person decides; one a flow and topic.
@@ -117,6 +121,22 @@ class Gate:
     since_us: int
     up_to_us: int = 0
     decided_by: str = ""
+
+    @property
+    def covered_since_us(self) -> int:
+        """A decision that is of anything later is not of all that this gate holds."""
+        return self.since_us + round(GATE_WINDOW_S * 1e6)
+
+    def covers(self, held: Gate) -> bool:
+        """Whether this decision is of all that the other one holds."""
+        in_time = self.since_us <= held.covered_since_us and held.up_to_us <= self.up_to_us
+        return self.kind == held.kind and in_time
+
+    def stays(self, gate: Gate) -> bool:
+        """Whether this one, which a target has, is kept when another one is to be noted: see Target.hold."""
+        if gate.state in DECIDED:
+            return True
+        return self.state in DECIDED and gate.state == "held" and self.covers(gate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +158,12 @@ class RowsRefused(BadRecordError):
         first = rows[0]
         super().__init__(f"the target refuses {len(rows)} rows, first: {first.message}", where=where)
         self.rows = rows
+
+
+def deletes_of_no_row(count: int, table: str) -> str:
+    """For the log: of deletes that a target passes over."""
+    deletes = "1 delete is" if count == 1 else f"{count:,} deletes are"
+    return f"{deletes} passed over, as no row of {table} can have such a key: its types do not hold it"
 
 
 class AskedAnew(Exception):
@@ -293,7 +319,9 @@ class Target(Protocol):
     async def gates(self) -> list[Gate]: ...
 
     async def hold(self, gate: Gate) -> None:
-        """Note a held change, or more of it; keeps `since_us` of a gate that is held already."""
+        """Note a held change, or more of it; keeps `since_us` of a gate that is held already. At once with
+        a look at what is there, which may have come since `gates`: a decision that covers the gate stays, and
+        one that is given here, for a store that was emptied, replaces nothing."""
 
     async def decide(self, flow: str, state: str, who: str, up_to_us: int) -> list[Gate]:
         """Approve or refuse what the flow holds; the gates as they are now, empty when none was held."""

@@ -196,6 +196,8 @@ class MemoryTarget:
     async def hold(self, gate: Gate) -> None:
         gates = self._here().gates
         known = gates.get((gate.flow, gate.topic))
+        if known is not None and known.stays(gate):
+            return
         again = known is not None and (known.state, gate.state) == ("held", "held")
         gates[gate.flow, gate.topic] = replace(gate, since_us=known.since_us) if known and again else gate
 

@@ -47,7 +47,7 @@ from consumers.targets.postgres_arrays import quoted
 from consumers.targets.postgres_errors import Reaction, not_let_in, reaction_to, unavailable
 from consumers.targets.postgres_memory import Memory
 from consumers.targets.postgres_plans import Plan
-from consumers.targets.postgres_refused import find_refused
+from consumers.targets.postgres_refused import find_refused, pass_over
 from consumers.targets.postgres_sequences import Sequences
 from consumers.targets.postgres_tables import ensure_table
 from consumers.targets.postgres_write import make_ready, write_batch
@@ -374,6 +374,7 @@ class PostgresTarget:
         connection = self._open_connection()
         try:
             plans = await self._prepare(connection, batch)
+            await pass_over(connection, batch, plans)
             refused = await find_refused(connection, batch, plans, self._flows)
         except (psycopg.Error, OSError) as again:
             await self.close()

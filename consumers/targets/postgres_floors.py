@@ -99,14 +99,14 @@ async def keys_kept(
     stored = await parked.keys_above(connection, changes.flow, changes.topic, changes.floor)
     rows = rows_ahead(changes, stored, batch, lost)
     rows = [row for row in rows if all(row.get(column.source) is not None for column in plan.key)]
-    found = await _fitting(connection, plan, rows)
+    found = await fitting(connection, plan, rows)
     if found is None:  # a key that the target's types do not hold is that of no row
-        rows = [row for row in rows if await _fitting(connection, plan, [row]) is not None]
+        rows = [row for row in rows if await fitting(connection, plan, [row]) is not None]
         found = plan.key_literals(rows)
     return found
 
 
-async def _fitting(connection: state.Connection, plan: Plan, rows: list[dict[str, Any]]) -> list[str] | None:
+async def fitting(connection: state.Connection, plan: Plan, rows: list[dict[str, Any]]) -> list[str] | None:
     """The arrays, when all these keys are of the target's types."""
     try:
         literals = plan.key_literals(rows)

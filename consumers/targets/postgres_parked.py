@@ -16,7 +16,7 @@ from typing import Any
 from consumers.apply.checkpoint import Place
 from consumers.apply.fold import Version
 from consumers.targets import postgres_state as state
-from consumers.targets.base import Batch, Gate, Parked, check_wishes
+from consumers.targets.base import DECIDED, Batch, Gate, Parked, check_wishes
 from consumers.targets.postgres_arrays import plain, quoted
 from consumers.targets.postgres_catalog import quote
 
@@ -91,7 +91,9 @@ _HOLD = f"""INSERT INTO _tailrace.gates AS g ({_GATE}) VALUES ($1, $2, $3, $4, $
 ON CONFLICT (flow, topic) DO UPDATE SET kind = excluded.kind, state = excluded.state, rows = excluded.rows,
 table_rows = excluded.table_rows, up_to_us = excluded.up_to_us, decided_by = excluded.decided_by,
 since_us = CASE WHEN (g.state, excluded.state) = ('held', 'held') THEN g.since_us
-ELSE excluded.since_us END"""
+ELSE excluded.since_us END
+WHERE NOT (excluded.state = ANY ($10::text[]) OR (g.state = ANY ($10::text[]) AND excluded.state = 'held'
+AND g.kind = excluded.kind AND g.since_us <= $11::bigint AND excluded.up_to_us <= g.up_to_us))"""
 _DECIDE = f"""UPDATE _tailrace.gates SET state = $2, decided_by = $3, up_to_us = $4
 WHERE flow = $1 AND state = 'held' RETURNING {_GATE}"""
 
@@ -222,7 +224,8 @@ async def gates(connection: state.Connection) -> list[Gate]:
 async def hold(connection: state.Connection, gate: Gate) -> None:
     place = gate.flow, gate.topic, gate.kind, gate.state
     numbers = gate.rows, gate.table_rows, gate.since_us, gate.up_to_us
-    await connection.execute(_HOLD, (*place, *numbers, gate.decided_by))
+    stays = quoted(DECIDED), gate.covered_since_us  # as Gate.stays has it
+    await connection.execute(_HOLD, (*place, *numbers, gate.decided_by, *stays))
 
 
 async def decide(

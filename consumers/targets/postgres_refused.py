@@ -6,24 +6,31 @@ rows meet as in the batch; what is refused is undone and halved. Nothing of it i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import LiteralString
+from typing import Any, LiteralString
 
 import psycopg
 
 from consumers.apply.checkpoint import Place
 from consumers.apply.fold import BOTTOM, PartitionFold, Write
 from consumers.targets import postgres_state as state
-from consumers.targets.base import Batch, Outcome, Refused, TableChanges
+from consumers.targets.base import Batch, Outcome, Refused, TableChanges, deletes_of_no_row
 from consumers.targets.postgres_constraints import TRANSIENT
 from consumers.targets.postgres_errors import Reaction, function_of, reaction_to
+from consumers.targets.postgres_floors import fitting
+from consumers.targets.postgres_plans import Plan
 from consumers.targets.postgres_write import Plans, Work, begin, write_floors, write_some
 from streamer.config import Flow
 from streamer.errors import BadRecordError
 
 REFUSED_LIMIT = 100  # found in one search; the batch without them shows the next ones
 UNFIT = "unfit"  # the code of a value that cannot be sent at all
+
+Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 _FIRST: LiteralString = "SAVEPOINT suspect"
 _ON: LiteralString = "RELEASE SAVEPOINT suspect; SAVEPOINT suspect"
@@ -70,6 +77,39 @@ async def find_refused(
         if not connection.closed:
             await connection.execute("ROLLBACK", prepare=False)
     return found
+
+
+async def pass_over(connection: state.Connection, batch: Batch, plans: Plans) -> None:
+    """Take the deletes out of the batch whose keys the target's types do not hold: no row has them, and so
+    nothing is refused. Another flow's target may hold such a key, and be rid of it by way of the log."""
+    for changes in batch.tables:
+        for fold in changes.folds:
+            of_plan: dict[str, list[tuple[bytes, Row]]] = {}
+            for key, write in fold.deletes.items():
+                of_plan.setdefault(write.change.schema_id, []).append((key, write.row))
+            gone: list[bytes] = []
+            for schema_id, deletes in of_plan.items():
+                plan = plans[changes.schema, changes.table, schema_id]
+                whole = [d for d in deletes if all(d[1].get(c.source) is not None for c in plan.key)]
+                gone += await _of_no_row(connection, plan, whole)
+            for key in gone:
+                del fold.deletes[key]
+            if gone:
+                table = f"{changes.schema}.{changes.table}"
+                log.warning("flow %s: %s", changes.flow, deletes_of_no_row(len(gone), table))
+
+
+async def _of_no_row(
+    connection: state.Connection, plan: Plan, deletes: list[tuple[bytes, Row]]
+) -> list[bytes]:
+    """Keys that do not fit."""
+    if not deletes or await fitting(connection, plan, [row for _, row in deletes]) is not None:
+        return []
+    if len(deletes) == 1:
+        return [deletes[0][0]]
+    middle = len(deletes) // 2
+    found = await _of_no_row(connection, plan, deletes[:middle])
+    return found + await _of_no_row(connection, plan, deletes[middle:])
 
 
 def _parts(work: Work) -> list[_Part]:

@@ -42,6 +42,7 @@ OP_COLUMN = "_tailrace_op"  # of a history: c, u, d or r
 SOFT_TYPE = "timestamp with time zone"
 LOCK_TIMEOUT = "5s"  # ALTER TABLE must not hold up the table's readers behind a long one
 
+_NUMERIC = 1700  # the type's oid
 _CUT = ("character varying", "bit varying")
 _LENGTH = re.compile(r"\([0-9]+\)")
 # Names of the source's objects, which another database may not have: they are kept as their text.
@@ -161,9 +162,9 @@ async def _check_lost(
     *,
     topic: str,
 ) -> None:
-    """Raises ColumnLost. Those of the version may come anew: a row without one is older than every event;
-    and so may `own`, which the kind of target makes of the others."""
-    made = {*_own_columns(flow), *(column.name for column in own)}
+    """Raises ColumnLost. Those of the version may come anew: a row without one is older than every event. A
+    key's is refused elsewhere, as its index is gone with it."""
+    made = {*_own_columns(flow), *(column.name for column in own if column.key)}
     missing = [name for name in _missing(table, mapping, flow) if name not in made]
     if not missing or not (epoch := await written_epoch(connection, flow.name, topic)):
         return
@@ -380,8 +381,9 @@ def _find_key(table: TargetTable, mapping: Columns, where: str) -> tuple[str, ..
     raise ConfigError(
         f"it has no unique index on the key ({', '.join(mapping.key_columns)}){hint}",
         where=where,
-        fix=f"CREATE UNIQUE INDEX ON {table.relation} ({listed(mapping.key_columns)});"
-        f" when the source's key has changed: drop the table, and {reset_steps(mapping.record.source)}",
+        fix=f"when the source's table has got a key, or another one: DROP TABLE {table.relation}; and"
+        f" {reset_steps(mapping.record.source)}; else CREATE UNIQUE INDEX ON {table.relation}"
+        f" ({listed(mapping.key_columns)});",
     )
 
 
@@ -477,13 +479,17 @@ async def _check_constants(connection: Connection, table: TargetTable, mapping: 
 
 
 async def _cast(connection: Connection, column: MappedColumn, known: Mapping[str, str]) -> str:
-    """`::source::cast` where the target has such a cast, by way of text where it has not."""
+    """`::source::cast` where the target has such a cast, by way of text where it has not; so too from a
+    floating point number to a numeric, as the server's own cast rounds it to 15 digits, or 6."""
     assert column.column is not None
     source = column.column.type
     if source not in known:
         return f"::{column.cast}"
+    by_text = f"::{source}::text::{column.cast}"
     try:
-        await connection.execute(f"SELECT NULL::{source}::{column.cast}", prepare=False)
+        cursor = await connection.execute(f"SELECT NULL::{source}::{column.cast}", prepare=False)
     except psycopg.errors.CannotCoerce:
-        return f"::{source}::text::{column.cast}"
-    return f"::{source}::{column.cast}"
+        return by_text
+    assert cursor.description is not None
+    made = cursor.description[0].type_code  # of a domain that of its base
+    return by_text if column.column.kind == "float" and made == _NUMERIC else f"::{source}::{column.cast}"

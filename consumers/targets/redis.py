@@ -38,6 +38,7 @@ from consumers.targets import redis_scripts as scripts
 from consumers.targets import redis_state_scripts as state_scripts
 from consumers.targets.ahead import rows_ahead
 from consumers.targets.base import (
+    DECIDED,
     Batch,
     FlowError,
     Gate,
@@ -354,7 +355,8 @@ class RedisTarget:
 
     async def hold(self, gate: Gate) -> None:
         args = parked.gate_field(gate), gate.state, gate.since_us, parked.gate_rest(gate)
-        await self._ask(self._scripts.hold, args)
+        stays = gate.covered_since_us, int(gate.state in DECIDED)
+        await self._ask(self._scripts.hold, (*args, *stays))
 
     async def decide(self, flow: str, state: str, who: str, up_to_us: int) -> list[Gate]:
         args = parked.gate_fields_of(flow), state, up_to_us, parked.who_text(who)

@@ -70,9 +70,18 @@ end
 return found
 """
 
-# ARGV: field, state, since_us, the rest. A gate's text: "state since_us rest".
+# ARGV: field, state, since_us, the rest, and what Gate.stays needs: covered_since_us, whether it is decided.
+# A gate's text: "state since_us rest", where the rest is "up_to_us decided_by ["kind", ..]".
 HOLD = """
 local known, since = redis.call('HGET', '_tailrace:gates', ARGV[1]), ARGV[3]
+if known then
+  if ARGV[6] == '1' then return 0 end
+  local state, began, upto, kind = string.match(known, '^(%a+) (%d+) (%d+) %S+ %["(%a+)"')
+  local last, held = string.match(ARGV[4], '^(%d+) %S+ %["(%a+)"')
+  local decided = state == 'approved' or state == 'refused'
+  if ARGV[2] == 'held' and decided and kind == held
+    and tonumber(began) <= tonumber(ARGV[5]) and tonumber(last) <= tonumber(upto) then return 0 end
+end
 if known and ARGV[2] == 'held' and string.find(known, '^held ') then
   since = string.match(known, '^%a+ (%d+) ')
 end

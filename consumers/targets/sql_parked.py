@@ -200,6 +200,8 @@ def hold(connection: Connection, gate: Gate) -> None:
     at = (gates.c.flow == gate.flow) & (gates.c.topic == gate.topic)
     known = connection.execute(select(gates).where(at)).first()
     since_us = gate.since_us
+    if known is not None and Gate(*known).stays(gate):
+        return
     if known is not None:
         if (known.state, gate.state) == ("held", "held"):
             since_us = known.since_us

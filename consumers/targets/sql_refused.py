@@ -6,6 +6,7 @@ rows meet as in the batch; what is refused is undone and halved. Nothing of it i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -13,14 +14,17 @@ from sqlalchemy import Connection
 
 from consumers.apply.checkpoint import Place
 from consumers.apply.fold import BOTTOM, PartitionFold, Write
-from consumers.targets.base import Batch, Outcome, Refused, TableChanges
+from consumers.targets.base import Batch, Outcome, Refused, TableChanges, deletes_of_no_row
 from consumers.targets.sql_dialect import Dialect, Refusal
+from consumers.targets.sql_plans import Plan
 from consumers.targets.sql_write import Plans, Work, begin, plan_of, write_floors, write_rows
 from streamer.errors import BadRecordError
 
 REFUSED_LIMIT = 100  # found in one search; the batch without them shows the next ones
 UNFIT = "unfit"  # the code of a value that cannot be sent at all
 _MARK = "tailrace_suspect"
+
+log = logging.getLogger(__name__)
 
 Entry = tuple[str, int, bytes | None, Write]  # fold's attribute, partition, key
 
@@ -92,6 +96,43 @@ def find_refused(connection: Connection, dialect: Dialect, batch: Batch, plans: 
     finally:
         dialect.end(connection, commit=False)
     return search.found
+
+
+def pass_over(connection: Connection, dialect: Dialect, batch: Batch, plans: Plans) -> bool:
+    """Take the deletes out of the batch whose keys the target's types do not hold: no row has them, and so
+    nothing is refused. Whether there were any."""
+    found = False
+    for changes in batch.tables:
+        for fold in changes.folds:
+            gone = [
+                key
+                for key, write in fold.deletes.items()
+                if not _fits(connection, dialect, plan_of(plans, changes, write.change.schema_id), write)
+            ]
+            for key in gone:
+                del fold.deletes[key]
+            if gone:
+                name = plan_of(plans, changes).name
+                log.warning("flow %s: %s", changes.flow, deletes_of_no_row(len(gone), name))
+                found = True
+    return found
+
+
+def _fits(connection: Connection, dialect: Dialect, plan: Plan, write: Write) -> bool:
+    """True also of a key that is not whole."""
+    if any(sent.source is not None and write.row.get(sent.source) is None for sent in plan.key):
+        return True
+    try:
+        (key,) = plan.keys([write])
+        if key:
+            connection.exec_driver_sql(f"SELECT {', '.join('?' * len(key))}", key)
+    except BadRecordError:
+        return False
+    except dialect.errors as error:
+        if dialect.refusal(error) is None:
+            raise
+        return False
+    return True
 
 
 def _parts(work: Work) -> Iterable[tuple[TableChanges, list[Entry]]]:

@@ -34,7 +34,7 @@ from consumers.targets.base import (
 )
 from consumers.targets.sql_dialect import Dialect
 from consumers.targets.sql_plans import Plan, plan_for
-from consumers.targets.sql_refused import find_refused
+from consumers.targets.sql_refused import find_refused, pass_over
 from consumers.targets.sql_tables import fit_table
 from consumers.targets.sql_write import write_batch
 from streamer.config import Flow
@@ -224,11 +224,13 @@ class SqlSession:
             except BadRecordError as error:
                 self._undo()
                 self._raise_refused(batch, error)
+                return self.apply(batch)
             except dialect.errors as error:
                 self._undo()
                 refusal = dialect.refusal(error)
                 if refusal is not None and last:
                     self._raise_refused(batch, error)
+                    return self.apply(batch)
                 if last or (refusal is None and not dialect.schema_changed(error)):
                     raise dialect.fault(error) from error
                 self._plans.clear()  # the table may have changed under them
@@ -238,9 +240,12 @@ class SqlSession:
         raise AssertionError("unreachable")
 
     def _raise_refused(self, batch: Batch, error: Exception) -> None:
-        """Find the rows. Returns when every row goes through this time."""
+        """Find the rows. Returns when deletes of no row were found instead: the batch is without them now."""
         try:
-            refused = find_refused(self._connection, self._dialect, batch, self._prepare(batch))
+            plans = self._prepare(batch)
+            if pass_over(self._connection, self._dialect, batch, plans):
+                return
+            refused = find_refused(self._connection, self._dialect, batch, plans)
         except self._dialect.errors as again:
             self._undo()
             raise self._dialect.fault(again) from error

@@ -9,7 +9,7 @@
     _tailrace_tombstones    (flow, topic, partition, key): version of a delete, kept as long as the topics
     _tailrace_versions      (table, key): versions of `version: side`
     _tailrace_needs_reread  (flow, topic, key): rows that are not whole until they are read again (H7)
-    _tailrace_parked, _tailrace_gates, _tailrace_deleted: see sql_parked
+    _tailrace_parked, _tailrace_gates, _tailrace_deleted: see sql_parked; _tailrace_columns: see sql_columns
 
 Keys are found by a hash of 16 bytes: an index entry has a limit in other databases. Times are
 microseconds since 1970, by the clock of the process that writes.

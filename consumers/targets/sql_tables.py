@@ -31,8 +31,9 @@ from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable
 
 from consumers.apply.mapping import OWN_PREFIX, MappedColumn, map_columns
 from consumers.apply.mapping import Mapping as Columns
+from consumers.targets import sql_columns as had
 from consumers.targets import sql_state as state
-from consumers.targets.base import TableLost
+from consumers.targets.base import ColumnLost, TableLost
 from consumers.targets.marked import refusal
 from consumers.targets.sql_dialect import Dialect, TableColumn, UniqueIndex
 from consumers.targets.sql_types import SOFT_DELETE, ColumnType, Stored, cast_to, constant, stored_as
@@ -72,7 +73,7 @@ def fit_table(
     remake: bool,
 ) -> Fitted:
     """In a transaction, as SQLite's DDL may be. Raises ConfigError for what does not fit, and TableLost for
-    a table that was there, unless `remake`."""
+    a table that was there, or a column of it, unless `remake`."""
     where = f"flow {flow.name!r}, target table {name}"
     _check_flow(flow, record, where)
     if name.lower().startswith((OWN_PREFIX, "sqlite_")):
@@ -91,7 +92,11 @@ def fit_table(
             raise TableLost(flow, topic, name, epoch, where=f"flow {flow.name!r}, target {flow.target!r}")
         _create(connection, dialect, flow, mapping, name, wanted)
     else:
-        _complete(connection, dialect, columns, name, wanted)
+        adds = _adds(dialect, columns, name, wanted)
+        if not remake:
+            _check_lost(connection, flow, topic, name, adds)
+        for statement in adds.values():
+            connection.exec_driver_sql(statement)
     if flow.write == "append" and flow.version == "columns":
         _ensure_history(connection, dialect, mapping, name)
     columns = dialect.columns(connection, name)
@@ -109,6 +114,7 @@ def fit_table(
     kept = tuple(c for c in kept if not by_lower[c.lower()].generated)
     if mapping.soft_delete:
         _check_marked(mapping, name, indexes, conflict, mapping.soft_delete, where)
+    had.note(connection, flow.name, name, wanted, by_lower)
     inside = {c.lower() for c in conflict}
     others = {c for index in indexes if not index.whole or index.columns != inside for c in index.columns}
     unique = tuple(c.name for c in mapping.columns if c.name.lower() in others - inside)
@@ -216,21 +222,31 @@ def _create(
     connection.exec_driver_sql(str(CreateTable(table).compile(dialect=dialect.core)))
 
 
-def _complete(
-    connection: Connection,
-    dialect: Dialect,
-    columns: Mapping[str, TableColumn],
-    name: str,
-    wanted: Mapping[str, Column[Any]],
-) -> None:
+def _adds(
+    dialect: Dialect, columns: Mapping[str, TableColumn], name: str, wanted: Mapping[str, Column[Any]]
+) -> dict[str, str]:
+    """What the table does not have -> the statement that adds it."""
     there = {known.lower() for known in columns}
     quoted = dialect.core.identifier_preparer.quote(name)
+    found = {}
     for column in wanted.values():
         if column.name.lower() not in there:
             column.nullable = column.nullable or column.server_default is None
             Table(name, MetaData(), column)
             ddl = str(CreateColumn(column).compile(dialect=dialect.core))
-            connection.exec_driver_sql(f"ALTER TABLE {quoted} ADD COLUMN {ddl}")
+            found[column.name] = f"ALTER TABLE {quoted} ADD COLUMN {ddl}"
+    return found
+
+
+def _check_lost(connection: Connection, flow: Flow, topic: str, name: str, adds: Mapping[str, str]) -> None:
+    """Raises ColumnLost. Those of the version may come anew: a row without one is older than every event."""
+    missing = [column for column in adds if column not in (*VERSION, OP)]
+    if not missing or not (epoch := state.written_epoch(connection, flow.name, topic)):
+        return
+    if lost := had.lost(connection, flow.name, name, missing):
+        add = " ".join(f"{adds[column]};" for column in lost)
+        where = f"flow {flow.name!r}, target {flow.target!r}"
+        raise ColumnLost(flow, topic, name, lost, add, epoch, where=where)
 
 
 def history_key(mapping: Columns) -> tuple[str, ...]:
@@ -388,12 +404,13 @@ def _find_key(
         return ()
     fitting = [index for index in indexes if key <= index <= key | constants.keys()]
     if not fitting:
-        columns = ", ".join(mapping.key_columns)
+        columns = ", ".join(map(_quoted, mapping.key_columns))
+        made = f"CREATE UNIQUE INDEX {_quoted(f'{name}_key')} ON {_quoted(name)} ({columns});"
         raise ConfigError(
-            f"it has no unique index on the key ({columns})",
+            f"it has no unique index on the key ({', '.join(mapping.key_columns)})",
             where=where,
-            fix=f"CREATE UNIQUE INDEX {name}_key ON {name} ({columns}); when the source's key has changed:"
-            f" drop the table, and {reset_steps(mapping.record.source)}",
+            fix=f"{made} when the source's key has changed: DROP TABLE {_quoted(name)}; and"
+            f" {reset_steps(mapping.record.source)}",
         )
     shortest = min(fitting, key=len)
     return (*mapping.key_columns, *(constants[name] for name in sorted(shortest - key)))

@@ -105,10 +105,16 @@ def _flow_state(
     lag_s, records, rate = figures["lag_s"], figures["lag_records"], figures["rate"]
     if not details:
         return FlowState.UNKNOWN, f"{apply.part} does not report it yet"
+    starting = [each for part in before if (each := part.starting) is not None]
+    held_up = [each for each in starting if each[0] is FlowState.SLOW]
+    if held_up:
+        return held_up[0]
     if lag_s is not None and lag_s > SLOW_S:
         if lag_s > STALLED_S and not rate:
             return FlowState.STALLED, f"{lag_s:.0f} s behind ({records} records), and nothing moves"
         return FlowState.SLOW, f"{lag_s:.0f} s behind ({records} records)"
+    if starting:
+        return starting[0]
     for part in before:
         snapshot = (part.speaker.detail if part.speaker else {}).get("snapshot")
         if snapshot:

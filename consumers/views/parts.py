@@ -66,6 +66,16 @@ class Part:
             return ""  # what the part says is that one's, or the trouble is its own
         return str(flows.get(flow, {}).get("reason") or "")
 
+    @property
+    def starting(self) -> tuple[FlowState, str] | None:
+        """It runs and has not begun its work; SLOW as soon as it says what it waits for."""
+        speaker = self.speaker
+        if speaker is None or not self.live(speaker) or speaker.state != State.STARTING:
+            return None
+        if speaker.reason:
+            return FlowState.SLOW, f"{self.part} is starting: {speaker.reason}"
+        return FlowState.OK, f"{self.part} is starting"
+
     def problem(self, how_to_start: str) -> tuple[FlowState, str] | None:
         """What is wrong with the part as a whole."""
         speaker = self.speaker
@@ -171,6 +181,8 @@ def part_findings(config: Config, parts: dict[str, Part], findings: list[Finding
             trouble = part.problem(f"start it with `tailrace run`, or `tailrace {words}`")
             if trouble is not None and not part.is_partly_well:
                 findings.append(Finding(RANK[trouble[0]], part.part, trouble[1]))
+            if part.starting is not None and part.starting[0] is FlowState.SLOW:
+                findings.append(Finding(Grade.SLOW, part.part, part.starting[1], counts=False))
         for record in part.records:
             if record.ended or record is part.speaker:
                 continue

@@ -41,6 +41,11 @@ def processor_view(name: str, processor: Processor, part: Part, findings: list[F
         keys = "1 key is" if parked == 1 else f"{parked:,} keys are"
         text = f"processor {name}: {keys} parked: see `tailrace dead-letters list {name}`"
         findings.append(Finding(Grade.SLOW, f"processor {name}", text, counts=False))
+    doubts = list(dict.fromkeys(doubt for d in details for doubt in d.get("doubts") or ()))
+    findings += [
+        Finding(Grade.SLOW, f"processor {name}", f"processor {name}: {doubt}", counts=False)
+        for doubt in doubts
+    ]
     return {
         "name": name,
         "state": state_of(part, record),
@@ -66,6 +71,7 @@ def processor_view(name: str, processor: Processor, part: Part, findings: list[F
         "state_kind": next((d["state"] for d in details if d.get("state")), None),
         "state_bytes": _sum(details, "state_bytes"),
         "inferred": {k: v for d in details for k, v in (d.get("inferred") or {}).items()},
+        "doubts": doubts,
     }
 
 

@@ -13,7 +13,7 @@ from consumers.views.processors import Way, processor_view, way_of
 from consumers.views.sources import source_view
 from streamer.config import Config, Flow, PostgresSource, RedisSource, built_flows, unbuilt_source
 from streamer.errors import EXIT_FINDING, EXIT_OK
-from streamer.status import StatusRecord
+from streamer.status import State, StatusRecord
 
 FORMAT = 1
 
@@ -34,7 +34,7 @@ class Status:
     def verdict(self) -> str:
         """The worst thing, in one sentence."""
         if self.is_well:
-            return _all_well(self.flows)
+            return _all_well(self.flows, self.sources)
         worst = self.findings[0]
         more = len(self.findings) - 1
         first_line = worst.text.split("\n", 1)[0]
@@ -65,7 +65,11 @@ class Status:
         }
 
 
-def _all_well(flows: list[dict[str, Any]]) -> str:
+def _all_well(flows: list[dict[str, Any]], sources: list[dict[str, Any]]) -> str:
+    starting = [source["name"] for source in sources if source["state"] == State.STARTING]
+    if starting:
+        be = "sources {} are" if len(starting) > 1 else "source {} is"
+        return f"{be.format(', '.join(starting))} starting"
     if not flows:
         return "all parts run; no flow is set up"
     lags = [f["lag_s"] for f in flows if f["lag_s"] is not None]

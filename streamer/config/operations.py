@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from streamer.config.base import NAME_KEY, Model, OptionalPath, OptionalSecret, fail
+from streamer.config.cron import CronLine
 from streamer.config.flows import Flow
 from streamer.config.units import Duration, OptionalDuration, Rate, Share
 
@@ -40,15 +41,13 @@ def _clock(value: str) -> str:
 
 
 def _cron(value: str) -> str:
-    from apscheduler.triggers.cron import CronTrigger  # noqa: PLC0415 - 0.2 s that most configs do without
-
     try:
-        moments = CronTrigger.from_crontab(value, UTC)
+        line = CronLine(value)
     except ValueError as error:
         raise fail(
             f"is not a cron line: {error}", fix='write five fields, such as "30 6 * * mon-fri"'
         ) from None
-    if moments.get_next_fire_time(None, datetime(2024, 1, 1, tzinfo=UTC)) is None:
+    if line.at_or_after(datetime(2024, 1, 1, tzinfo=UTC)) is None:
         raise fail("is a cron line that never comes", fix="look at the day and the month")
     return value
 
@@ -56,6 +55,19 @@ def _cron(value: str) -> str:
 JOB_KINDS = ("pull", "exec", "reconcile", "backfill", "replay")
 
 Code = Annotated[str, AfterValidator(_code)]
+
+SPAN_LIMIT_S = 10 * 366 * 86_400.0  # ten years: more is a slip, and no date far enough to count with
+EVERY_LEAST_S = 1.0  # a scheduler looks no oftener
+PRIORITY_LIMIT = 1_000_000
+
+
+def _no_switch(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise fail("is not a number", fix="write a whole number")
+    return value
+
+
+Number = Annotated[int, BeforeValidator(_no_switch)]  # `true` is no 1
 
 
 class Processor(Model):
@@ -85,7 +97,7 @@ class InlineFlow(Model):
 
 class Repair(Model):
     mode: Literal["never", "plan", "auto"] = "never"
-    limit: int = Field(100_000, ge=0)
+    limit: Number = Field(100_000, ge=0)
     refuse_above: Share = 0.2
     delete_extra: bool = False
 
@@ -107,7 +119,7 @@ class Limits(Model):
     """What spares a source and a flow while they are compared."""
 
     rate: Rate = 0.0
-    max_lag_s: OptionalDuration = Field(None, alias="max_lag", gt=0)
+    max_lag_s: OptionalDuration = Field(None, alias="max_lag", gt=0, le=SPAN_LIMIT_S)
 
 
 def _one_or_more(value: Any) -> Any:
@@ -137,7 +149,7 @@ class Action(Model):
     """One step before or after a job."""
 
     backup: str | None = None
-    keep: int | None = Field(None, ge=1)
+    keep: Number | None = Field(None, ge=1)
     http: OptionalSecret = None
     exec: Code | None = None
 
@@ -160,18 +172,18 @@ class Job(Model):
     reconcile: str | None = None
     backfill: str | None = None
     replay: str | None = None
-    every_s: OptionalDuration = Field(None, alias="every", gt=0)
+    every_s: OptionalDuration = Field(None, alias="every", ge=EVERY_LEAST_S, le=SPAN_LIMIT_S)
     at: tuple[Annotated[str, AfterValidator(_clock)], ...] = ()
     cron: Annotated[str, AfterValidator(_cron)] | None = None
     after: tuple[str, ...] = ()
     before: tuple[Action, ...] = ()
     on_done: tuple[Action, ...] = ()
     args: dict[str, Any] = Field(default_factory=dict)
-    stale_after_s: OptionalDuration = Field(None, alias="stale_after")
-    max_runtime_s: OptionalDuration = Field(None, alias="max_runtime")
-    grace_s: Duration = Field(60.0, alias="grace", gt=0)
-    retries: int = Field(0, ge=0, le=10)
-    priority: int = 0
+    stale_after_s: OptionalDuration = Field(None, alias="stale_after", le=SPAN_LIMIT_S)
+    max_runtime_s: OptionalDuration = Field(None, alias="max_runtime", le=SPAN_LIMIT_S)
+    grace_s: Duration = Field(60.0, alias="grace", gt=0, le=SPAN_LIMIT_S)
+    retries: Number = Field(0, ge=0, le=10)
+    priority: Number = Field(0, ge=-PRIORITY_LIMIT, le=PRIORITY_LIMIT)
     overlap: Literal["skip", "queue"] = "skip"
     enabled: bool = True
 
@@ -205,7 +217,7 @@ class Channel(Model):
 
 class DeadMan(Model):
     ping: OptionalSecret = None
-    every_s: Duration = Field(60.0, alias="every", gt=0)
+    every_s: Duration = Field(60.0, alias="every", gt=0, le=SPAN_LIMIT_S)
 
 
 Alarm = Literal["drift", "stale", "stalled", "dead_letter", "slot_at_risk", "missed_job", "held"]
@@ -214,7 +226,7 @@ Alarm = Literal["drift", "stale", "stalled", "dead_letter", "slot_at_risk", "mis
 class AlertRule(Model):
     when: tuple[Alarm, ...] = Field(min_length=1)
     to: tuple[str, ...] = Field(min_length=1)
-    repeat_s: Duration = Field(3600.0, alias="repeat", gt=0)
+    repeat_s: Duration = Field(3600.0, alias="repeat", gt=0, le=SPAN_LIMIT_S)
 
 
 class Alerts(Model):

@@ -87,6 +87,12 @@ def translate(error: psycopg.Error, where: str) -> TailraceError:
             where=where,
             fix="correct the user, password or rights; `tailrace doctor` names what is missing",
         )
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return SourceUnavailable(
+            f"a table is held by another session: {text}",
+            where=where,
+            fix="nothing, once that session's transaction has ended (pg_locks shows it): it is tried again",
+        )
     return SourceUnavailable(text, where=where, fix="check that the server runs and can be reached from here")
 
 

@@ -183,7 +183,10 @@ def _differences(before: TableFacts, now: TableFacts) -> Iterator[str]:
     if before.name != name:
         yield _renamed(before.name, name)
     if before.identity != now.identity or before.key != now.key:
-        yield f"the key or the replica identity of {name} changed"
+        yield (
+            f"the key or the replica identity of {name} changed (where it has another key now, drop its copy"
+            " in each target before: DROP TABLE)"
+        )
     if not set(before.places) <= set(now.places):
         yield f"{name} was taken out of its publication, and changes meanwhile were not sent"
     yield from _column_differences(name, before.columns, now.columns)

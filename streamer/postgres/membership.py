@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from streamer.changes.topics import data_topic
 from streamer.config import PostgresSource
 from streamer.postgres.catalog import Publications, Table
-from streamer.resetting import reset_steps
+from streamer.resetting import key_steps, reset_steps
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ def judge(
             if not table.insert_only and name not in members.get(publications.name, ()):
                 found.findings.append(
                     f"{name} has a key or a replica identity now, but only its INSERT and TRUNCATE are "
-                    f"captured. To have all of it captured {reset_steps(source.name)}"
+                    f"captured. To have all of it captured {key_steps(source.name)}"
                 )
         elif (table.schema, table.name) in before:
             found.findings.append(

@@ -13,6 +13,7 @@ from psycopg import errors
 
 from streamer.config import PostgresSource
 from streamer.errors import ConfigError
+from streamer.postgres import rights
 from streamer.postgres.catalog import Publications, Table, identifier, publication_tables
 from streamer.postgres.connection import Connection
 from streamer.postgres.identity import harmed_tables, odd_partitions
@@ -96,10 +97,12 @@ def by_hand(source: PostgresSource) -> str:
 
 
 async def adding(connection: Connection, publication: str, table: Table) -> str:
-    """Who adds a table to a publication that is there, and how."""
+    """Who adds a table to a publication that is there, and how; before it what lets us read its rows."""
+    lacks = await rights.reading(connection, [(table.schema, table.name)])
+    first = f"{rights.as_owner(s for lack in lacks for s in lack.statements)} then " if lacks else ""
     may = await hands(connection, [table], [publication], makes=False)
     added = f"ALTER PUBLICATION {identifier(publication)} ADD TABLE {table.alone.as_string(None)};"
-    return f"{may.who} run {added}"
+    return f"{first}{may.who} run {added}"
 
 
 async def make_publications(

@@ -1,15 +1,12 @@
 """The first copy: every table as the slot's exported snapshot shows it, by COPY.
 
-Owns the order of things that makes the copy whole (H8): one holder transaction has ACCESS SHARE on
-every table from before the slot is made until the last row is published, so that no rewrite or
-TRUNCATE can come between; the reader takes the exported snapshot before anything else runs on the
-replication connection. Rows are op r with version (epoch, consistent_point, 0).
+Its transaction holds the tables since before the slot was made (copy_start). Rows are op r with version
+(epoch, consistent_point, 0).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from psycopg import sql
@@ -23,7 +20,7 @@ from streamer.changes.envelope import (
     SourceTemplate,
 )
 from streamer.postgres.catalog import Table
-from streamer.postgres.connection import Connection, CopyStream, connect, start_copy
+from streamer.postgres.connection import Connection, CopyStream, start_copy
 from streamer.postgres.rows import RowEncoder
 from streamer.postgres.transactions import Sink
 
@@ -54,26 +51,6 @@ class Progress:
     def took(self, table: str, rows: int) -> None:
         self.rows += rows
         self.copied[table] = self.copied.get(table, 0) + rows
-
-
-@asynccontextmanager
-async def hold_tables(url: str, tables: Sequence[Table]) -> AsyncIterator[Connection]:
-    """The holder: ACCESS SHARE on every table until the block ends."""
-    async with connect(url, application="tailrace snapshot holder") as holder:
-        await holder.execute("BEGIN")
-        for table in tables:
-            await holder.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(table.identifier))
-        yield holder
-        await holder.execute("COMMIT")
-
-
-@asynccontextmanager
-async def read_snapshot(url: str, snapshot: str) -> AsyncIterator[Connection]:
-    """A connection whose transaction sees exactly what precedes the slot."""
-    async with connect(url, application="tailrace snapshot") as reader:
-        await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        await reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-        yield reader
 
 
 class SnapshotCopy:

@@ -21,20 +21,19 @@ from streamer.config import PostgresSource, check_topics
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, SourceUnavailable
 from streamer.logs import Log
-from streamer.postgres import catalog, history, rights
+from streamer.postgres import catalog, history, holdups, rights
 from streamer.postgres.backfill import Backfill
 from streamer.postgres.backfill_run import Context
 from streamer.postgres.connection import Connection, CopyStream, connect, place
+from streamer.postgres.copy_start import CopyStart, open_copy
 from streamer.postgres.ground import read_ground
 from streamer.postgres.identity import unidentified
 from streamer.postgres.omissions import omissions, unlogged_tables
 from streamer.postgres.publishing import make_publications
 from streamer.postgres.relations import FrozenKeys, Relations
 from streamer.postgres.slot import (
-    Exported,
     System,
     check_slot,
-    create_slot,
     drop_slot,
     identify_system,
     read_slot,
@@ -44,13 +43,13 @@ from streamer.postgres.slot import (
     try_lock,
 )
 from streamer.postgres.snapshot import Progress as CopyProgress
-from streamer.postgres.snapshot import SnapshotCopy, SnapshotTable, hold_tables, read_snapshot
+from streamer.postgres.snapshot import SnapshotCopy, SnapshotTable
 from streamer.postgres.stream import Stream
 from streamer.postgres.transactions import Transactions
 from streamer.postgres.watch import Watch, require_publications
 from streamer.postgres.windows import Snapshot, Windows
 from streamer.publisher import Loaded, Publisher
-from streamer.resetting import reset_steps
+from streamer.resetting import key_steps
 from streamer.stopping import stopped_within
 
 log = Log(__name__)
@@ -58,6 +57,7 @@ log = Log(__name__)
 SESSION_BYTES = 4  # tells a session's chunks from another's
 LOCK_POLL_S = 0.5  # a standby takes over within this
 LEFTOVER_AFTER_S = 3.0  # a dead capture's walsender usually ends by itself before this
+LOCK_TIMEOUT = "2s"  # above deadlock_timeout (1 s), after which an autovacuum in the way gives up
 FLUSH_BYTES = 512 * 1024  # during the first copy: big enough that a Kafka transaction's cost does not count
 
 
@@ -106,6 +106,7 @@ class Session:
         """Capture until `stop`; any error ends the session."""
         async with AsyncExitStack() as stack:
             control = await stack.enter_async_context(connect(self._url, application="tailrace capture"))
+            await control.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
             await self._check_server(control)
             if not await self._take_lock(control):
                 return
@@ -239,53 +240,28 @@ class Session:
         source, publisher = self.source, self.publisher
         assert self.watch is not None
         log.info("first copy", source=source.name, epoch=plan.epoch, why=plan.why)
-        tables = await catalog.list_tables(control, source)
-        check_topics([(source.name, table.schema, table.name) for table in tables])
-        for sentence in catalog.left_out(source, tables):
+        for sentence in catalog.left_out(source, await catalog.list_tables(control, source)):
             log.warning(sentence)
         for odd in await unlogged_tables(control, source):
             log.warning(odd.what, fix=odd.fix)
-        tables = [table for table in tables if not unbuilt_table(source, table.schema, table.name)]
-        publications = catalog.Publications(source.publication.name, tuple(tables))
-        names = [(table.schema, table.name) for table in tables]
-        copied = source.snapshot.mode != "never"
-        await rights.require_reading(control, names, copied=copied, where=self._where)
-        for omission in await omissions(control, publications):
-            raise ConfigError(omission.what, where=f"source {source.name}", fix=omission.fix)
-        await make_publications(control, publications, source)
-        for bare in await unidentified(control, publications.insert_only):
-            log.warning(
-                f"only INSERT and TRUNCATE of this table are captured: {bare.why}",
-                table=bare.table.qualified,
-                fix=f"{bare.advice} then {reset_steps(source.name)}",
-            )
-        position = Position(
-            source=source.name,
-            number=publisher.number,
-            epoch=plan.epoch,
-            stage=Stage.INTENT,
-            system_id=system.system_id,
-            timeline=system.timeline,
-            lsn=0,
-            uncaptured=await self.watch.count_uncaptured(publications.insert_only),
-            since_epoch=plan.epoch if plan.floors else 0,
-            since_us=self._now_us(),
-        )
-        await self.publisher.flush(position)
-        async with hold_tables(self._url, tables):
-            exported = await self._create_slot(replication)
-            async with read_snapshot(self._url, exported.snapshot) as reader:
-                position = replace(position, stage=Stage.SNAPSHOT, lsn=exported.consistent_point)
-                await self.publisher.flush(position)
-                relations = self._relations(system.database, plan.epoch, {})
-                await relations.ensure_topics(tables)
-                items = [await relations.from_catalog(reader, table) for table in tables]
-                seen = await read_ground(reader, publications.name, publications.inserts_name)
-                self.watch.drift.check_publications(seen.ground)
-                self.watch.drift.compare(seen.ground)
-                publisher.add_ground(self.watch.drift.take_fresh())
-                frozen = relations.frozen
-                await self._copy_tables(reader, items, position, floor=plan.floors)
+        async with open_copy(
+            self._url, control, replication, source.slot.name, report=self._report, stop=self._stop
+        ) as start:
+            publications, position = await self._begin_copy(control, start, plan, system)
+            tables = publications.tables
+            relations = self._relations(system.database, plan.epoch, {})
+            await relations.ensure_topics(tables)
+            items = [await relations.from_catalog(start.reader, table) for table in tables]
+            seen = await read_ground(start.reader, publications.name, publications.inserts_name)
+            self.watch.drift.check_publications(seen.ground)
+            self.watch.drift.compare(seen.ground)
+            publisher.add_ground(self.watch.drift.take_fresh())
+            frozen = relations.frozen
+            await start.looked_round()
+            # Not before: what ends the look is no copy that was cut, which would cost an epoch.
+            position = replace(position, stage=Stage.SNAPSHOT, lsn=start.consistent_point)
+            await self.publisher.flush(position)
+            await self._copy_tables(start.reader, items, position, floor=plan.floors)
         position = replace(position, stage=Stage.STREAMING)
         await self.publisher.flush(position)
         self.copying = None
@@ -294,16 +270,67 @@ class Session:
         log.info("first copy complete", source=source.name, lsn=format_lsn(position.lsn))
         return position, frozen
 
-    async def _create_slot(self, replication: Connection) -> Exported:
-        try:
-            return await create_slot(replication, self.source.slot.name)
-        except errors.ConfigurationLimitExceeded as error:
-            raise ConfigError(
-                f"no replication slot is free: {error.diag.message_primary}",
-                where=self._where,
-                fix="drop a slot nobody uses (SELECT slot_name, active FROM pg_replication_slots), or raise "
-                "max_replication_slots and restart the server",
-            ) from error
+    async def _begin_copy(
+        self, control: Connection, start: CopyStart, plan: history.Copy, system: System
+    ) -> tuple[catalog.Publications, Position]:
+        """Publications, intent, tables held, slot: again from the first while others come before."""
+        source = self.source
+        assert self.watch is not None
+        position: Position | None = None
+        while True:
+            tables = await self._tables(control)
+            publications = catalog.Publications(source.publication.name, tuple(tables))
+            try:
+                await self._publish(control, publications, told=position is not None)
+                uncaptured = await self.watch.count_uncaptured(publications.insert_only)
+            except errors.LockNotAvailable as error:
+                await start.locked(tables, holdups.DEFINERS, error)
+                await start.rest()
+                continue
+            if position is None:
+                position = Position(
+                    source=source.name,
+                    number=self.publisher.number,
+                    epoch=plan.epoch,
+                    stage=Stage.INTENT,
+                    system_id=system.system_id,
+                    timeline=system.timeline,
+                    lsn=0,
+                    since_epoch=plan.epoch if plan.floors else 0,
+                    since_us=self._now_us(),
+                )
+                await self.publisher.flush(replace(position, uncaptured=uncaptured))
+
+            async def unchanged(found: list[catalog.Table] = tables) -> bool:
+                return set(found) <= set(await catalog.list_tables(control, source))
+
+            if await start.begin(tables, unchanged):
+                return publications, replace(position, uncaptured=uncaptured)
+            await start.rest()
+
+    async def _tables(self, control: Connection) -> list[catalog.Table]:
+        source = self.source
+        tables = await catalog.list_tables(control, source)
+        check_topics([(source.name, table.schema, table.name) for table in tables])
+        return [table for table in tables if not unbuilt_table(source, table.schema, table.name)]
+
+    async def _publish(self, control: Connection, publications: catalog.Publications, *, told: bool) -> None:
+        """Raises ConfigError where the server, or our rights, are not fit for a copy."""
+        source = self.source
+        names = [(table.schema, table.name) for table in publications.tables]
+        copied = source.snapshot.mode != "never"
+        await rights.require_reading(control, names, copied=copied, where=self._where)
+        for omission in await omissions(control, publications):
+            raise ConfigError(omission.what, where=f"source {source.name}", fix=omission.fix)
+        await make_publications(control, publications, source)
+        if told:
+            return
+        for bare in await unidentified(control, publications.insert_only):
+            log.warning(
+                f"only INSERT and TRUNCATE of this table are captured: {bare.why}",
+                table=bare.table.qualified,
+                fix=f"{bare.advice} then {key_steps(source.name)}",
+            )
 
     async def _copy_tables(
         self, reader: Connection, items: list[SnapshotTable], position: Position, *, floor: bool

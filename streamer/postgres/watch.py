@@ -38,7 +38,7 @@ from streamer.postgres.omissions import omissions, unlogged_tables
 from streamer.postgres.partitions import Cures, not_harmless
 from streamer.postgres.publishing import adding
 from streamer.postgres.windows import Snapshot
-from streamer.resetting import reset_fix, reset_steps
+from streamer.resetting import key_steps, reset_fix, reset_steps
 
 # Asks for the backfill of a table: whether that is durable, and what is in the way of it.
 Want: TypeAlias = Callable[[Table, bool], tuple[bool, str]]  # the bool: it is published already
@@ -265,8 +265,7 @@ class Watch:
         seen = {name: count - self.uncaptured.setdefault(name, count) for name, count in counts.items()}
         return [
             f"{bare.table.qualified} had {seen[bare.table.qualified]} UPDATEs or DELETEs that could not be "
-            f"captured: {bare.why}; {bare.advice} then "
-            f"{reset_steps(self._source.name)}"
+            f"captured: {bare.why}; {bare.advice} then {key_steps(self._source.name)}"
             for bare in await unidentified(
                 self._connection, [table for table in tables if seen.get(table.qualified, 0) > 0]
             )

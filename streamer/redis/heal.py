@@ -101,6 +101,7 @@ class Heal:
         self._abandoned = False
         self.progress = ScanProgress(why, self._now_us())
         walk = self._shadow.begin_pass()
+        self._large.streams.doubt()
         try:
             whole = await self._scan(self.progress) and await self._reverse(self.progress, walk)
             self.ended = self.progress if whole else self.ended

@@ -3,7 +3,8 @@
 Owns the last id that was read of each stream. A stream is a log: entries that were trimmed from its start,
 or deleted one by one, stay as they were published. Those of a stream that is gone go with it, also when
 another one is under the key by then. A notification tells that (`forget`); where none came, XINFO STREAM
-does, asked after all entries were read. Of the other rows those are gone
+does, asked after all entries were read, in a full scan and when none is known yet. Of the other rows those
+are gone
 
     whose id > last-generated-id                 the stream has never given it
     whose id > the first entry's, and
@@ -90,6 +91,13 @@ class Streams:
             elif not known.remade:
                 del self._known[at]
 
+    def doubt(self) -> None:
+        """A full scan begins, as something may have been missed: no stream is known any more. One that was
+        made again may be read by its notification alone, where SCAN does not meet it."""
+        self._known = OrderedDict((at, known) for at, known in self._known.items() if known.remade)
+        for walk in self._walks.values():
+            walk.again = True
+
     async def read(self, match: Match, state: KeyState, *, scan: bool, force: bool) -> None:
         """Publish the entries behind the last one known; in a scan, all. Raises KeyChanged."""
         entity, at = match.entity, (match.db, match.key)
@@ -122,7 +130,7 @@ class Streams:
     async def _walk(self, match: Match, walk: _Walk, known: _Known | None) -> bytes:
         """Gives the last id that was read."""
         remade = known is not None and known.remade
-        after, check = _FROM_START, walk.scan or remade
+        after, check = _FROM_START, walk.scan or remade or known is None
         if known is not None and not check and known.last_id != _FROM_START:
             info = await self._reading.stream(match)
             check = info is not None and info.last_id < id_of(known.last_id)  # its ids began anew
@@ -179,7 +187,7 @@ class Streams:
             gone += len(row_keys)
             await asyncio.sleep(0)
         if gone:
-            sweep = {walk.entity.name: gone} if walk.scan else NO_SWEEP
+            sweep = {walk.entity.name: gone} if walk.scan or not remade else NO_SWEEP
             for row_keys in self._not_met(walk, is_gone):
                 for at in range(0, len(row_keys), CONFIRM_ENTRIES):
                     await self._delete(match, walk, row_keys[at : at + CONFIRM_ENTRIES], sweep)

@@ -21,7 +21,7 @@ LATER_TABLE_S = 3.5  # a topic is noticed within 1 s, the group takes its partit
 
 async def test_a_shop_arrives(shop: Shop) -> None:
     await shop.open()
-    async with shop.at_work():
+    async with shop.at_work(seconds=2):
         pass
     report = await shop.judge()
     assert report.records > BIG_ROWS

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from base64 import b64decode
 from collections.abc import Callable
@@ -24,9 +25,11 @@ from tests.harness.pipeline import Pipeline, execute
 pytestmark = pytest.mark.thorough
 
 ADMIN = "a-key-of-the-test"
-WAIT_S = 45.0
+WAIT_S = 90.0
 POLL_S = 0.1
 FIRST_PAINT_MS = 300
+LOCKED_LAG_S = 2.0
+OPENED_S = 10.0  # a page that was just opened has seen less by itself
 NARROW_PX = 390
 RATE_S = 5.0  # of rows, a few at a time
 SHOWN_RATE_S = 75.0  # for screenshots: lines have a shape then
@@ -72,6 +75,18 @@ class Page:
             " row.querySelector('th a, th')?.innerText.split('\\n')[0] === arguments[0])?.innerText ?? ''"
         )
         return " ".join(str(self.driver.execute_script(script, name)).split())
+
+    def lag_line(self, flow: str) -> tuple[float, float, str]:
+        """The seconds that a flow's line of lag is long, the most in it, and its path; -1: none."""
+        script = (
+            "const row = [...document.querySelectorAll('.flows tbody tr')]"
+            ".find((row) => row.querySelector('a').innerText === arguments[0]);"
+            "const line = row?.querySelector('.spark');"
+            "return line ? [line.getAttribute('aria-label'), line.firstChild.getAttribute('d')] : ['', '']"
+        )
+        label, path = self.driver.execute_script(script, flow)
+        found = re.fullmatch(r"lag of the last (\d+) s: at most ([\d.]+) s", label)
+        return (float(found[1]), float(found[2]), path) if found else (-1, -1, "")
 
     async def until(self, what: str, check: Callable[[], bool], wait_s: float = WAIT_S) -> None:
         end_s = time.monotonic() + wait_s
@@ -238,6 +253,7 @@ async def test_each_trouble_is_seen(
     page.open()
     await page.until("the flows are shown", lambda: "IDLE" in page.row("orders"))
     await _a_lock_makes_it_slow_and_then_stalled(page, pipeline)
+    await _the_lines_of_lag_begin_before_the_page_was_opened(page)
     await _a_table_that_does_not_fit_is_an_error(page, pipeline)
     await _a_replay_is_rewound(page, pipeline)
     await _a_flow_is_paused_and_goes_on(page, pipeline)
@@ -265,6 +281,20 @@ async def _a_lock_makes_it_slow_and_then_stalled(page: Page, pipeline: Pipeline)
         assert page.too_wide() == []
         page.wide()
     await page.until("it goes on by itself", lambda: "IDLE" in page.row("orders"))
+
+
+async def _the_lines_of_lag_begin_before_the_page_was_opened(page: Page) -> None:
+    """The lag of the lock is in the line of a page that is opened when it is over."""
+    asked = (
+        "return fetch('/api/lag/history').then((found) => found.json())"
+        ".then((found) => Math.max(0, ...(found.flows.orders ?? [])))"
+    )
+    await page.until("the lag is stored", lambda: bool(page.driver.execute_script(asked) > LOCKED_LAG_S))
+    page.open()
+    await page.until("its line is drawn", lambda: page.lag_line("orders")[0] > OPENED_S)
+    _, most_s, path = page.lag_line("orders")
+    assert most_s > LOCKED_LAG_S
+    assert path.count("L") > 1
 
 
 async def _a_table_that_does_not_fit_is_an_error(page: Page, pipeline: Pipeline) -> None:
@@ -453,11 +483,20 @@ async def _a_refused_row_is_discarded(page: Page, pipeline: Pipeline) -> None:
     )
     await page.until("its figures have come", lambda: "2 keys" in page.text(".cards"))
     page.shoot("dashboard-flow")
+    chart = page.one(".chart")
+    assert re.search(r"last p50 [0-9.]+ ms, p99 [0-9.]+ ms", chart.accessible_name), chart.accessible_name
+    assert ("p50 ms" in chart.text, "p99 ms" in chart.text) == (True, True)
     page.tab_to('Discard {"id":7}')
     page.press(Keys.ENTER)
     await page.until("it is foretold", lambda: "discard would be of 1 key" in page.text(".output"))
     await page.until("it can be done", lambda: page.focused().accessible_name == "Do it")
     page.press(Keys.ENTER)
     await page.until("it is done", lambda: "1 key discarded" in page.text(".output"))
+    await execute(pipeline.target_url, "ALTER TABLE mirror.items DROP CONSTRAINT few")
+    await page.until(
+        "one key waits", lambda: "1 key waits" in page.one("#detail").get_attribute("textContent")
+    )
+    page.tab_to('Retry {"id":8}').send_keys(Keys.ENTER)
+    await page.until("it is applied", lambda: "refused nothing that still waits" in page.text("#detail"))
     page.press(Keys.ESCAPE)
     await page.until("the overview is back", lambda: "items" in page.row("items"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from consumers.apply.checkpoint import Place
-from consumers.targets.base import Gate
+from consumers.targets.base import GATE_WINDOW_S, Gate
 from tests.conformance.adapters.base import SCHEMA, Adapter
 from tests.conformance.sessions import below, people, person, session
 
@@ -40,6 +40,35 @@ async def test_a_gate_is_held_then_decided(adapter: Adapter) -> None:
         again = replace(gate, since_us=1000, up_to_us=1100)
         await s.target.hold(again)
         assert again in await other.target.gates()
+
+
+async def test_a_note_takes_no_decision_back(adapter: Adapter) -> None:
+    """Of a process that has looked at the gates right before the decision, or has one of an emptied store."""
+    async with session(adapter) as s, s.another() as other:
+        gate = Gate("mirror", "shop.public.people", "deletes", "held", 40, 100, 500, 600)
+        old = replace(gate, state="approved", decided_by="bob@host", up_to_us=550)
+        await s.target.hold(gate)
+        await other.target.hold(old)
+        assert await s.target.gates() == [gate]
+        decided = await other.target.decide("mirror", "refused", "ann@host", 900)
+        await other.target.hold(old)
+        for again in (gate, replace(gate, rows=70, since_us=550, up_to_us=900)):
+            await s.target.hold(again)
+            assert await other.target.gates() == decided
+        far = round(GATE_WINDOW_S * 1e6)
+        for other_one in (
+            replace(gate, up_to_us=901),
+            replace(gate, kind="truncate"),
+            replace(gate, since_us=10 * far, up_to_us=10 * far),
+        ):
+            await s.target.hold(other_one)
+            assert await other.target.gates() == [other_one]
+            await other.target.decide("mirror", "approved", "ann@host", 20 * far)
+        await s.target.hold(replace(gate, since_us=9 * far - 1))
+        assert [known.state for known in await other.target.gates()] == ["held"]
+        brought = replace(old, topic="shop.public.things")
+        await s.target.hold(brought)
+        assert brought in await other.target.gates()
 
 
 async def test_deletes_are_counted_with_the_rows(adapter: Adapter) -> None:

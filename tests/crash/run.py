@@ -19,7 +19,7 @@ import psycopg
 
 from consumers.demo.verdict import Verdict
 from consumers.demo.workload import Workload
-from streamer.sandbox import Sandbox
+from streamer.sandbox import KafkaServer, PostgresServer, Sandbox
 from streamer.sandbox.server import Server
 from tests.harness.log import LogChecker
 from tests.harness.pipeline import Child, Pipeline
@@ -34,6 +34,28 @@ KILLS_A_ROUND = 3  # at most
 DOWN_S = 1.0  # at most; how long a victim stays away
 CATCH_UP_S = 90.0
 FOLD_EVERY = 5  # rounds; the fold of the whole log is compared then, and at the end
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A database of a server that others use, too."""
+
+    server: PostgresServer
+    url: str
+
+    def kill(self) -> None:
+        self.server.kill()
+
+    def start(self) -> None:
+        self.server.start()
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """In place of a sandbox: source and target, and a Kafka."""
+
+    postgres: Sequence[Place]
+    kafka: KafkaServer
 
 
 @dataclass(slots=True)
@@ -76,9 +98,10 @@ class CrashRun:
     def __init__(
         self,
         folder: Path,
-        sandbox: Sandbox,
+        sandbox: Sandbox | Shared,
         *,
         seed: int,
+        name: str = "crash",
         victims: Sequence[str] = VICTIMS,
         load_s: float = LOAD_S,
         say: Callable[[str], None] = lambda _text: None,
@@ -91,7 +114,7 @@ class CrashRun:
         self._victims = sorted(victims)
         self._load_s = load_s
         self._say = say
-        self._servers: dict[str, Server] = {
+        self._servers: dict[str, Server | Place] = {
             "source": sandbox.postgres[0],
             "target": sandbox.postgres[1],
             "kafka": sandbox.kafka,
@@ -101,9 +124,9 @@ class CrashRun:
             source_url=sandbox.postgres[0].url,
             target_url=sandbox.postgres[1].url,
             brokers=sandbox.kafka.bootstrap,
-            name="crash",
+            name=name,
         )
-        self._log = LogChecker(sandbox.kafka.bootstrap, name="crash", source=self._pipeline.source)
+        self._log = LogChecker(sandbox.kafka.bootstrap, name=name, source=self._pipeline.source)
         self._referee = Referee(sandbox.postgres[0].url, slot="referee", publication=self._pipeline.slot)
 
     async def run(self, rounds: int) -> Score:

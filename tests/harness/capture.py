@@ -22,7 +22,7 @@ from streamer.postgres import stream
 from streamer.runner import run_capture
 from streamer.status import StatusWriter
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 PARTITIONS = 2
 
 

@@ -99,7 +99,7 @@ async def serving(config: Config) -> AsyncIterator[Served]:
         server = Server(settings(build(parts, HOST)))
         task = asyncio.create_task(server.serve([bound]))
         try:
-            async with httpx2.AsyncClient(base_url=f"http://{HOST}:{port}", timeout=20) as http:
+            async with httpx2.AsyncClient(base_url=f"http://{HOST}:{port}", timeout=60) as http:
                 yield Served(parts, port, http)
         finally:
             watch.stream.close()

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from aiokafka import errors as kafka
+from orjson import dumps
 from psycopg import sql
+from psycopg.rows import dict_row
 
 from consumers.demo.verdict import TableName
 from consumers.processors.operations import wait_through
 from streamer.config import load
 from streamer.errors import TailraceError
 from tests.harness.pipeline import CATCH_UP_S, POLL_S, TARGET_SCHEMA, Child, Pipeline
+from tests.harness.processing import records_of
+from tests.harness.standing import Standing
 from tests.processors.derivations import HELPERS
 
 SAMPLES = 3
@@ -57,6 +62,8 @@ class Deriving(Pipeline):
                 "out": self.out(name),
                 **({"key": list(helper.key)} if helper.key else {}),
             }
+            if helper.plain:
+                continue
             routed = "" not in helper.queries
             to = name if routed else f"{TARGET_SCHEMA}.{name}"
             flows[name] = {"from": self.out(name) + (".*" if routed else ""), "to": f"copy.{to}"}
@@ -136,7 +143,8 @@ class Deriving(Pipeline):
                 for helper in self.helpers:
                     group.create_task(self._through(helper), name=f"fence of {helper}")
         except TimeoutError:
-            raise AssertionError(f"not derived within {timeout_s:.0f} s\n{self.tails()}") from None
+            stand = await self.standing(self.helpers)
+            raise AssertionError(f"not derived within {timeout_s:.0f} s\n{stand}\n{self.tails()}") from None
 
     async def _through(self, helper: str) -> None:
         config = load(self.config_path)
@@ -153,8 +161,23 @@ class Deriving(Pipeline):
         until_s = time.monotonic() + timeout_s
         while differences := await self.differences():
             if self.dead() or time.monotonic() > until_s:
-                raise AssertionError("\n".join([*map(str, differences), self.tails()]))
+                stand = await self.standing(dict.fromkeys(self._helper(d.table) for d in differences))
+                raise AssertionError("\n".join([*map(str, differences), stand, self.tails()]))
             await asyncio.sleep(POLL_S)
+
+    async def standing(self, helpers: Iterable[str]) -> str:
+        """What would explain that rows of these are missing; what cannot be found out is said, too."""
+        shop = f"{self.source}.public"
+        inputs = {name: tuple(f"{shop}.{table}" for table in HELPERS[name].inputs) for name in helpers}
+        processors = {self.processor(name): (self.out(name), topics) for name, topics in inputs.items()}
+        try:
+            return await Standing(self.brokers, self.name, self.target_url).of(processors)
+        except (TailraceError, kafka.KafkaError, psycopg.Error, OSError) as error:
+            return f"where it stands is not known: {error!r}"
+
+    @staticmethod
+    def _helper(table: TableName) -> str:
+        return table.table if table.schema == TARGET_SCHEMA else table.schema
 
     async def differences(self) -> list[Difference]:
         found = []
@@ -163,12 +186,37 @@ class Deriving(Pipeline):
             await psycopg.AsyncConnection.connect(self.target_url, autocommit=True) as target,
         ):
             for helper in self.helpers:
+                if HELPERS[helper].plain:
+                    found += await self._plain(helper, source)
+                    continue
                 for table, query in HELPERS[helper].queries.items():
                     schema, name = (helper, table) if table else (TARGET_SCHEMA, helper)
                     difference = await compared(source, target, query, TableName(schema, name))
                     if difference is not None:
                         found.append(difference)
         return found
+
+    async def _plain(self, helper: str, source: psycopg.AsyncConnection) -> list[Difference]:
+        """Of what flatten or an outbox sends: the rows that its keys fold to, or each message, once."""
+        found = []
+        for table, query in HELPERS[helper].queries.items():
+            records = await records_of(self.brokers, self.out(helper) + (table and f".{table}"))
+            cursor = source.cursor(row_factory=dict_row)
+            wanted = [dumps(row).decode() for row in await (await cursor.execute(query.encode())).fetchall()]
+            if table:
+                there = [dumps({"key": text(r.key), "value": text(r.value)}).decode() for r in records]
+            else:
+                rows = {record.key: text(record.value) for record in records}
+                there = [row for row in rows.values() if row is not None]
+            missing, extra = Counter(wanted) - Counter(there), Counter(there) - Counter(wanted)
+            if missing or extra:
+                name = TableName(TARGET_SCHEMA, helper)
+                found.append(Difference(name, tuple(missing.elements()), tuple(extra.elements())))
+        return found
+
+
+def text(raw: bytes | None) -> str | None:
+    return None if raw is None else raw.decode()
 
 
 async def compared(

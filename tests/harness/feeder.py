@@ -21,7 +21,7 @@ from streamer.changes.topics import data_topic, partition_for, schemas_topic
 from streamer.config import Config, parse
 from streamer.status import StatusWriter
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 POLL_S = 0.02
 
 Row = dict[str, Any]
@@ -129,6 +129,7 @@ class Feeder:
         self.name = name
         self.source = source or f"{name}_src"
         self.pending: list[Pending] = []
+        self.ends: dict[tuple[str, int], int] = {}  # by topic and partition, behind what was published
         self._tables: list[Table] = []
         self._known: set[str] = set()
         self._producer = AIOKafkaProducer(
@@ -151,6 +152,7 @@ class Feeder:
         await self._admin.create_topics([made])
 
     async def delete_topic(self, topic: str) -> None:
+        self.ends = {place: end for place, end in self.ends.items() if place[0] != topic}
         await self._admin.delete_topics([topic])
 
     async def make_topic_again(
@@ -194,7 +196,8 @@ class Feeder:
                 await self._producer.send(topic, value, key=key, partition=partition, headers=headers)
                 for topic, partition, key, value, headers in pending
             ]
-            await asyncio.gather(*sent)
+            for place in await asyncio.gather(*sent):
+                self.ends[place.topic, place.partition] = place.offset + 1
 
 
 def config_of(
@@ -248,7 +251,7 @@ class Inside:
 
     async def stop(self) -> None:
         self._stop.set()
-        await asyncio.wait_for(asyncio.shield(self.task), 10)
+        await asyncio.wait_for(asyncio.shield(self.task), WAIT_S)
 
     async def fails(self) -> BaseException:
         """The error that it ends with."""
@@ -294,13 +297,19 @@ class Running(Inside):
         raise AssertionError(f"{found} is not {expected}; {self.status.record}")
 
     async def settled(self, feeder: Feeder) -> None:
-        """Every record there is has been applied."""
+        """Every record there is has been applied. A report's lag alone does not say so: readers of committed
+        records may learn of the last ones after their commit."""
         await self.until(lambda: self.status.record.state == "streaming", "streaming")
         seen = self.status.record.detail.get("flows")
         await self.until(lambda: self.status.record.detail.get("flows") is not seen, "a report")
         await self.until(
             lambda: all(
-                f["partitions"] and not f["lag_records"] for f in self.status.record.detail["flows"].values()
+                f["partitions"]
+                and not f["lag_records"]
+                and all(
+                    p["offset"] >= feeder.ends.get((p["topic"], p["partition"]), 0) for p in f["partitions"]
+                )
+                for f in self.status.record.detail["flows"].values()
             ),
             "no lag",
         )

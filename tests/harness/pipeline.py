@@ -31,9 +31,10 @@ from streamer.status import StatusReader, StatusRecord, read_status
 from tests.harness.starter import Started, Starter
 
 REPO = Path(__file__).parents[2]
-CATCH_UP_S = 60.0
-STATE_S = 45.0
+CATCH_UP_S = 90.0
+STATE_S = 90.0
 STOP_S = 10.0  # what SIGTERM is allowed to take
+STOP_LIMIT_S = 60.0  # ... on a machine that has other work
 POLL_S = 0.1  # the processes that are waited for need the cores
 COMPARE_POLL_S = 0.2  # at least; a comparison that takes longer is repeated as seldom
 LOG_TAIL_LINES = 25
@@ -75,7 +76,7 @@ class Child:
         self.popen.kill()
         self.popen.wait()
 
-    async def stop(self, timeout_s: float = STOP_S) -> int:
+    async def stop(self, timeout_s: float = STOP_LIMIT_S) -> int:
         """SIGTERM; the exit code. Longer than `timeout_s` is a failure."""
         self.popen.terminate()
         return await self.wait(timeout_s)
@@ -129,7 +130,7 @@ class Line:
                 except psycopg.OperationalError:
                     await self.close()
             self._connection = await psycopg.AsyncConnection.connect(
-                self._url, autocommit=True, connect_timeout=5, prepare_threshold=None
+                self._url, autocommit=True, connect_timeout=30, prepare_threshold=None
             )
             return await self._ask(self._connection, query, values)
 

@@ -112,12 +112,12 @@ class Proxy:
             self._ended.add(end)
             end.write_eof()
 
-    async def wait_connections(self, count: int, timeout_s: float = 30) -> None:
+    async def wait_connections(self, count: int, timeout_s: float = 60) -> None:
         """Until `count` lines were taken since the start."""
         async with self._moved, asyncio.timeout(timeout_s):
             await self._moved.wait_for(lambda: self.connections >= count)
 
-    async def wait_bytes(self, count: int, timeout_s: float = 30) -> None:
+    async def wait_bytes(self, count: int, timeout_s: float = 60) -> None:
         """Until `count` bytes have passed since the start."""
         async with self._moved, asyncio.timeout(timeout_s):
             await self._moved.wait_for(lambda: self.bytes >= count)

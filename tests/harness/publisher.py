@@ -17,7 +17,7 @@ from streamer.publisher import Publisher, ensure_topic
 from streamer.publisher.topics import describe
 
 TOPIC = "shop.public.orders"
-CLOSE_LIMIT_S = 5.0
+CLOSE_LIMIT_S = 15.0  # what ends it are limits of 1 and 2 s, one after the other
 ZERO = Position("shop", 0, 1, Stage.STREAMING, "7000", 1, 100)
 ORDERS = SchemaRecord("shop", "public", "orders", "d", (Column("id", "bigint", -1, "number", True),))
 
@@ -78,7 +78,7 @@ class Bench:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await condition():
             pass
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 HANG = 0  # in place of a status: it takes the request, and never answers
 
 

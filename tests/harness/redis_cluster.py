@@ -14,7 +14,7 @@ from streamer.sandbox import Sandbox, ValkeyServer
 
 MASTERS = 3
 SLOTS = 16384
-READY_LIMIT_S = 30.0
+READY_LIMIT_S = 60.0
 POLL_S = 0.02
 PASSWORD = "cluster-password"  # one for all nodes, as a client has one
 NODE_TIMEOUT_MS = "5000"  # a busy machine stops a node for a second

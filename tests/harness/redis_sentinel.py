@@ -21,7 +21,7 @@ PASSWORD = "one-for-all"  # of the servers and the Sentinels
 DOWN_MS = 300  # a server that is silent for so long is down
 FAILOVER_MS = 3_000
 INFO_MS = 200  # between two looks at a server; 10 s are Sentinel's own
-READY_LIMIT_S = 20.0
+READY_LIMIT_S = 60.0
 POLL_S = 0.02
 
 

@@ -1,4 +1,4 @@
-"""A shop's two tables and everything that can happen to their rows, at random."""
+"""A shop's tables and everything that can happen to their rows, at random; its labels stay as they are."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ TABLES = (
     """,
     "CREATE TABLE customers (id int PRIMARY KEY, name text, region text)",
     "CREATE SEQUENCE stamps",
+    "CREATE TABLE labels (word text PRIMARY KEY, label text NOT NULL)",
+    "CREATE TABLE outbox (id bigserial PRIMARY KEY, topic text NOT NULL, about text, body text NOT NULL)",
+    "CREATE TABLE sent (id bigint PRIMARY KEY, topic text NOT NULL, about text, body text NOT NULL)",
 )
 ORDERS, CUSTOMERS = 120, 15  # ids; few, so that most are met again
 WORDS = ("open", "paid", "sent", "cancelled")
+LABELLED = WORDS[:3]  # a row of the last one finds no label
+MESSAGES = ("mail", "bills")  # topics of the outbox
 NAMES = ("Ann", "Änne", "anna", "Bo", "Zoë", 'a\'s "b"\\')
 LONG_CHARS = 2_600  # moved out of the row, and so left out of an update
 STATEMENTS_LIMIT = 6  # of a transaction
@@ -38,6 +43,8 @@ class Shop:
         async with await self._connect() as connection:
             for table in TABLES:
                 await connection.execute(table.encode())
+            for word in LABELLED:
+                await connection.execute(f"INSERT INTO labels VALUES ('{word}', 'is {word}')".encode())
             for _ in range(statements):
                 await connection.execute(self._one().encode())
 
@@ -68,6 +75,8 @@ class Shop:
             for _ in range(self._random.randint(1, STATEMENTS_LIMIT)):
                 await connection.execute(self._one().encode())
                 self.changes += 1
+            if self._random.random() < 0.2:
+                await connection.execute(self._message().encode())
 
     def _one(self) -> str:
         chance = self._random.random()
@@ -103,6 +112,20 @@ class Shop:
                 f" AND NOT EXISTS (SELECT FROM customers WHERE id = {another})"
             )
         return "TRUNCATE orders" if chance < 0.998 else "TRUNCATE customers"
+
+    def _message(self) -> str:
+        """`sent` has what was ever put into the outbox, as it was then."""
+        chance = self._random.random()
+        if chance < 0.1:
+            return "UPDATE outbox SET body = 'changed' WHERE id % 3 = 0"
+        if chance < 0.25:
+            return f"DELETE FROM outbox WHERE id % 5 = {self._random.randrange(5)}"
+        topic, about = self._random.choice(MESSAGES), self._customer()
+        return (
+            "WITH made AS (INSERT INTO outbox (topic, about, body) VALUES"
+            f" ('{topic}', ({about})::text, '{self._random.randrange(10**6)}') RETURNING *)"
+            " INSERT INTO sent SELECT * FROM made"
+        )
 
     def _order(self) -> str:
         return ", ".join(

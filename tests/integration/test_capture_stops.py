@@ -281,6 +281,39 @@ async def test_a_role_without_replication_is_told_what_it_lacks(
         await run(database, f"DROP ROLE r_{name}")
 
 
+async def test_what_a_table_made_later_needs_of_others_is_told_whole(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """The least role, `manage: false`: what is told to be run is all that the table's rows need."""
+    name = database.rsplit("/", 1)[1]
+    role = f"r_{name}"
+    await run(
+        database,
+        f"CREATE ROLE {role} LOGIN REPLICATION PASSWORD 'x'",
+        f"GRANT USAGE ON SCHEMA public TO {role}",
+        "CREATE TABLE t (id int PRIMARY KEY)",
+        f"GRANT SELECT ON t TO {role}",
+        f"CREATE PUBLICATION {name} FOR TABLE ONLY t WITH (publish_via_partition_root = true)",
+    )
+    parts = psycopg.conninfo.conninfo_to_dict(database)
+    url = f"postgresql://{role}:x@{parts['host']}:{parts['port']}/{name}"
+    try:
+        config = make_config(url, publication={"name": name, "manage": False})
+        async with capturing(config) as capture:
+            await run(database, "CREATE TABLE later (id int PRIMARY KEY)", "INSERT INTO later VALUES (7)")
+            await capture.until(lambda: any("public.later" in told for told in capture.findings))
+            (finding,) = capture.findings
+            grant = f'GRANT SELECT ON "public"."later" TO "{role}";'
+            add = f'ALTER PUBLICATION "{name}" ADD TABLE ONLY "public"."later";'
+            assert finding.index(grant) < finding.index(add)
+            await run(database, grant, add)
+            runs = lambda: capture.status.record.detail["backfills"]  # noqa: E731
+            await capture.until(lambda: [run["state"] for run in runs()] == ["done"])
+        assert [v["after"] for v in values(await events(config, "later"))] == [{"id": 7}]
+    finally:
+        await run(database, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
 async def test_a_named_table_that_is_missing(database: str, make_config: Callable[..., Config]) -> None:
     await run(database, "CREATE TABLE orders (id int PRIMARY KEY)")
     error = await fails(make_config(database, tables={"public.order": {}}))

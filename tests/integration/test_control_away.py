@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from itertools import pairwise
@@ -17,6 +18,7 @@ from consumers.control.jobs import Jobs
 from consumers.schedule.plan import Outcome
 from consumers.schedule.view import Past
 from streamer.config import load
+from streamer.errors import EXIT_RUNTIME
 from streamer.sandbox import PostgresServer
 from tests.harness.pipeline import Child, Pipeline, execute
 from tests.harness.small_disk import small_disk
@@ -66,6 +68,41 @@ async def a_moved_file(folder: Path) -> AsyncIterator[tuple[str, Gone]]:
 
 
 @asynccontextmanager
+async def a_removed_database(folder: Path) -> AsyncIterator[tuple[str, Gone]]:
+    """Without what Tailrace notes beside it; and meanwhile commands that would have made it."""
+    place, elsewhere = folder / ".tailrace", folder / "elsewhere"
+
+    @asynccontextmanager
+    async def gone() -> AsyncIterator[None]:
+        elsewhere.mkdir()
+        for path in place.glob("control.db*"):
+            path.rename(elsewhere / path.name)
+        for words in (["jobs"], ["alerts"], ["reconcile", "history"]):
+            said = await tailrace(folder, *words)
+            assert "its file is gone" in said, said
+            assert "put it back; or start `tailrace serve` again" in said
+        assert list(place.glob("control.db*")) == []
+        (place / "control.db").touch()  # nor is another one taken for it
+        yield
+        (place / "control.db").unlink()
+        for path in elsewhere.iterdir():
+            path.rename(place / path.name)
+
+    yield "sqlite:///.tailrace/control.db", gone
+
+
+async def tailrace(folder: Path, *words: str) -> str:
+    """What it says when it fails."""
+    program = [sys.executable, "-m", "consumers", *words, "-c", str(folder / "tailrace.yaml")]
+    command = await asyncio.create_subprocess_exec(
+        *program, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await command.communicate()
+    assert command.returncode == EXIT_RUNTIME, said
+    return said.decode()
+
+
+@asynccontextmanager
 async def a_full_disk(folder: Path) -> AsyncIterator[tuple[str, Gone]]:
     with small_disk(folder / "small", SMALL_MB) as disk:
 
@@ -97,7 +134,9 @@ async def a_killed_postgres(_: Path) -> AsyncIterator[tuple[str, Gone]]:
         await asyncio.to_thread(server.close)
 
 
-@pytest.mark.parametrize("store", [a_locked_file, a_moved_file, a_full_disk, a_killed_postgres])
+@pytest.mark.parametrize(
+    "store", [a_locked_file, a_moved_file, a_removed_database, a_full_disk, a_killed_postgres]
+)
 async def test_it_is_told_and_waited_for(
     pipeline: Pipeline, store: Callable[[Path], AbstractAsyncContextManager[tuple[str, Gone]]]
 ) -> None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,7 +65,7 @@ def test_a_database_that_does_not_answer_is_tried_again(make: Make) -> None:
 
 
 def test_a_file_that_is_taken_away_is_not_made_anew(make: Make, tmp_path: Path) -> None:
-    """What has been kept would be forgotten without a word; once it is back, or another, it is used."""
+    """What has been kept would be forgotten without a word; once it is back, or a copy of it, it is used."""
     one, elsewhere = Database(make("sqlite:///control.db")), tmp_path / "elsewhere.db"
 
     def write(n: int) -> list[int]:
@@ -78,13 +82,68 @@ def test_a_file_that_is_taken_away_is_not_made_anew(make: Make, tmp_path: Path) 
             write(2)
         assert "put it back" in found.value.fix
     assert not (tmp_path / "control.db").exists()
-    elsewhere.rename(tmp_path / "control.db")
+    with pytest.raises(RetryableError, match="its file is gone"):  # nor by a process that begins then
+        Database(make("sqlite:///control.db")).prepare("numbers", 1, meta)
+    assert not (tmp_path / "control.db").exists()
+    shutil.copy(elsewhere, tmp_path / "control.db")
     assert write(3) == [1, 3]
-    other = Database(make("sqlite:///other.db"))
-    other.prepare("other", 1, MetaData())
-    other.close()
-    (tmp_path / "other.db").replace(tmp_path / "control.db")
-    assert write(4) == [4], "its tables are made"
+
+
+def test_another_database_in_its_place_is_told_until_a_restart(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = Database(make("sqlite:///control.db"))
+    one.prepare("numbers", 1, meta)
+    one.close()
+    (tmp_path / "control.db").rename(tmp_path / "elsewhere.db")
+    (tmp_path / "control.db").touch()
+    for _ in range(2):
+        with pytest.raises(RetryableError, match="another one is in its place"), one.begin():
+            pass
+        with pytest.raises(RetryableError, match="another one is in its place"):
+            one.prepare("numbers", 1, meta)
+    (tmp_path / "control.db").unlink()
+    again = Database(make("sqlite:///control.db"), makes_anew=True)
+    again.prepare("numbers", 1, meta)
+    assert "is not the one that was here before" in caplog.text
+    again.close()
+    with pytest.raises(RetryableError, match="another one is in its place"), one.begin():
+        pass
+    (tmp_path / "elsewhere.db").rename(tmp_path / "control.db")
+    with one.begin() as connection:
+        assert connection.execute(select(numbers)).all() == []
+
+
+FROZEN = """
+import sqlite3, sys, time
+held = sqlite3.connect(sys.argv[1], isolation_level=None)
+held.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_who_has_locked_it_is_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a new part waits but once: a look at a frozen process's database ends."""
+    monkeypatch.setattr("consumers.control.database.SQLITE_BUSY_MS", 300)
+    one = Database(make("sqlite:///control.db"))
+    one.prepare("numbers", 1, meta)
+    program = [sys.executable, "-c", FROZEN, str(tmp_path / "control.db")]
+    with subprocess.Popen(program, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            holder.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
+            words = rf"database is locked: process {holder.pid} \(python.*, which is stopped\) has locked it"
+            with pytest.raises(RetryableError, match=words), one.begin() as connection:
+                connection.execute(insert(numbers), {"n": 1})
+            began_s = time.monotonic()
+            with pytest.raises(RetryableError, match=words):
+                Database(make("sqlite:///control.db")).prepare("more", 1, MetaData())
+            assert time.monotonic() - began_s < 4 * 0.3, "it has waited again and again"
+        finally:
+            holder.kill()
 
 
 def test_a_url_that_is_none_is_not_shown(make: Make) -> None:

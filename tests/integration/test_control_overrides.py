@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from consumers.commands.overrides import diff
 from consumers.control.database import Database
 from consumers.control.lease import Lease
 from consumers.schedule.plan import Outcome
@@ -81,6 +82,44 @@ def test_a_bad_change_is_not_kept(config: Config) -> None:
     with pytest.raises(ConfigError, match="'soon' is not a duration"):
         its.change(f"{FIRST}.every", "soon", "anne", 7)
     assert len(its.in_force().standings) == 1
+
+
+def test_a_change_that_cannot_be_shown_is_not_kept(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process shows what is in force: one that fails at it would stop."""
+
+    def fails(*_: object, **__: object) -> list[object]:
+        raise OverflowError("date value out of range")
+
+    its = schedule(config)
+    with monkeypatch.context() as broken:
+        broken.setattr("consumers.schedule.service.job_views", fails)
+        with pytest.raises(
+            ConfigError, match="the next start of first cannot be told: date value out of range"
+        ):
+            its.change(f"{FIRST}.every", "1h", "anne", 5)
+    assert its.in_force().standings == ()
+    its.overrides.put(f"{FIRST}.every", "3000000d", (), "of an earlier version", 6)
+    (standing,) = its.in_force().standings
+    assert "less than or equal to 316224000" in standing.problem
+    assert [view["name"] for view in its.view()] == ["first", "second"]
+
+
+def test_in_a_narrow_terminal_numbers_and_jobs_are_whole(
+    config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = schedule(config)
+    changes = {"every": "1h", "after": ["second"], "grace": "90s"}
+    numbers = [
+        its.change(f"{FIRST}.{key}", value, "somebody@a-host.example", 5) for key, value in changes.items()
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert diff(config.path, as_json=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert [line.split()[:2] for line in lines if " first " in line] == [
+        [str(number), "first"] for number in numbers
+    ]
 
 
 def test_a_change_that_others_need_is_not_taken_back_alone(config: Config) -> None:

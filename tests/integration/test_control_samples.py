@@ -65,6 +65,41 @@ def test_steps_become_coarser_ones_and_what_is_old_goes(config: Config) -> None:
     assert {*written.samples.history("miror", 0, 10, NOW_S * US)["lag_s"]} == {None}
 
 
+def test_the_last_minutes_of_all_flows_at_once(config: Config) -> None:
+    written = Written(config)
+    written.write(NOW_S - 200, 9000, "mirror")
+    for ago_s in (120, 110, 100, 80, 10):
+        written.write(NOW_S - ago_s, ago_s * 10, "mirror", *(["late"] if ago_s < 100 else []))
+    written.write(NOW_S, None, "mirror")
+    found = written.samples.worst_lags((NOW_S - 120) * US, (NOW_S + 5) * US)
+    assert found["at_us"] == [(NOW_S - ago_s) * US for ago_s in range(120, -1, -10)]
+    gaps = [None] * 6
+    assert (found["step_s"], found["flows"]) == (
+        10,
+        {
+            "mirror": [1.2, 1.1, 1.0, None, 0.8, *gaps, 0.1, None],
+            "late": [None, None, None, None, 0.8, *gaps, 0.1, None],
+        },
+    )
+
+
+def test_a_week_is_there_after_a_restart(config: Config) -> None:
+    week_s = TIERS[-1].kept_s
+    assert week_s == 7 * 86_400
+    written = Written(config)
+    for ago_s in (week_s - 3600, week_s - 3590, 1200, 10):
+        written.write(NOW_S - ago_s, 700 if ago_s > 3600 else 200)
+    written.lease.give_up()
+    written.database.close()
+    again = Written(config)  # as another process would
+    again.write(NOW_S, 300)
+    found = again.samples.history("mirror", (NOW_S - week_s) * US, 1000, NOW_S * US)
+    known = {at_us // US: lag_s for at_us, lag_s in zip(found["at_us"], found["lag_s"], strict=True) if lag_s}
+    oldest_s = min(known)
+    assert NOW_S - week_s <= oldest_s <= NOW_S - week_s + 3600
+    assert (known[oldest_s], known[max(known)]) == (0.7, 0.3)
+
+
 def test_who_takes_over_writes_the_coarse_step_that_another_began(config: Config) -> None:
     written = Written(config)
     written.write(NOW_S, 100)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import httpx2
 import orjson
 import pytest
 
+from streamer.sandbox import Sandbox
 from streamer.status import StatusWriter
 from tests.harness.pipeline import Child, Pipeline
 
@@ -18,17 +18,16 @@ ADMIN = "a-key-of-the-test"
 
 
 @pytest.fixture
-async def client(pipeline: Pipeline) -> AsyncIterator[httpx2.AsyncClient]:
+async def client(pipeline: Pipeline, sandbox: Sandbox) -> AsyncIterator[httpx2.AsyncClient]:
     """Of the page's address, which nobody has yet."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{sandbox.guardian.free_port()}"
     pipeline.config["control"] = {"http": address, "keys": {"admin": ADMIN}}
     pipeline.config["schedules"] = {
-        "jobs": {"greet": {"exec": "builtins:print", "at": ["00:00"], "args": {"end": "hello"}}}
+        "jobs": {"greet": {"exec": "builtins:print", "cron": "0 0 29 2 *", "args": {"end": "hello"}}}
     }
     pipeline.write_config()
     headers = {"Authorization": f"Bearer {ADMIN}"}
-    async with httpx2.AsyncClient(base_url=f"http://{address}", headers=headers, timeout=20) as client:
+    async with httpx2.AsyncClient(base_url=f"http://{address}", headers=headers, timeout=60) as client:
         yield client
 
 
@@ -61,7 +60,7 @@ async def test_it_shows_heartbeats_and_runs_jobs(pipeline: Pipeline, client: htt
             return bool(runs) and runs[0]["outcome"] == "ok"
 
         await pipeline.until("the job has run", has_run)
-        async with asyncio.timeout(20), client.stream("GET", "/api/stream") as stream:
+        async with asyncio.timeout(60), client.stream("GET", "/api/stream") as stream:
             lines = stream.aiter_lines()
             frame: dict[str, Any] = {"jobs": []}
             # The first one may be from before the run's end: one is made a second.

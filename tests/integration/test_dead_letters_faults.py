@@ -127,7 +127,6 @@ async def test_h23_a_constraint_that_no_partition_satisfies_becomes_a_dead_lette
     feeder: Feeder, target_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The row that has the value is the user's own: nothing that is on its way frees it."""
-    monkeypatch.setattr(keeping, "PASS_AFTER_S", 2.0)
     await execute(
         target_database,
         "CREATE SCHEMA mirror",
@@ -143,6 +142,7 @@ async def test_h23_a_constraint_that_no_partition_satisfies_becomes_a_dead_lette
         await run.rows(target_database, state, [(True, "23505", 1)])
         await run.rows(target_database, "SELECT id FROM mirror.people ORDER BY id", [(2,), (1000,)])
         assert await letters(feeder) == []
+        monkeypatch.setattr(keeping, "PASS_AFTER_S", 0.0)
         await run.rows(target_database, state, [(False, "23505", 2)])
         (letter,) = await letters(feeder)
         assert letter["reason"]["code"] == "23505"

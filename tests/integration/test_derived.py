@@ -16,7 +16,7 @@ from tests.harness.deriving import Deriving
 from tests.harness.pipeline import execute
 from tests.harness.shop import Shop
 from tests.harness.starter import Starter
-from tests.processors.derivations import HELPERS, OF_THE_SHOP
+from tests.processors.derivations import HELPERS, OF_THE_SHOP, OTHERS
 
 Make = Callable[..., Deriving]
 
@@ -103,12 +103,14 @@ async def types(url: str, query: str) -> dict[str, str]:
 
 
 @pytest.mark.thorough
-async def test_every_helper_equals_its_query(deriving: Make) -> None:
-    async with deriving(*OF_THE_SHOP) as pipeline:
+@pytest.mark.parametrize("helpers", [OF_THE_SHOP, OTHERS], ids=["copied", "others"])
+async def test_every_helper_equals_its_query(deriving: Make, helpers: tuple[str, ...]) -> None:
+    async with deriving(*helpers) as pipeline:
         shop = Shop(pipeline.source_url, seed=2)
         await shop.open()
         pipeline.start_all()
         await pipeline.state("capture", "streaming")
+        await pipeline.derived()  # labels among it, which rows that come from here on find
         await shop.touch()
         for _ in range(2):
             await shop.work(150, pause_s=0.005)

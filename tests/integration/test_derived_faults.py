@@ -17,7 +17,7 @@ from tests.crash.process.run import ProcessRun
 from tests.harness.deriving import Deriving
 from tests.harness.shop import Shop
 from tests.harness.starter import Starter
-from tests.processors.derivations import OF_THE_SHOP
+from tests.processors.derivations import OF_THE_SHOP, OTHERS
 
 SEED = 11
 BOUNCES = 10
@@ -38,10 +38,11 @@ async def test_workers_killed_and_joined_by_a_second(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("helpers", [OF_THE_SHOP, OTHERS], ids=["copied", "others"])
 async def test_every_helper_with_every_part_of_the_way_killed(
-    tmp_path: Path, servers: Sandbox, starter: Starter
+    tmp_path: Path, servers: Sandbox, starter: Starter, helpers: tuple[str, ...]
 ) -> None:
-    score = await ProcessRun(tmp_path, servers, seed=SEED, helpers=OF_THE_SHOP, starter=starter).run(6)
+    score = await ProcessRun(tmp_path, servers, seed=SEED, helpers=helpers, starter=starter).run(6)
     assert score.ok, "\n".join([str(score), *score.notes])
 
 

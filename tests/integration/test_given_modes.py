@@ -329,7 +329,7 @@ async def test_h24_a_mark_waits_for_the_batch_that_writes_its_key_anew(target_da
             await batch.execute("UPDATE kept SET payload = 'new'")
             await batch.execute("INSERT INTO _tailrace.parked TABLE kept")
             asked = asyncio.create_task(at.target.ask([(place, key)], "retry", "ann@host"))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while await at.rows(_LOCKED) != [(1,)]:
                     assert not asked.done()
             await batch.commit()

@@ -79,6 +79,28 @@ async def test_casts_go_by_the_source_type_and_by_text_where_there_is_no_cast(ta
         ]
 
 
+async def test_a_cast_of_a_float_to_a_numeric_keeps_every_digit(target_database: str) -> None:
+    """The server's own cast rounds a double to 15 digits, and a real to 6."""
+    await execute(
+        target_database,
+        "CREATE SCHEMA own",
+        "CREATE DOMAIN own.amount AS numeric CHECK (value < 1000)",
+        "CREATE TABLE own.n (id int PRIMARY KEY, f numeric, r numeric, d own.amount, p numeric(8,2))",
+    )
+    columns = {"id": "integer", "f": "double precision", "r": "real", "d": "double precision"}
+    casts = {"f": "numeric", "r": "numeric", "d": "own.amount", "p": "numeric(8,2)"}
+    flow = {"columns": {name: {"cast": cast} for name, cast in casts.items()}}
+    async with given(target_database, flow) as at:
+        table = at.log.table("n", {**columns, "p": "double precision"})
+        table.create({"id": 1, "f": 1 / 3, "r": 1234567.9, "d": 2 / 3, "p": 2.674999999999999})
+        table.create({"id": 2, "f": -0.0, "r": "NaN", "d": 1e-20, "p": 1e5})
+        await at.apply()
+        assert await at.rows("SELECT f::text, r::text, d::text, p::text FROM own.n ORDER BY id") == [
+            ("0.3333333333333333", "1234567.9", "0.6666666666666666", "2.67"),
+            ("0", "NaN", "0.00000000000000000001", "100000.00"),
+        ]
+
+
 async def test_a_name_of_an_object_goes_to_its_column_as_a_text(target_database: str) -> None:
     """Never by way of a regclass, which this database would look up."""
     async with given(target_database, {"columns": {"place": {"to": "was_at", "cast": "text"}}}) as at:

@@ -15,6 +15,7 @@ from consumers.schedule.view import Past
 from streamer.config import load
 from tests.harness.pipeline import Pipeline, execute
 
+ASKED = {"cron": "0 0 29 2 *"}  # of jobs that run when they are asked
 ITEM = ("CREATE TABLE item (id int PRIMARY KEY)", "INSERT INTO item SELECT generate_series(1, 100)")
 
 
@@ -22,7 +23,7 @@ async def test_a_reconcile_runs_as_a_job_and_its_finding_is_told(pipeline: Pipel
     pipeline.config["reconcile"] = {"audit": {"flow": "mirror"}}
     pipeline.config["schedules"] = {
         "jobs": {
-            "audit": {"reconcile": "audit", "at": ["00:00"], "stale_after": "1d", "args": {"samples": 3}},
+            "audit": {"reconcile": "audit", **ASKED, "stale_after": "1d", "args": {"samples": 3}},
             "again": {"backfill": f"{pipeline.source}.public.item", "after": ["audit"]},
         }
     }
@@ -88,7 +89,7 @@ async def test_the_serve_that_runs_the_jobs_is_killed_and_the_other_runs_them(pi
         "schedules": {
             "jobs": {
                 "tick": {"exec": "chores:tick", "every": "1s"},
-                "long": {"exec": "chores:long", "at": ["00:00"]},
+                "long": {"exec": "chores:long", **ASKED},
             }
         },
     }

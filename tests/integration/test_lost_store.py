@@ -400,7 +400,7 @@ async def test_h30_what_a_killed_process_commits_late_is_no_loss(
     async with await psycopg.AsyncConnection.connect(target_database) as killed:
         await killed.execute("SELECT FROM _tailrace.checkpoints FOR UPDATE")
         async with applying(small) as run:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await handed.wait()
             await killed.execute(
                 "INSERT INTO mirror.people SELECT 10, name, note, _tailrace_epoch, _tailrace_lsn + 100,"

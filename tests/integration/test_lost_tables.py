@@ -12,7 +12,6 @@ import orjson
 import psycopg
 import pytest
 
-from consumers.apply import keeping
 from consumers.commands.gates import decide_held
 from streamer.config import Config, load, parse
 from streamer.resetting import reset_steps
@@ -61,6 +60,7 @@ async def test_a_table_that_is_gone_stalls_its_flow_until_it_is_back(
         await feeder.flush()
         await run.until(lambda: run.flow("people").get("state") == "stalled", "stalled")
         await run.rows(target_database, "SELECT name FROM mirror.things", [("b",)])
+        await run.until(lambda: run.status.record.state == "waiting", "waiting")
         record = run.status.record
         assert (record.state, record.reason) == ("waiting", run.flow("people")["reason"])
         for words in (
@@ -205,10 +205,9 @@ async def _is_noted(url: str) -> bool:
 
 @pytest.mark.thorough
 async def test_a_key_that_waits_for_another_is_no_dead_letter_while_the_table_is_gone(
-    feeder: Feeder, target_database: str, monkeypatch: pytest.MonkeyPatch
+    feeder: Feeder, target_database: str
 ) -> None:
     """H23: it is tried again all the time, and that the table is gone is no reason of its own."""
-    monkeypatch.setattr(keeping, "PASS_AFTER_S", 60.0)
     await execute(
         target_database,
         "CREATE SCHEMA mirror",

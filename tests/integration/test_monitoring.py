@@ -18,6 +18,8 @@ from tests.harness.pipeline import Pipeline, execute
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 TIMED = "tailrace_apply_latency_seconds_bucket"
+DERIVED = "tailrace_process_lag_records"
+AGENT = "from consumers.processors import map_\n\ncopied = map_(dict)\n"
 ITEM = ("CREATE TABLE item (id int PRIMARY KEY)", "INSERT INTO item SELECT generate_series(1, 100)")
 
 
@@ -28,6 +30,10 @@ async def test_every_metric_and_label_that_they_use_is_served(pipeline: Pipeline
     pipeline.config["schedules"] = {
         "jobs": {"again": {"backfill": table, "every": "1h", "stale_after": "1d"}}
     }
+    pipeline.config["processors"] = {
+        "copied": {"agent": "copied:copied", "in": [table], "out": f"{pipeline.name}_copied"}
+    }
+    (pipeline.folder / "copied.py").write_text(AGENT)
     pipeline.write_config()
     await execute(pipeline.source_url, *ITEM)
     run = pipeline.start("run")
@@ -37,7 +43,7 @@ async def test_every_metric_and_label_that_they_use_is_served(pipeline: Pipeline
         served.clear()
         served.update(await scraped(pipeline))
         done = "1.0" in served.get("tailrace_job_last_success", {}).get("value", ())
-        return done and {"tailrace_flow_proof_seconds", "tailrace_backfill_rows", TIMED} <= {*served}
+        return done and {"tailrace_flow_proof_seconds", "tailrace_backfill_rows", DERIVED, TIMED} <= {*served}
 
     await pipeline.state("capture", "streaming")
     await execute(pipeline.source_url, "INSERT INTO item VALUES (101)")

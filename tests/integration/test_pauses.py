@@ -17,7 +17,7 @@ from tests.harness.pipeline import Pipeline
 from tests.harness.pipeline import execute as execute_all
 
 COLUMNS = [("id", "integer", "number"), ("name", "text", "text")]
-PAUSE_S = 3.0  # of a flow whose processes are well
+PAUSE_S = 20.0  # of a flow whose processes are well: a second, and what the machine adds
 SOON_S = 30.0  # of a comparison that does not wait for what is paused: its process, and two looks
 
 

@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.harness.pipeline import REPO, Pipeline, execute
-from tests.harness.reconcile import counts, reconcile, samples
+from tests.harness.reconcile import counts, proved, reconcile, samples
 
 EXAMPLE = REPO / "config" / "examples" / "orders_by_customer" / "processors.py"
 ORDERS = 400
@@ -74,7 +74,7 @@ async def derived(pipeline: Pipeline) -> None:
         return bool(found == wanted)
 
     try:
-        await pipeline.until("the derived table is the query's", check, 30)
+        await pipeline.until("the derived table is the query's", check)
     except AssertionError as error:
         raise AssertionError(f"{found}\nis not\n{wanted}\n{error}") from None
 
@@ -115,7 +115,7 @@ async def test_derived_rows_are_the_query_through_a_kill(pipeline: Pipeline, val
     async def shown() -> bool:
         return await board(valkey, out) == wanted
 
-    await pipeline.until("the leaderboard is the query's", shown, 20)
+    await pipeline.until("the leaderboard is the query's", shown)
     status: dict[str, Any] = {}
 
     async def told() -> bool:
@@ -124,7 +124,7 @@ async def test_derived_rows_are_the_query_through_a_kill(pipeline: Pipeline, val
         status = json.loads(text)
         return code == 0 and status["processors"][0]["lag_records"] == 0
 
-    await pipeline.until("status says that the processor is well", told, 20)
+    await pipeline.until("status says that the processor is well", told)
     (view,) = status["processors"]
     assert (view["state"], view["tasks"], view["parked"], view["out"]) == ("streaming", 2, 0, out)
     assert view["state_bytes"] > 0
@@ -155,12 +155,24 @@ async def test_h19_drift_of_a_derived_table_is_found_and_not_repaired_by_a_backf
     code, text = await pipeline.run("doctor")
     assert code == 0, text
     assert "processors:revenue is an aggregate, 2 hops; exactly_once" in text
-    code, report = await reconcile(pipeline, "revenue", "--repair", "--wait", "20s")
+    code, report = await reconcile(pipeline, "revenue", "--repair", "--wait", "60s", timeout_s=120)
     (table,) = report["tables"]
     assert (code, counts(table)) == (1, {"missing": 2, "extra": 1, "different": 1})
     assert samples(report) == {("missing", "4"), ("missing", "5"), ("extra", "99"), ("different", "3")}
     assert table["fences"]  # all of them were waited for
     assert "`tailrace reset revenue --yes`" in table["repair"]["refused"]
+    pipeline.config["reconcile"] |= {
+        "misspelt": {"flow": "table", "sql": SQL.replace("AS revenue", "AS revenu")},
+        "partly": {"flow": "table", "sql": "SELECT customer_id, 7 AS orders FROM orders GROUP BY 1"},
+    }
+    pipeline.write_config()
+    code, report = await reconcile(pipeline, "misspelt", "partly", "--wait", "20s", timeout_s=120)
+    misspelt, partly = report["tables"]  # each is compared with the query of its own
+    assert (misspelt["verdict"], partly["verdict"]) == ("incomplete", "drift")
+    assert "gives a column 'revenu'" in misspelt["reason"]
+    assert "did you mean 'revenue'? Name it with AS in reconcile.misspelt.sql" in misspelt["reason"]
+    assert partly["columns"] == ["customer_id", "orders"]
+    assert "the query does not give revenue, last_order, largest: not compared" in partly["notes"]
     code, text = await pipeline.run("why", out, "3")
     assert code == 1
     assert text.startswith(f"flow table: {out} customer_id=3 -> copy.mirror.revenue\nDIFFERENT: "), text
@@ -173,6 +185,50 @@ async def test_h19_drift_of_a_derived_table_is_found_and_not_repaired_by_a_backf
     assert code == 3
     assert "the processor revenue has not handled what its inputs hold" in report["tables"][0]["reason"]
     assert "start it: `tailrace process revenue`" in report["tables"][0]["reason"]
+
+
+NAMED = """
+from consumers.processors import join
+
+named = join("{orders}", "{customers}", on={{"customer_id": "id"}}, take={{"name": "customer"}})
+"""
+
+
+@pytest.mark.thorough
+async def test_h19_the_fence_waits_for_every_source_of_the_rows(pipeline: Pipeline) -> None:
+    """The query sees both tables; the capture of one of them is away: what is missing is no drift."""
+    config, other = pipeline.config, f"{pipeline.name}_crm"
+    mine = config["sources"][pipeline.source]
+    slot = {"name": f"{pipeline.slot}_crm"}
+    config["sources"][other] = {**mine, "tables": {"public.customers": {}}, "slot": slot, "publication": slot}
+    mine["tables"] = {"public.orders": {}}
+    topics = {"orders": f"{pipeline.source}.public.orders", "customers": f"{other}.public.customers"}
+    out = f"{pipeline.name}_named"
+    (pipeline.folder / "named.py").write_text(NAMED.format(**topics))
+    config["processors"] = {"named": {"agent": "named:named", "in": [*topics.values()], "out": out}}
+    config["flows"] = {"named": {"from": out, "to": "copy.mirror.named"}}
+    sql = "SELECT o.*, c.name AS customer FROM orders o LEFT JOIN customers c ON c.id = o.customer_id"
+    config["reconcile"] = {"named": {"flow": "named", "sql": sql, "on": pipeline.source}}
+    pipeline.write_config()
+    await execute(
+        pipeline.source_url,
+        "CREATE TABLE orders (id int PRIMARY KEY, customer_id int)",
+        "CREATE TABLE customers (id int PRIMARY KEY, name text)",
+        "INSERT INTO customers VALUES (1, 'Ann')",
+        "INSERT INTO orders VALUES (1, 1), (2, 1)",
+    )
+    capture = pipeline.start("capture", other)
+    for role in (("capture",), ("process", "named"), ("apply",)):
+        pipeline.start(*role)
+    await proved(pipeline, "named")
+    capture.kill()
+    await execute(pipeline.source_url, "UPDATE customers SET name = 'Anna'")
+    code, report = await reconcile(pipeline, "named", "--wait", "1s")
+    (table,) = report["tables"]
+    assert (code, counts(table)) == (3, {}), report
+    assert f"the capture of {other} has not passed" in table["reason"]
+    pipeline.start("capture", other)
+    await proved(pipeline, "named")
 
 
 async def writes(url: str, stop: asyncio.Event, rows_per_s: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.harness.proxy import Proxy
 
-WAIT_S = 5
+WAIT_S = 60
 
 
 @contextlib.asynccontextmanager

@@ -99,8 +99,10 @@ async def test_h13_after_a_commit_with_unknown_outcome(bench: Bench, kafka_serve
             publisher.topic(bench.topic).append(key(1), b"%d" % published)
             publisher.add_schema(replace(ORDERS, table=f"t{published}"))
             flush = asyncio.create_task(publisher.flush(at(position.lsn + 1)))
-            await proxy.wait_bytes(proxy.bytes + cut_after_bytes)
+            there = asyncio.create_task(proxy.wait_bytes(proxy.bytes + cut_after_bytes))
+            await asyncio.wait([flush, there], return_when=asyncio.FIRST_COMPLETED)
             proxy.stall()
+            there.cancel()
             async with asyncio.timeout(CLOSE_LIMIT_S):
                 outcome = (await asyncio.gather(flush, return_exceptions=True))[0]
             assert isinstance(outcome, KafkaUnavailable | Position)

@@ -77,9 +77,11 @@ async def test_faults_are_repaired_and_verified(pipeline: Pipeline) -> None:
     assert "only in the target: 1; --delete-extra deletes such rows" in out
     assert await in_target(pipeline) == {(7, "3.5"), (8, "4.0"), (9, "4.5"), (9999, None)}
 
-    child = pipeline.start("reconcile", "mirror", "--repair", "--delete-extra", "--json")
-    await pipeline.until("the second repair is noted", lambda: noted(pipeline, 2))
-    child.kill()
+    async with await psycopg.AsyncConnection.connect(pipeline.target_url) as connection:
+        await connection.execute("LOCK TABLE mirror.item IN EXCLUSIVE MODE")  # nothing is repaired meanwhile
+        child = pipeline.start("reconcile", "mirror", "--repair", "--delete-extra", "--json")
+        await pipeline.until("the second repair is noted", lambda: noted(pipeline, 2))
+        child.kill()
     code, report = await reconcile(pipeline, "mirror", "--repair", "--delete-extra")
     assert report["tables"][0]["resumed"]
     repair = report["tables"][0]["repair"]

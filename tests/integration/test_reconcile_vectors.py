@@ -12,13 +12,16 @@ import pytest
 from consumers.reconcile.chunks import ADDED
 from consumers.reconcile.compare import compare
 from consumers.reconcile.groups import Grouping
+from consumers.reconcile.origins.base import Refused
 from consumers.reconcile.origins.postgres import PostgresOrigin
+from consumers.reconcile.origins.query import QueryOrigin
 from consumers.reconcile.sides.base import Part, buckets
 from consumers.reconcile.stores.vectors import VectorStore
 from consumers.reconcile.tables import Sides, make_sides
 from consumers.testing import LogTable
 from streamer.changes.kinds import UNAVAILABLE
-from streamer.config import PostgresSource
+from streamer.config import PostgresSource, QuerySource
+from streamer.config.base import NAME_KEY
 from tests.harness import kinds
 from tests.harness.given import execute
 from tests.harness.pipeline import Pipeline
@@ -91,8 +94,7 @@ async def compared(notes: Notes, source: str, *only: str, where: str = "") -> As
 
 async def faults(sides: Sides, *parts: Part) -> dict[str, list[str]]:
     """Key -> the columns that differ, or where the row is missing."""
-    plan = await sides.source.plan(100)
-    found = await compare(sides.source, sides.target, parts or plan.parts())
+    found = await compare(sides.source, sides.target, parts or (await sides.source.plan(100)).parts())
     assert found.source_rows
     keys = sorted(found.suspects)
     ours, theirs = await sides.source.rows(keys), await sides.target.rows(keys)
@@ -230,6 +232,39 @@ async def test_columns_conditions_and_modes_mean_what_they_say(
             assert await faults(sides) == {"2": [TEXT], "3": ["target"]}
         async with compared(notes, database, where="id = 3") as sides:
             assert await faults(sides) == {"3": ["target"]}
+        async with compared(notes, database, "body", where="price IS NULL AND id > 2 OR id = 2") as sides:
+            assert await faults(sides) == {"2": [TEXT]}  # of a column that is not compared
+
+
+async def test_rows_of_a_query_are_rendered_as_those_of_a_table(
+    recorder: Recorder, database: str, target_database: str
+) -> None:
+    """As a processor may derive them: there is no index, and so they are cut by buckets."""
+    query = "SELECT id, title, body, price, tag, words FROM notes WHERE id > 1"
+    links = {NAME_KEY: "notes", "kind": "query", "on": "shop", "sql": query, "key": ["id"]}
+    settings = QuerySource.model_validate({**links, "dirty": {"public.notes": "id"}})
+    async with filled(database, target_database, 12, {}) as (notes, _):
+        shop = config_for(database).sources["shop"]
+        assert isinstance(shop, PostgresSource)
+        origin, store = QueryOrigin(settings, shop), VectorStore(notes.url)
+        await execute(
+            target_database,
+            "UPDATE search.notes SET text = 'x' WHERE id = 2 AND _tailrace_chunk = 0",
+            "UPDATE search.notes SET tag = 'x' WHERE id = 3",
+        )
+        try:
+            await origin.open()
+            await store.open()
+            (captured,) = [each async for each in origin.tables(notes.flows[0])]
+            assert not isinstance(captured, Refused)
+            flow = notes.flows[0]
+            gone: dict[str, list[str]] = {"1": ["source"]}
+            for where, more in (("", gone), ("id > 1", {})):
+                sides = await make_sides(captured, store, flow, where=where, only=())
+                assert await faults(sides, *buckets(3)) == {"2": [TEXT], "3": ["tag"], **more}
+        finally:
+            await origin.close()
+            await store.close()
 
 
 EMBEDDER = """

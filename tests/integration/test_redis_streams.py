@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import orjson
 import pytest
 import redis.asyncio as aioredis
 
 from streamer.config import Config
+from streamer.redis import heal
 from streamer.sandbox import ValkeyServer
-from tests.harness.redis_capture import bad_values, capturing_redis, keyed, until_count, until_rows
+from tests.harness.capture import until
+from tests.harness.redis_capture import bad_values, capturing_redis, fold, keyed, until_count, until_rows
 
 pytestmark = pytest.mark.usefixtures("clean_game_topics")
 
@@ -72,6 +75,51 @@ async def test_h21_a_stream_that_is_made_again_in_an_emptied_database_holds_its_
             await pipe.execute()
         await capture.healed(gaps + 1)
         await until_rows(config, "log", rows_of(one=[9], cut=[2, 3, 9]))
+
+
+@pytest.mark.parametrize("emptied", [True, False])
+async def test_h21_a_stream_that_is_made_again_behind_the_scan_holds_its_own_entries_only(
+    emptied: bool,
+    redis_server: ValkeyServer,
+    client: aioredis.Redis,
+    make_redis_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SCAN does not meet it any more, and its notification has come before the reverse pass."""
+    config = make_redis_config(redis_server.url, ["log"])
+    gone = False
+    scan = heal.full
+
+    async def then_made(*args: Any) -> AsyncGenerator[tuple[int, list[bytes]], None]:
+        async for batch in scan(*args):
+            yield batch
+        if gone:
+            await add(client, "log:a", 9)
+            await until_entry(config, b'{"id":"a","entry":"9-0"}')
+
+    monkeypatch.setattr(heal, "full", then_made)
+    async with capturing_redis(config) as capture:
+        await add(client, "log:a", 1, 2, 3)
+        await until_rows(config, "log", rows_of(a=[1, 2, 3]))
+        if emptied:
+            gone = True
+            gaps = capture.detail("gaps_seen")
+            await client.flushdb()
+            await capture.healed(gaps + 1)
+            await until_rows(config, "log", rows_of(a=[9]))
+    if not gone:
+        gone = True
+        await client.delete("log:a")
+        async with capturing_redis(config) as capture:
+            await capture.healed(1)
+            await until_rows(config, "log", rows_of(a=[9]))
+
+
+async def until_entry(config: Config, key: bytes) -> None:
+    async def there() -> bool:
+        return key in (await fold(config, "log")).rows
+
+    await until(there)
 
 
 async def test_h21_a_stream_that_was_made_again_while_nobody_watched(

@@ -29,7 +29,7 @@ from tests.harness.feeder import applying
 from tests.harness.redis_target import FLOWS, Stage, redis_config_of, redis_config_text, source_of, stage
 from tests.harness.tiers import corners
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from streamer.sandbox import ValkeyServer
 from tests.harness.feeder import Feeder, applying
 from tests.harness.redis_target import Flows, redis_config_of
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 COLUMNS = [("id", "bigint", "number"), ("name", "text", "text"), ("points", "integer", "number")]
 FLOWS: Flows = {
     "hashes": {"to": "copy.h"},

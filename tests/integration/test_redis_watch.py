@@ -97,7 +97,7 @@ async def test_a_transaction_is_notified_key_by_key(valkey: str) -> None:
 async def test_an_expired_key_is_notified(valkey: str) -> None:
     async with watching(valkey, {0: [b"*"]}) as here:
         await here.run("SET short 1 PX 1")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while here.watch.gone == 0:
                 here.watch.take(10)
                 await here.watch.wait()
@@ -181,7 +181,7 @@ async def test_wait_ends_with_the_next_key(valkey: str) -> None:
         await here.settle()
         assert not waiting.done()
         await here.run("SET b 1")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await waiting
         assert [key for _, key, _ in here.watch.take(5)] == [b"b"]
 

@@ -288,7 +288,9 @@ async def test_replayed_deletes_and_truncates_pass_the_gates_and_others_do_not(
     code, _ = await gated.replay(capfd, from_start=True)
     assert code == 0
     async with applying(gated.config) as run:
-        await run.until(lambda: bool(replays(run)), "the replay in status")
+        async with await psycopg.AsyncConnection.connect(target_database) as locked:
+            await locked.execute("LOCK TABLE mirror.people IN SHARE ROW EXCLUSIVE MODE")
+            await run.until(lambda: bool(replays(run)), "the replay in status")
         await run.settled(feeder)
         assert run.flow()["held"] == []
         await run.until(lambda: not replays(run), "its end")

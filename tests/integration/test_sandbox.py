@@ -43,7 +43,7 @@ from streamer.sandbox.server import GuardianLine
 from tests.harness.tiers import corners
 
 ROOT = Path(__file__).parents[2]
-GONE_LIMIT_S = 20.0
+GONE_LIMIT_S = 60.0
 
 PARENT = """
 import json, sys

@@ -18,7 +18,7 @@ import pytest
 from streamer.cli import EXIT_INTERRUPTED
 from streamer.status import State, StatusWriter
 
-WAIT_S = 30
+WAIT_S = 60
 CONFIG = """
 name: {name}
 kafka: {{brokers: "{brokers}"}}

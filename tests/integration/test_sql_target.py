@@ -32,7 +32,7 @@ COLUMNS = [
     ("paid", "boolean", "bool"),
 ]
 ALL = "SELECT id, name, price, paid FROM orders ORDER BY id"
-END_S = 40.0
+END_S = 60.0
 
 
 def text_of(feeder: Feeder, url: str = "sqlite:///copy.db", flow: str = "") -> str:

@@ -34,7 +34,7 @@ def writer(brokers: str, name: str, part_name: str = "shop", *, kind: str = "cap
 
 async def records_when(reader: StatusReader, wanted: int = 1) -> list[StatusRecord]:
     """Polls until so many instances are there."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             await reader.poll()
             if len(reader.records()) >= wanted:
@@ -43,7 +43,7 @@ async def records_when(reader: StatusReader, wanted: int = 1) -> list[StatusReco
 
 
 async def state_when(reader: StatusReader, state: str, part: str = "capture:shop") -> StatusRecord:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             await reader.poll()
             for record in reader.records():
@@ -53,7 +53,7 @@ async def state_when(reader: StatusReader, state: str, part: str = "capture:shop
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the writer's memory is looked at from outside
             await asyncio.sleep(0.02)
 

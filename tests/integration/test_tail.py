@@ -189,7 +189,7 @@ async def test_the_command_follows_until_ctrl_c(feeder: Feeder, tmp_path: Path) 
     )
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             first = orjson.loads(await process.stdout.readline())
             make(table, 2, lsn=200)
             await feeder.flush()

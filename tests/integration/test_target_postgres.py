@@ -115,6 +115,7 @@ async def test_a_table_without_a_unique_index_on_the_key_is_refused(
     table = await feeder.table("people", COLUMNS)
     made = "CREATE TABLE mirror.people (id int, name text, note text)"
     error = await refused(feeder, target_database, table, made)
+    assert 'has got a key, or another one: DROP TABLE "mirror"."people"; and stop' in error
     fix = 'CREATE UNIQUE INDEX ON "mirror"."people" ("id")'
     assert fix in error
     await execute(target_database, fix)

@@ -15,28 +15,36 @@ from consumers.processors.helpers import (
     expand,
     explode,
     filter_,
+    flatten,
     join,
+    lookup,
     map_,
     max_,
     min_,
+    outbox_router,
     rename,
     route,
     sum_,
     top,
     window,
 )
+from tests.harness.shop import MESSAGES
 
 STATUSES = ("open", "paid", "sent", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
 class Helper:
-    """`make` is given the inputs' topics. `queries`: of a router by table, else under "" alone."""
+    """`make` is given the inputs' topics. `queries`: of a router by table, else under "" alone.
+
+    `plain`: its records have no envelope, and no flow copies them.
+    """
 
     make: Callable[..., Definition]
     queries: dict[str, str]
     inputs: tuple[str, ...] = ("orders",)
     key: tuple[str, ...] = field(default=())
+    plain: bool = False
 
 
 def _dear(row: Row) -> bool:
@@ -166,6 +174,41 @@ HELPERS["lines"] = Helper(
     key=("id", "position"),
 )
 OF_THE_SHOP = tuple(HELPERS)
+
+HELPERS["looked"] = Helper(
+    lambda orders, labels: lookup(
+        orders, labels, on={"status": "word"}, take=["label"], keep=["id", "status", "total", "note"]
+    ),
+    {
+        "": "SELECT o.id, o.status, o.total, o.note, l.label FROM orders o"
+        " LEFT JOIN labels l ON l.word = o.status"
+    },
+    inputs=("orders", "labels"),
+)
+HELPERS["sliding"] = Helper(
+    lambda orders: window("placed", "1h", every="20m", by=["status"], n=count(), units=sum_("qty")),
+    {
+        "": "SELECT start AS window_start, status, count(*) AS n, sum(qty) AS units FROM orders,"
+        " generate_series(date_bin('20 minutes', placed, timestamptz 'epoch') - interval '40 minutes',"
+        " date_bin('20 minutes', placed, timestamptz 'epoch'), interval '20 minutes') start GROUP BY 1, 2"
+    },
+)
+HELPERS["chained"] = Helper(
+    lambda orders: join(orders, orders, on={"customer_id": "id"}, take={"code": "of"}, keep=["id"]),
+    {"": "SELECT l.id, r.code AS of FROM orders l LEFT JOIN orders r ON r.id = l.customer_id"},
+)
+HELPERS["flat"] = Helper(
+    lambda orders: flatten(_by_code),
+    {"": "SELECT code, id, customer_id, total::text, stamp FROM orders"},
+    plain=True,
+)
+HELPERS["messages"] = Helper(
+    lambda outbox: outbox_router(route="topic", key="about", payload="body"),
+    {topic: f"SELECT about AS key, body AS value FROM sent WHERE topic = '{topic}'" for topic in MESSAGES},
+    inputs=("outbox",),
+    plain=True,
+)
+OTHERS = tuple(name for name in HELPERS if name not in OF_THE_SHOP)
 
 HELPERS["typed"] = Helper(
     lambda measured: aggregate(

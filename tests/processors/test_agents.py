@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import faust
+import pytest
 
-from consumers.processors import Changes, Derived, agent, table
+from consumers.processors import Change, Changes, Derived, Given, agent, map_, table
+from consumers.processors.context import Row
+from consumers.processors.rehearsal import Rehearsal
 from consumers.processors.schemas import InputSchemas
+from consumers.testing import Log
 from tests.harness.feeder import Feeder
 from tests.harness.processing import NAME, config_of, processing
 from tests.processors.agents import doubled, large
@@ -46,6 +51,43 @@ async def test_a_function_takes_back_the_rows_it_gives_no_more(feeder: Feeder, t
     config = config_of(feeder, [table.topic], tmp_path)
     async with processing(config, large) as made:
         await made.rows({'{"id":3}': {"id": 3, "n": 33}})
+
+
+@pytest.mark.parametrize("error", [SystemExit(7), asyncio.CancelledError("given up"), MemoryError("none")])
+async def test_whatever_a_body_raises_parks_the_row_and_nothing_else(error: BaseException) -> None:
+    """A library that calls sys.exit, or gives a request up by itself, must not end the worker each time."""
+
+    @agent
+    async def own(change: Change) -> Row | None:
+        if change.key["id"] == 1:
+            raise error
+        return change.after
+
+    def body(row: Row) -> Row:
+        if row["id"] == 1 and not isinstance(
+            error, asyncio.CancelledError
+        ):  # nothing cancels a plain function
+            raise error
+        return row
+
+    log = Log("shop")
+    orders = log.table("orders", {"id": "integer"})
+    for number in range(3):
+        orders.create({"id": number})
+    topic = "shop.public.orders"
+    schemas = {topic: list(log.schemas.values())}
+    for definition, refused in ((own, 1), (map_(body), int(not isinstance(error, asyncio.CancelledError)))):
+        rehearsal = Rehearsal(
+            definition, Given("made", (topic,), "out", (), schemas), partitions=log.partitions
+        )
+        records = [record for records in log.records.values() for record in records]
+        sent = [one for record in records for one in await rehearsal.handle(record)]
+        await rehearsal.close()
+        reasons = [
+            one.event["reason"]["code"] for one in sent if one.event and one.topic == rehearsal.dead_letters
+        ]
+        assert reasons == [type(error).__name__] * refused
+        assert len(sent) == 3
 
 
 @agent

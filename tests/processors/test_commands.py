@@ -124,7 +124,7 @@ async def test_dead_letters_of_a_processor_are_listed_shown_and_retried(
 
     def asked(action: parked.Action, wanted: parked.Filter) -> Callable[[], int]:
         return lambda: parked.ask(
-            config.path, NAME, action, wanted, dry_run=False, wait_s=10, as_json=True, sure=True
+            config.path, NAME, action, wanted, dry_run=False, wait_s=60, as_json=True, sure=True
         )
 
     async with processing(config) as made:
@@ -229,6 +229,29 @@ def test_a_first_agent_comes_with_its_test(
     init_processor.init("big-orders", tmp_path, force=True, as_json=True)
     with pytest.raises(ConfigError, match="no name for a processor"):
         init_processor.init("9th", tmp_path, force=False, as_json=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("Shop", "the source 'shop' has that name"),
+        ("copy", "a target has that name"),
+        ("revenue", "there is a processor 'revenue' already"),
+        ("sums", "the processor 'revenue' publishes to the topic 'sums'"),
+    ],
+)
+def test_a_name_that_the_config_would_refuse_is_refused_before_anything_is_written(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    path = tmp_path / "tailrace.yaml"
+    path.write_text(
+        "sources: {shop: {url: '${NOT_SET}'}}\ntargets: {copy: }\nprocessors: {revenue: {out: sums}}\n"
+    )
+    with pytest.raises(ConfigError, match=what):
+        init_processor.init(name, tmp_path, force=True, as_json=True)
+    assert list(tmp_path.iterdir()) == [path]
+    path.write_text("no: [yaml")
+    init_processor.init(name, tmp_path, force=True, as_json=True)
 
 
 @pytest.mark.thorough

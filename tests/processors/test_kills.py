@@ -18,6 +18,7 @@ from consumers.processors.rocks import open_store
 from streamer.kafka import admin, describe_cluster
 from streamer.sandbox import KafkaServer, Sandbox
 from tests.harness.feeder import Feeder, Table
+from tests.harness.pipeline import STOP_S
 from tests.harness.processing import NAME, Workers, config_text, records_of
 
 COLUMNS = [("id", "integer", "number"), ("n", "integer", "number")]
@@ -166,7 +167,7 @@ async def test_sigterm_ends_within_ten_seconds_and_commits(feeder: Feeder, tmp_p
         for _ in range(3):
             worker = workers.started()
             await workers.until_working(worker)
-            assert await worker.stop() == 0
+            assert await worker.stop(STOP_S) == 0
         await writing
         await settled(feeder, out, writer, workers)
 
@@ -210,6 +211,7 @@ async def test_a_body_that_blocks_the_loop_ends_the_process(feeder: Feeder, tmp_
         (tmp_path / "block").touch()
         await writer.write(2)
         assert await workers.start().wait(60) == 2
-        assert "the event loop stood still" in workers.logs()
+        *_, what, _ = workers.logs().splitlines()  # behind the stacks, with what to do below it
+        assert "the event loop stood still for 2 s" in what
         (tmp_path / "block").unlink()
         await settled(feeder, out, writer, workers)

@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from consumers.processors.changelog import COMMIT_KEY, wrote_of
 from consumers.processors.helpers import flatten, outbox_router
 from tests.harness.feeder import Feeder
 from tests.harness.processing import config_of, processing, records_of
@@ -58,3 +59,22 @@ async def test_an_outbox_row_is_a_message_once_and_its_delete_none(feeder: Feede
             sent[topic].append((record.key, record.value))
     wanted = [(b"a%d" % (n % 3), b"%d" % n) for n in range(8)]
     assert sent == {"mail": wanted[::2], "bills": wanted[1::2]}
+
+
+async def test_a_commit_says_where_it_wrote_and_not_where_others_did(feeder: Feeder, tmp_path: Path) -> None:
+    """Of a thousand topics it would be a hundred kilobytes, ten times a second."""
+    outbox = await feeder.table("outbox", [("id", "integer", "number"), *OUTBOX], partitions=1)
+    config = config_of(feeder, [outbox.topic], tmp_path, partitions=1)
+    definition = outbox_router(route="topic", key="about", payload="body")
+    async with processing(config, definition) as made:
+        for number, topic in enumerate(("mail", "bills", "mail")):
+            outbox.create({"id": number, "topic": topic, "about": "a", "body": "b"}, lsn=100 + number)
+            await feeder.flush()
+            await made.until(lambda done=number + 1: made.detail.get("done") == done, "a message")
+        await made.stop()
+    wrote: list[set[str]] = [set()]
+    for record in await records_of(feeder.brokers, f"{made.out}.__state"):
+        wrote[-1] |= {place.topic.removeprefix(made.out) for place in wrote_of([(record.key, record.value)])}
+        if record.key == COMMIT_KEY:
+            wrote.append(set())
+    assert [topics for topics in wrote if topics] == [{".mail"}, {".bills"}, {".mail"}]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from consumers.processors.forgetting import EVERY_S, LOOK_ROWS, Forgetting
 from consumers.processors.memory import MemoryStore
 from consumers.processors.parked import Item
 from consumers.processors.rocks import open_store
@@ -118,20 +120,64 @@ def test_rows_keep_a_deleted_rows_version_and_floors(store: Store) -> None:
     overlay = Overlay(store)
     rows = Rows(overlay, "shop.public.orders")
     assert rows.is_newer(b"k", (1, 5, 0)) == (True, None)
-    rows.put(b"k", (1, 5, 0), b"", deleted=False)
+    rows.put(b"k", (1, 5, 0), b"", 0)
     assert rows.is_newer(b"k", (1, 5, 1)) == (True, b"")
     assert rows.is_newer(b"k", (1, 5, 0)) == (False, b"")
-    rows.put(b"k", (1, 6, 0), None, deleted=True)
+    rows.put_deleted(b"k", (1, 6, 0), 0)
     assert rows.is_newer(b"k", (1, 5, 9)) == (False, None)
-    rows.put(b"l", (1, 2, 0), b"note", deleted=False)
-    rows.put(b"m", (1, 9, 0), b"note", deleted=False)
+    rows.put(b"l", (1, 2, 0), b"note", 0)
+    rows.put(b"m", (1, 9, 0), b"note", 0)
     assert rows.raise_floor((1, 7, 0))
     assert not rows.raise_floor((1, 7, 0))
     assert list(rows.covered()) == [(b"l", b"note")]
+    rows.put_deleted(b"l", rows.floor, 0)
+    assert [key[-1:] for key, _ in overlay.scan(b"_rows")] == [b"k", b"m"]  # the floor stands for l
     overlay.committed(Mark(1, "a"))
     again = Rows(overlay, "shop.public.orders")
     assert again.floor == (1, 7, 0)
     assert again.is_newer(b"n", (1, 7, 0)) == (False, None)
+
+
+DAY_US = 86_400_000_000
+
+
+def test_the_version_of_a_deleted_row_outlives_the_topics_events(store: Store) -> None:
+    """By the input's time: a worker that was away has not read yet what may stand behind the delete."""
+    overlay, now_s = Overlay(store), 0.0
+    rows = {topic: Rows(overlay, topic) for topic in ("a", "b")}
+    for number in range(LOOK_ROWS + 10):
+        rows["a"].put_deleted(b"%05d" % number, (1, 5, 0), number % 2 * DAY_US)
+    rows["a"].put(b"there", (1, 6, 0), None, DAY_US)
+    rows["b"].put_deleted(b"k", (1, 5, 0), 0)
+    overlay.committed(Mark(1, "a"))
+    rows = {topic: Rows(overlay, topic) for topic in rows}  # read back
+    forgetting = Forgetting(overlay, rows, 7 * 86_400.0, lambda: now_s)
+
+    def steps(count: int, now_us: int) -> int:
+        nonlocal now_s
+        for _ in range(count):
+            now_s += EVERY_S
+            forgetting.step(now_us)
+        return sum(1 for _ in overlay.scan(b"_rows"))
+
+    rows["a"].put(b"new", (1, 7, 0), None, 11 * DAY_US)
+    everything = LOOK_ROWS + 13
+    assert steps(4, 10 * DAY_US) == everything  # 10.5 days are not over, whatever an event's clock says
+    assert steps(4, 99 * DAY_US) == everything - (LOOK_ROWS + 10) // 2  # b stands still: its row stays
+    assert rows["a"].is_newer(b"00001", (1, 4, 0)) == (False, None)
+    rows["a"].raise_floor((1, 5, 0))
+    assert steps(4, 0) == 3  # older events are held off by the floor
+
+
+def test_topics_that_are_kept_for_ever_keep_the_versions_of_deleted_rows(store: Store) -> None:
+    overlay, now_s = Overlay(store), 0.0
+    rows = {"a": Rows(overlay, "a")}
+    forgetting = Forgetting(overlay, rows, math.inf, lambda: now_s)
+    rows["a"].put_deleted(b"k", (1, 5, 0), 0)
+    rows["a"].put(b"new", (1, 7, 0), None, 10_000 * DAY_US)
+    now_s += EVERY_S
+    forgetting.step(10_000 * DAY_US)
+    assert rows["a"].is_newer(b"k", (1, 4, 0)) == (False, None)
 
 
 def test_parked_items_come_back_as_they_were() -> None:

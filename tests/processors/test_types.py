@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from consumers.processors.helpers import aggregate, max_, min_, sum_
+from consumers.processors.helpers import aggregate, max_, min_, rename, sum_
 from consumers.processors.memory import MemoryStore
 from consumers.processors.operators.inputs import BIGINT
 from consumers.processors.operators.measures import Entry, Sum
@@ -63,6 +63,16 @@ async def test_a_helpers_columns_have_types_from_the_first_event_on(feeder: Feed
         "first": "timestamp with time zone",
         "last": "timestamp with time zone",
     }
+
+
+async def test_what_a_helper_doubts_is_in_the_heartbeats(feeder: Feeder, tmp_path: Path) -> None:
+    table = await feeder.table("measured", COLUMNS[:1])
+    table.create({"id": 1}, lsn=100)
+    await feeder.flush()
+    async with processing(config_of(feeder, [table.topic], tmp_path), rename({"iid": "number"})) as made:
+        doubt = f"it names the column 'iid', and rows of {table.topic} have id"
+        await made.until(lambda: made.detail.get("doubts") == [doubt], "the misspelt column to be told")
+        await made.rows({'{"id":1}': {"id": 1}})
 
 
 def test_a_type_that_is_not_known_is_asked_for_before_it_is_inferred() -> None:

@@ -6,20 +6,25 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from aiokafka import TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CommitFailedError
 
-from consumers.processors import Changes, Derived, agent, table
+from consumers.processors import Changes, Derived, agent, held_up, table, worker
 from consumers.processors.membership import Numbers
 from consumers.processors.names import Names
+from consumers.processors.operations import wait_through
 from consumers.processors.rocks import RocksStore
 from consumers.processors.state import Mark
 from consumers.processors.transaction import Transactions
 from consumers.processors.watch import StandsStill
 from streamer.errors import ConfigError, FatalError, FencedError
 from streamer.kafka import admin, reader
-from tests.harness.feeder import Feeder, Table
+from streamer.status import State
+from tests.harness.capture import until
+from tests.harness.feeder import WAIT_S, Feeder, Table
 from tests.harness.processing import NAME, config_of, processing
 from tests.processors.agents import doubled
 
@@ -153,17 +158,68 @@ async def test_an_idle_processor_does_not_stand_still(feeder: Feeder, tmp_path: 
     orders = await feeder.table("orders", COLUMNS)
     await write(feeder, orders, range(4), 100)
     config = config_of(feeder, [orders.topic], tmp_path)
-    async with processing(config, doubled, stand_still_s=0.5) as made:
+    async with processing(config, doubled) as made:
         await made.until(lambda: made.detail.get("done") == 4, "the rows")
+    async with processing(config, doubled, stand_still_s=0.5) as made:
+        await made.until(lambda: made.detail.get("tasks") == [0, 1], "its tasks")
         await asyncio.wait([made.task], timeout=1.2)  # more than twice the limit
         assert not made.task.done()
-        group = Names(config.name, NAME, made.out).group  # its offsets have followed, for lag tools
-        async with admin(feeder.brokers, None) as client:
-            offsets = await client.list_consumer_group_offsets(group)
-        assert {p.topic for p in offsets} >= {orders.topic, f"{made.out}.__floors"}
-        places = [p for p in offsets if p.topic == orders.topic]
-        async with reader(feeder.brokers, None, committed=True) as client:
-            assert await client.end_offsets(places) == {p: offsets[p].offset for p in places}
+        group = Names(config.name, NAME, made.out).group
+        places = [TopicPartition(orders.topic, number) for number in (0, 1)]
+        async with admin(feeder.brokers, None) as client, reader(feeder.brokers, None, committed=True) as log:
+            ends = await log.end_offsets(places)
+
+            async def followed() -> bool:  # its offsets have, for lag tools
+                offsets = await client.list_consumer_group_offsets(group)
+                found = {place: offsets[place].offset for place in places if place in offsets}
+                return found == ends and f"{made.out}.__floors" in {place.topic for place in offsets}
+
+            await until(followed)
+
+
+async def test_the_groups_offsets_follow_though_a_commit_of_them_fails(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing comes after: who waits for what has come out would wait for ever."""
+    monkeypatch.setattr(worker, "FOLLOW_S", 0.1)
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    commit, refused = AIOKafkaConsumer.commit, 3
+
+    async def refuses(self: AIOKafkaConsumer, offsets: Any) -> None:
+        nonlocal refused
+        if refused:
+            refused -= 1
+            raise CommitFailedError
+        await commit(self, offsets)
+
+    monkeypatch.setattr(AIOKafkaConsumer, "commit", refuses)
+    async with processing(config, doubled):
+        async with asyncio.timeout(WAIT_S):
+            assert await wait_through(config, NAME)
+    assert not refused
+
+
+async def test_h13_a_transaction_that_nobody_ends_is_said(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be read behind it, and nothing is behind: without a word all would look well."""
+    monkeypatch.setattr(held_up, "HELD_UP_S", 0.3)
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    producer = AIOKafkaProducer(bootstrap_servers=feeder.brokers, transactional_id=f"{feeder.name}.open")
+    await producer.start()
+    async with processing(config, doubled) as made:
+        await made.until(lambda: made.detail.get("done") == 4, "the rows")
+        await producer.begin_transaction()
+        await producer.send_and_wait(orders.topic, b"{}", b'{"id":9}', partition=0)
+        await made.until(lambda: made.status.record.state == State.WAITING, "that it waits")
+        assert f"a transaction is open in {orders.topic}[0] from offset 5 on" in made.status.record.reason
+        await producer.abort_transaction()
+        await made.until(lambda: made.status.record.state == State.STREAMING, "that it goes on")
+    await producer.stop()
 
 
 async def test_inputs_of_different_partition_counts_are_refused(feeder: Feeder, tmp_path: Path) -> None:
@@ -209,9 +265,10 @@ async def test_h14_what_retention_has_taken_is_an_error(feeder: Feeder, tmp_path
 
 async def test_a_missing_input_is_waited_for(feeder: Feeder, tmp_path: Path) -> None:
     topic = f"{feeder.source}.public.orders"
+    await feeder.make_topic(f"{feeder.source}2.public.orders", 1)  # of another pipeline
     async with processing(config_of(feeder, [topic], tmp_path), doubled) as made:
         await made.until(lambda: made.status.record.state == "waiting", "to wait")
-        assert f"there is no topic {topic} yet" in made.status.record.reason
+        assert f"there is no topic {topic} yet\n" in made.status.record.reason
         orders = await feeder.table("orders", COLUMNS)
         await write(feeder, orders, range(2), 100)
         await made.rows({f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(2)})

@@ -17,13 +17,17 @@ from streamer.status import StatusWriter
 from tests.harness.processing import NAME
 
 
+def last_word(error: TailraceError) -> None:
+    print(error, file=sys.stderr, flush=True)
+
+
 async def main(path: Path, stand_still_s: float) -> None:
     config = load(path)
     status = StatusWriter(config.kafka.brokers, None, config.name, kind="process", part_name=NAME)
 
     async def body(stop: asyncio.Event) -> None:
         await run_processor(
-            config, NAME, stop=stop, status=status, stand_still_s=stand_still_s, hard_stop=True
+            config, NAME, stop=stop, status=status, stand_still_s=stand_still_s, last_word=last_word
         )
 
     async with status:

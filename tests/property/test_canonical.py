@@ -2,7 +2,8 @@
 
 Values go into a real PostgreSQL as text. What it prints, taken through capture's encoder, is the envelope's
 value; of that canonical.py says the text, which must be what the SQL of the same column makes, and what is
-made of the row that apply keeps in SQLite. Values that print differently have different texts and hashes.
+made of the row that apply keeps in SQLite and in Redis. Values that print differently have different texts
+and hashes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from consumers.reconcile.dialects.postgres import row_text as row_text_sql
 from consumers.reconcile.dialects.sqlite import RowHasher, row_texts, stored_text
 from consumers.reconcile.digest import RangeDigest, RowHash
 from consumers.reconcile.forms import Form, Held, forms, forms_without_types
+from consumers.reconcile.sides.redis_target import stored_text as kept_in_redis
+from consumers.targets.redis_layout import text_of
 from consumers.targets.sql_types import stored_as
 from streamer.changes.arrays import quote
 from streamer.changes.kinds import ARRAY, decoder_for
@@ -171,6 +174,7 @@ def check(stores: Stores, type_name: str, kind: str, texts: Sequence[str | None]
     expected = [canonical(kind, value) for value in values]
     check_postgres(stores, held, printed, expected)
     check_sqlite(stores, held, values)
+    check_redis(kind, values, expected)
     check_text_target(stores, held, values)
 
 
@@ -217,6 +221,14 @@ def check_sqlite(stores: Stores, held: Held, values: list[Any]) -> None:
     assert hashes == [row_digest(texts) for texts in row_texts(rows, [of_target])]
     assert hasher.digest(rows) == RangeDigest.of_hashes(hashes)
     assert [hasher.texts([row])[0] for row in rows] == expected, "alone a row has another text"
+
+
+def check_redis(kind: str, values: list[Any], expected: list[str | None]) -> None:
+    """So has what apply writes into a field of a hash, and into a document."""
+    document = orjson.loads(orjson.dumps(values))
+    for layout, kept in (("hash", [v if v is None else text_of(v) for v in values]), ("json", document)):
+        text = kept_in_redis(layout, kind)
+        assert [None if value is None else text(value) for value in kept] == expected
 
 
 def check_text_target(stores: Stores, held: Held, values: list[Any]) -> None:

@@ -6,16 +6,34 @@ a sum of linear hashes would take for none.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import psycopg
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from consumers.reconcile import fast
 from consumers.reconcile.dialects.postgres import VALIDITY_MAJOR, SqlColumn, row_hash
 from consumers.reconcile.dialects.postgres import row_text as row_text_sql
 from consumers.reconcile.digest import EMPTY, RangeDigest
 from consumers.reconcile.forms import Form, Held, forms
+from consumers.reconcile.mapping import Target, compared_columns
 from streamer.changes.kinds import decoder_for
+from streamer.changes.schema import Column, SchemaRecord
+from streamer.config import parse
 from tests.property.conftest import Stores, envelope
+
+CASTS = parse(
+    """
+name: acme
+sources: {shop: {kind: postgres, url: "postgresql://u@h/d", tables: {"public.*": {}}}}
+targets: {copy: {kind: postgres, url: "postgresql://u@h/e"}}
+flows: {casts: {from: shop.public.t, to: copy.own, columns: {v: {cast: numeric}}}}
+""",
+    Path("tailrace.yaml"),
+    environ={},
+).flows["casts"]
 
 # Types that differ
 
@@ -92,6 +110,34 @@ def test_a_flows_cast_is_the_servers_own(stores: Stores) -> None:
     form = Form("number", cast="integer", direct=True)
     column = SqlColumn("v", Held("numeric", "numeric"), form)
     assert stores.column(row_text_sql([column], major=stores.major)) == ["(2)", "(2)", "()"]
+
+
+DOUBLES = st.floats() | st.builds(lambda n, of: n / of, st.integers(-(10**6), 10**6), st.integers(1, 999))
+
+
+@pytest.mark.parametrize(("type_name", "width"), [("double precision", 64), ("real", 32)])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_float_that_a_flow_casts_to_a_numeric_is_what_apply_makes_of_it(
+    stores: Stores, type_name: str, width: int, data: st.DataObject
+) -> None:
+    """Apply goes by way of text: each number is another numeric, as exact as it is printed."""
+    numbers = st.floats(width=32) if width == 32 else DOUBLES
+    texts = data.draw(st.lists(numbers.map(repr), min_size=1, max_size=40))
+    stores.fill(type_name, texts)
+    write = decoder_for("float")
+    values = [write(envelope("float", text)) for text in stores.printed()]
+    stores.postgres.execute("CREATE TEMP TABLE IF NOT EXISTS cast_to (n serial, v numeric)")
+    stores.postgres.execute("TRUNCATE cast_to RESTART IDENTITY")
+    made = f"INSERT INTO cast_to (v) SELECT x::{type_name}::text::numeric FROM unnest(%s::text[]) x"
+    stores.postgres.execute(made.encode(), (values,))
+    columns = (Column("n", "integer", -1, "number", True), Column("v", type_name, -1, "float", False))
+    there = Target({"n": Held("number", "integer"), "v": Held("numeric", "numeric")})
+    _, pair = compared_columns(CASTS, SchemaRecord("shop", "public", "t", "d", columns), there).pairs
+    sent, kept = (row_text_sql([side], major=stores.major) for side in (pair.source, pair.target))
+    found = [row[0] for row in stores.postgres.execute(f"SELECT {kept} FROM cast_to ORDER BY n")]
+    assert stores.column(sent) == found
+    assert len(set(found)) == len({float(value) for value in values if value != "NaN"}) + ("NaN" in values)
 
 
 # What a server's own equality passes over

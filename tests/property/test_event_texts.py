@@ -58,6 +58,7 @@ CASTS = [
     ("numeric", "numeric", encode_numeric, "numeric(250,3)", "numeric"),
     ("numeric", "numeric", encode_numeric, "double precision", "float"),
     ("double precision", "float", encode_float, "double precision", "float"),
+    ("double precision", "float", encode_float, "numeric", "numeric"),
 ]
 
 

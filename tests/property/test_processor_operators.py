@@ -197,6 +197,18 @@ def test_join_is_a_join(acts: list[Any], inner: bool, data: st.DataObject) -> No
 
 
 @_PROPERTY
+@given(_acts, st.booleans(), st.data())
+def test_join_of_a_table_with_itself(acts: list[Any], inner: bool, data: st.DataObject) -> None:
+    definition = helpers.join(
+        ORDERS, ORDERS, on={"customer_id": "id"}, take={"item": "of"}, keep=["id"], inner=inner
+    )
+    shop = Shop(definition, [ORDERS], [], data)
+    shop.play(acts)
+    kind = "" if inner else "LEFT"
+    _same(shop, f"SELECT l.id, r.item AS of FROM orders l {kind} JOIN orders r ON l.customer_id = r.id")
+
+
+@_PROPERTY
 @given(_acts, st.data())
 def test_join_of_many_to_many_has_a_row_a_pair(acts: list[Any], data: st.DataObject) -> None:
     definition = helpers.join(

@@ -40,6 +40,7 @@ def config() -> Config:
         (Wish("shop", ["orders"], where="true", keys="file"), "--where and --keys both say which rows"),
         (Wish("game", ["players"], where="true"), "has no SQL for --where"),
         (Wish("shop", ["a", "b"], where="true"), "--where is of one table"),
+        (Wish("shop", ["orders"], where="id = 5) or (1=1"), "the condition is no expression: its ')' at"),
         (Wish("shop", [], all=True, keys="file"), "--keys is of one table"),
         (Wish("shop", ["orders"], delete_missing=True), "name the keys: --keys FILE"),
         (Wish("shop", ["orders"], rate="fast"), "--rate 'fast' is not a rate: write it as 500/s"),

@@ -159,7 +159,7 @@ async def test_without_kafka_it_tries_again_and_what_is_known_stays(
     clocks = Clocks(f"127.0.0.1:{closed_port}", None, "acme", {"mirror": "shop", "other": "crm"}, own())
     clocks._look([own(), beat(server_us=S)])
     watch = asyncio.create_task(clocks.watch(), name="clocks")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(caplog.messages) < 3:  # noqa: ASYNC110 - the log is looked at from outside
             await asyncio.sleep(0.01)
     assert not watch.done()

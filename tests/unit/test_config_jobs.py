@@ -39,6 +39,19 @@ def test_each_kind_and_each_way_to_be_due() -> None:
         ("a: {reconcile: audit, cron: '61 * * * *'}", ["is not a cron line", "30 6 * * mon-fri"]),
         ("a: {reconcile: audit, cron: 'daily'}", ["is not a cron line"]),
         ("a: {reconcile: audit, cron: '0 0 30 2 *'}", ["a cron line that never comes"]),
+        ("a: {reconcile: audit, cron: '0 ٦ * * *'}", ["characters that no cron line has"]),
+        ("a: {reconcile: audit, cron: '0 6 * *'}", ["has 4 fields, not 5"]),
+        ("a: {reconcile: audit, cron: '0 6 * * fri-mon'}", ["'fri-mon' ends before it begins"]),
+        ("a: {reconcile: audit, cron: '0 6 * * mon#2'}", ["characters that no cron line has"]),
+        ("a: {reconcile: audit, cron: '*/90 * * * *'}", ["no second minute is 90 later"]),
+        ("a: {reconcile: audit, every: 500ms}", ["greater than or equal to 1"]),
+        ("a: {reconcile: audit, every: 1h, priority: true}", ["is not a number"]),
+        ("a: {reconcile: audit, every: 1h, priority: 99999999999}", ["less than or equal to 1000000"]),
+        ("a: {reconcile: audit, every: 3661d}", ["less than or equal to 316224000"]),
+        *(
+            (f"a: {{reconcile: audit, every: 1h, {key}: 3661d}}", ["less than or equal to 316224000"])
+            for key in ("stale_after", "max_runtime", "grace")
+        ),
         ("a: {reconcile: audit, at: ['25:00']}", ["is not a time of day"]),
         ("a: {reconcile: adit, every: 1m}", ["there is no reconcile 'adit'", "did you mean 'audit'"]),
         ("a: {replay: miror, every: 1m}", ["there is no flow 'miror'", "did you mean 'mirror'"]),

@@ -9,7 +9,7 @@ import pytest
 
 from consumers.apply.feed import topic_pattern
 from consumers.commands.run import command_of
-from consumers.reconcile.job import jobs_of
+from consumers.reconcile.job import jobs_of, query_job, query_of
 from consumers.views import expected_parts
 from consumers.views.processors import Way, way_of
 from streamer.config import Config, ConfigFileError, parse, unbuilt_flow, unbuilt_sections
@@ -143,6 +143,13 @@ def test_a_derived_flow_is_compared_with_its_query() -> None:
     (job,) = jobs_of(found, [])
     assert (job.name, job.refused) == ("totals", "")
     assert query_source(found, "totals").name == "shop"
+    found = config(
+        reconcile="  all: {flow: table, sql: SELECT 1 AS id}\n  some: {flow: table, sql: SELECT 2 AS id}"
+    )
+    assert [job.name for job in jobs_of(found, [])] == ["all", "some"]  # each proves something else
+    flow = found.flows["table"]
+    assert [query_job(found, flow, asked) for asked in ("some", "all", "table")] == ["some", "all", "all"]
+    assert query_of(found, flow, "some") == "SELECT 2 AS id"
     only_redis = one("game.scores")
     with pytest.raises(ConfigFileError, match="which source is the query for"):
         config(only_redis, reconcile="  totals: {flow: table, sql: SELECT 1 AS id}")

@@ -6,6 +6,8 @@ from random import Random
 
 import pytest
 
+from tests.crash.redis.expected import Expected, Log
+from tests.crash.redis.topics import Topics
 from tests.crash.redis.writer import RESTORE, Mill
 from tests.crash.run import KILLS_A_ROUND, VICTIMS, victims_of_round
 
@@ -43,3 +45,27 @@ def test_the_writer_of_a_redis_run_sends_every_command_that_leaves_a_mark() -> N
     wanted = b"SET DEL EXPIRE RENAME HSET ZADD ZINCRBY ZREM FLUSHDB SWAPDB MULTI EVAL COPY MOVE XADD".split()
     assert sent >= set(wanted)
     assert b"RESTORE" in RESTORE
+
+
+@pytest.mark.parametrize(
+    ("lost", "rows", "stale"),
+    [
+        (0, ["1-0", "7-0"], ["1-0"]),
+        (2, ["1-0", "3-0", "7-0"], []),
+        (1, ["3-0", "10-0", "7-0"], ["10-0"]),
+        (2, ["2-0", "10-0", "3-0", "7-0", "4-0"], ["10-0", "2-0"]),
+        (5, ["8-0", "7-0"], ["8-0"]),
+    ],
+)
+def test_the_judge_of_a_redis_run_lets_pass_what_a_stream_has_lost_and_no_more(
+    lost: int, rows: list[str], stale: list[str]
+) -> None:
+    """Of a stream whose first and only entry is 7-0; and of one that is not there, nothing."""
+    topics = Topics("localhost:0", "game", 1)
+    topics.rows["logs"] = {(0, "a", entry): {} for entry in [*rows, "7-0"]}
+    wanted = Expected(rows={"logs": {(0, "a", "7-0"): {}}}, logs={(0, "a"): Log((7, 0), lost)})
+    missing, found = topics.differences(wanted)
+    assert missing == []
+    assert sorted(text.split("'")[3] for text in found) == stale
+    _, gone = topics.differences(Expected())
+    assert len(gone) == len(topics.rows["logs"])

@@ -18,7 +18,7 @@ from consumers.dashboard.stream import Stream
 from tests.harness.dashboard import ADMIN, Served, config_of, serving
 
 REPO = Path(__file__).parents[2]
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture
@@ -89,6 +89,9 @@ async def test_bad_bodies(served: Served) -> None:
     assert malformed.json()["error"]["where"] == "body, line 2, column 8"
     deep = await served.http.post(path, content=b"[" * 100_000, headers=json)
     assert deep.status_code == 422
+    nested = b'{"keys": ' + b"[" * 900 + b"]" * 900 + b"}"
+    deep = await served.http.post(path, content=nested, headers=json)
+    assert (deep.status_code, deep.json()["error"]["where"]) == (422, "body")
     form = await served.http.post(path, content=b"a=1", headers=key)
     assert form.status_code == 415
     invalid = await served.post(path, {"from_offset": -1, "into": "x"})
@@ -101,6 +104,33 @@ async def test_bad_bodies(served: Served) -> None:
     assert (await served.http.get("/api/reconciles?limit=100000")).status_code == 422
     assert (await served.http.get("/page/../auth.py")).status_code == 404
     assert (await served.http.get("/page/%2e%2e/auth.py")).status_code == 404
+
+
+async def test_numbers_and_texts_that_nothing_can_have(served: Served) -> None:
+    """A command line ends at a NUL: half of what was asked would be done."""
+    large = 10**25
+    for place, answer in (
+        ("path.number", await served.http.get(f"/api/actions/{large}")),
+        ("path.number", await served.post(f"/api/actions/{large}/cancel")),
+        ("path.number", await served.post(f"/api/overrides/{large}/rollback")),
+        ("body.after", await served.post("/api/flows/mirror/replay", {"after": large})),
+        ("body.why", await served.post("/api/flows/mirror/pause", {"why": "a\0b"})),
+        ("body.table", await served.post("/api/flows/mirror/dead-letters/retry", {"table": "p.orders\0"})),
+        ("body.keys.0", await served.post("/api/flows/mirror/replay", {"keys": ["1\n2"]})),
+        ("query.flow", await served.http.get("/api/actions?flow=%00")),
+    ):
+        assert (answer.status_code, answer.json()["error"]["where"]) == (422, place), answer.text
+    assert (await served.http.get("/api/actions")).json() == []
+
+
+async def test_a_bug_is_answered_in_json_and_logged_once(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(served.parts.schedule, "view", None)
+    answer = await served.http.get("/api/jobs/audit")
+    assert (answer.status_code, answer.json()["error"]["what"]) == (500, "a bug of Tailrace")
+    assert "Traceback" not in answer.text
+    assert [line.name for line in caplog.records if line.exc_info] == ["dashboard"]
 
 
 async def test_more_changes_than_a_person_makes_wait(served: Served) -> None:
@@ -223,7 +253,7 @@ async def test_the_page_has_its_style_in_it_and_may_have_no_other(served: Served
 
 async def test_a_viewer_that_does_not_read_is_cut_off_and_nobody_waits(served: Served) -> None:
     stream = served.watch.stream
-    stream.slow_s = 0.5
+    stream.slow_s = 1.0  # the other viewer, of this loop, has to be quicker
     frame = orjson.dumps({"x": "y" * 2**20})
     slow = socket.socket()
     slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

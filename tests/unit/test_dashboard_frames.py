@@ -100,7 +100,7 @@ def test_the_slowest_hop_is_marked() -> None:
     config = config_with(2)
     status, apply = built(config)
     strip = frames.strip(status)
-    assert (strip["slowest"], strip["broken"]) == ("kafka", False)
+    assert (strip["slowest"], strip["broken"]) == ("kafka", [])
     assert {stage["stage"]: stage["p50_ms"] for stage in strip["stages"]} == {
         "capture": 5.0,
         "kafka": 25.0,
@@ -108,9 +108,11 @@ def test_the_slowest_hop_is_marked() -> None:
     }
     silent = views.build(config, [apply], apply.at_us + 10 * S)
     strip = frames.strip(silent)
-    assert (strip["slowest"], strip["broken"]) == ("apply", True)
+    assert (strip["slowest"], strip["broken"]) == (None, ["apply"])
     assert strip["states"] == {"capture": None, "apply": "silent"}
     assert all(stage["p50_ms"] is None for stage in strip["stages"])
+    both = frames.strip(views.build(config, [apply, beat("capture:shop")], apply.at_us + 10 * S))
+    assert both["broken"] == ["capture", "apply"], "each part that does not run is framed"
 
 
 def test_unknown_is_null_and_the_time_to_the_limit_is_told() -> None:

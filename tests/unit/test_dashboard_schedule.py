@@ -40,6 +40,12 @@ async def test_what_is_wrong_or_only_the_files_is_refused(served: Served) -> Non
         ({"key": "on_done", "value": [{"http": "http://h"}]}, "cannot be changed beside the file"),
         ({"key": "after", "value": ["audit"]}, "the job waits for itself"),
         ({"value": "1h"}, "Field required"),
+        ({"key": "every", "value": "3000000d"}, "less than or equal to 316224000"),
+        ({"key": "every", "value": "10ms"}, "greater than or equal to 1"),
+        ({"key": "stale_after", "value": "999999999999d"}, "less than or equal to 316224000"),
+        ({"key": "priority", "value": 10**23}, "cannot be kept"),
+        ({"key": "priority", "value": True}, "is not a number"),
+        ({"key": "cron", "value": "0 6 * * 8"}, "'8' is no weekday: 0 to 7, or sun to sat"),
     ):
         refused = await served.post(CHANGE, body)
         assert (refused.status_code, words in refused.json()["error"]["what"]) == (422, True), body
@@ -52,5 +58,12 @@ async def test_the_past_of_a_flow(served: Served) -> None:
     found = (await served.http.get("/api/flows/mirror/history?hours=1&points=100")).json()
     assert (found["step_s"], {*found["lag_s"]}) == (40, {None})
     assert len(found["at_us"]) == len(found["state"]) <= 100
-    for query, status in (("flows/miror/history", 404), ("flows/mirror/history?hours=169", 422)):
+    found = (await served.http.get("/api/lag/history")).json()
+    assert (found["step_s"], found["flows"]) == (10, {})
+    wrong = (
+        ("flows/miror/history", 404),
+        ("flows/mirror/history?hours=169", 422),
+        ("lag/history?seconds=601", 422),
+    )
+    for query, status in wrong:
         assert (await served.http.get(f"/api/{query}")).status_code == status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -214,13 +215,26 @@ def clock() -> Clock:
     return Clock()
 
 
+class Between(MemoryTarget):
+    """`then`: what happens right after its next look at the gates, before it does anything else."""
+
+    then: Callable[[], Awaitable[object]] | None = None
+
+    async def gates(self) -> list[Gate]:
+        found = await super().gates()
+        then, self.then = self.then, None
+        if then is not None:
+            await then()
+        return found
+
+
 async def gates_of(
     store: MemoryStore, clock: Clock, rule: Rule = BOTH, ranges: dict[int, tuple[int, int]] | None = None
 ) -> Gates:
     config = parse(CONFIG, Path("tailrace.yaml"), environ={})
     given = config.targets["copy"]
     assert isinstance(given, Settings)
-    target = MemoryTarget(given, "acme.copy", list(config.flows.values()), store=store)
+    target = Between(given, "acme.copy", list(config.flows.values()), store=store)
     await target.open()
 
     async def reach(act: Callable[[], Awaitable[None]]) -> bool:
@@ -300,10 +314,99 @@ async def test_what_was_refused_is_taken_out_with_a_letter_each(clock: Clock) ->
     assert decode_value(letter.payload, where="", offset=0).op == "t"
 
 
-def target_of(gates: Gates) -> MemoryTarget:
+def target_of(gates: Gates) -> Between:
     target = gates._target
-    assert isinstance(target, MemoryTarget)
+    assert isinstance(target, Between)
     return target
+
+
+@pytest.mark.parametrize("state", ["approved", "refused"])
+async def test_a_decision_between_another_process_s_look_and_its_note_stands(
+    clock: Clock, state: str
+) -> None:
+    """Both hold deletes of the topic, in partitions of their own."""
+    store = MemoryStore("acme.copy", clock_us=clock)
+    store.make_table("b", "people", ["id"])
+    one, two = await gates_of(store, clock), await gates_of(store, clock)
+    for gates in (one, two):
+        assert await gates.judge(flow_both(), TOPIC, RECORD, decoded(*deletes(0, 50))) == {0: 0}
+        gates.count(prepared())
+        gates.written()
+    await one.poll()
+    clock.us += 1
+    target_of(two).then = lambda: target_of(one).decide("both", state, "ann@host", clock.us)
+    await two.poll()
+    assert [gate.state for gate in store.gates.values()] == [state]
+    for gates in (one, two):
+        assert await gates.poll() == {("both", TOPIC)}
+        assert not gates.holds("both", TOPIC)
+        parts = decoded(*deletes(0, 50))
+        assert await gates.judge(flow_both(), TOPIC, RECORD, parts) == {}
+        assert len(parts[0].events) == (50 if state == "approved" else 0)
+
+
+async def test_a_process_that_dies_between_its_look_and_its_note_has_let_nothing_pass(clock: Clock) -> None:
+    """The next one reads the same again, from the checkpoint, and holds it."""
+    store = MemoryStore("acme.copy", clock_us=clock)
+    gates = await gates_of(store, clock)
+    assert await gates.judge(flow_both(), TOPIC, RECORD, decoded(event("t", 5))) == {0: 5}
+    gates.count(prepared())
+    gates.written()
+
+    async def die() -> None:
+        raise asyncio.CancelledError
+
+    target_of(gates).then = die
+    with pytest.raises(asyncio.CancelledError):
+        await gates.poll()
+    assert store.gates == {}
+    late = await gates_of(store, clock)
+    await late.load()
+    assert await late.judge(flow_both(), TOPIC, RECORD, decoded(event("t", 5))) == {0: 5}
+    late.count(prepared())
+    late.written()
+    await late.poll()
+    assert [(gate.kind, gate.state) for gate in store.gates.values()] == [("truncate", "held")]
+
+
+async def test_an_old_decision_of_a_replaced_store_does_not_pass_what_was_refused_since(clock: Clock) -> None:
+    """One process remembers an approval; another one, which does not, has held a truncate meanwhile."""
+    store = MemoryStore("acme.copy", clock_us=clock)
+    one, two = await gates_of(store, clock), await gates_of(store, clock)
+    store.gates["both", TOPIC] = replace(decision("approved", "truncate"), flow="both")
+    await one.poll()
+    store.gates.clear()
+    assert await two.judge(flow_both(), TOPIC, RECORD, decoded(event("t", 5))) == {0: 5}
+    two.count(prepared())
+    two.written()
+
+    async def held_and_refused() -> None:
+        await two.poll()
+        await target_of(two).decide("both", "refused", "ann@host", clock.us)
+
+    target_of(one).then = held_and_refused
+    await one.poll()
+    await two.poll()
+    parts = decoded(event("t", 5))
+    assert await two.judge(flow_both(), TOPIC, RECORD, parts) == {}
+    assert parts[0].events == []
+
+
+async def test_what_is_older_than_a_decision_is_of_is_held_and_shown(clock: Clock) -> None:
+    """Of a partition that is far behind the one that was decided of."""
+    store = MemoryStore("acme.copy", clock_us=clock)
+    store.make_table("b", "people", ["id"])
+    gates = await gates_of(store, clock)
+    store.gates["both", TOPIC] = replace(decision("approved"), flow="both")
+    await gates.poll()
+    old = [event("d", n, n, NOW_US - WINDOW_US - 1) for n in range(50)]
+    assert await gates.judge(flow_both(), TOPIC, RECORD, decoded(*old)) == {0: 0}
+    gates.count(prepared())
+    gates.written()
+    for _ in range(2):
+        await gates.poll()
+        assert gates.holds("both", TOPIC)
+    assert [gate.state for gate in await target_of(gates).gates()] == ["held"]
 
 
 async def test_batches_on_their_way_count(clock: Clock) -> None:

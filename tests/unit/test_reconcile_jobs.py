@@ -109,6 +109,7 @@ def test_a_condition_is_of_one_flow() -> None:
         (Wish(["orders"], window=["7d"]), "--window needs a column, and the file names none"),
         (Wish(["orders"], window_column="day"), "--window-column needs a window"),
         (Wish([], group="day"), "--group is about one flow's columns"),
+        (Wish(["orders"], where="id = 5) or (1=1"), r"the condition is no expression: its '\)'"),
     ],
 )
 def test_a_value_that_is_none_is_named(tmp_path: Path, wish: Wish, message: str) -> None:

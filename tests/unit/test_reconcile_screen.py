@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 
 from rich.console import Console
@@ -54,6 +55,18 @@ def test_what_nobody_would_see_is_quoted_and_a_run_that_went_on_says_so() -> Non
     assert "│ ' x' │ 'NULL' │" in said
     assert "resumed: it went on with a run that was broken off, and that began 1970-01-01T00:00:00Z" in said
     assert went_on.plain()["resumed"]
+
+
+def test_several_jobs_of_a_flow_are_told_apart() -> None:
+    asked = report()
+    asked.tables.append(replace(asked.tables[0], job="nightly", samples=[], reason=""))
+    for width, between in ((80, " "), (140, " │ ")):
+        out = StringIO()
+        show(asked, Console(file=out, width=width))
+        lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+        one, other = [line for line in lines if "12000000" in line]
+        assert f"customers{between}public.customers_by_region" in one
+        assert f"customers (nightly){between}public.customers_by_region" in other
 
 
 def test_the_history_has_a_line_a_run_where_there_is_no_room() -> None:

@@ -113,13 +113,16 @@ def test_any_bytes_are_json_or_refused(cast: str, raw: bytes) -> None:
         json.loads(encoder_for(cast)(raw))
 
 
-@pytest.mark.parametrize("levels", [100, 980, 1010, 1022, 1100, 100_000])
-def test_a_nested_document_is_taken_or_refused(levels: int) -> None:
-    nested = b"[" * levels + b"]" * levels
-    try:
-        assert encode.document_members(b'{"a": %b}' % nested) == {b"a": nested}
-    except ValueError as error:
-        assert levels > 900 and ("nested too deeply" in str(error) or "is not JSON" in str(error))
+def test_a_nested_document_is_taken() -> None:
+    nested = b"[" * 900 + b"]" * 900
+    assert encode.document_members(b'{"a": %b}' % nested) == {b"a": nested}
+
+
+@pytest.mark.parametrize("levels", [1010, 1022, 1100, 100_000])
+def test_a_document_nested_too_deeply_is_refused(levels: int) -> None:
+    """By the limit of the one parser or of the other."""
+    with pytest.raises(ValueError, match=r"nested too deeply|is not JSON"):
+        encode.document_members(b'{"a": %b}' % (b"[" * levels + b"]" * levels))
 
 
 def test_a_time_without_a_zone_is_in_the_one_that_is_named() -> None:

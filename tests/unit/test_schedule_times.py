@@ -61,6 +61,44 @@ def test_cron_knows_months_weekdays_and_what_never_comes() -> None:
     assert Cron("0 0 30 2 *", VIENNA).after(datetime(2026, 1, 1, tzinfo=UTC)) is None
 
 
+@pytest.mark.parametrize(
+    ("line", "days"),
+    [
+        ("0 6 * * 0", "1 8 15 22 29"),
+        ("0 6 * * 7", "1 8 15 22 29"),
+        ("0 6 * * SUN", "1 8 15 22 29"),
+        ("0 6 * * 1-5", "2 3 4 5 6 9 10 11 12 13 16 17 18 19 20 23 24 25 26 27 30"),
+        ("0 6 * * mon-fri", "2 3 4 5 6 9 10 11 12 13 16 17 18 19 20 23 24 25 26 27 30"),
+        ("0 6 * * 5-7", "1 6 7 8 13 14 15 20 21 22 27 28 29"),
+        ("0 6 * * fri-sun", "1 6 7 8 13 14 15 20 21 22 27 28 29"),
+        ("0 6 * * sun-mon", "1 2 8 9 15 16 22 23 29 30"),
+        ("0 6 * * 0,6", "1 7 8 14 15 21 22 28 29"),
+        ("0 6 * * */3", "1 4 7 8 11 14 15 18 21 22 25 28 29"),  # 0, 3, 6
+        ("0 6 * * 1-5/2", "2 4 6 9 11 13 16 18 20 23 25 27 30"),
+        ("0 6 13 * 5", "6 13 20 27"),  # the 13th, and every Friday, of which it is one
+        ("0 6 1,15 * 3", "1 4 11 15 18 25"),
+        ("0 6 */10 * 0", "1"),  # with a star in one of them, both: the 1st, 11th, 21st that is a Sunday
+        ("0 6 1-7 * *", "1 2 3 4 5 6 7"),
+        ("0 6 31 * 2", "3 10 17 24"),
+        ("0 6 * nov 1", "2 9 16 23 30"),
+    ],
+)
+def test_cron_counts_days_as_crontab_does(line: str, days: str) -> None:
+    """In November 2026, whose first is a Sunday; from cron(8) and crontab(5)."""
+    cron, moment, found = Cron(line, VIENNA), datetime(2026, 10, 31, 12, tzinfo=VIENNA), []
+    while (later := cron.after(moment)) is not None and later < datetime(2026, 12, 1, tzinfo=VIENNA):
+        moment = later
+        found.append(moment.astimezone(VIENNA).day)
+    assert " ".join(map(str, found)) == days
+
+
+def test_a_line_of_some_hours_comes_once_in_the_repeated_hour() -> None:
+    for line in ("0 */2 * * *", "0 0-22/2 * * *"):
+        assert several(Cron(line, VIENNA), "2026-10-25 00:00", 2) == ["10-25 02:00+0200", "10-25 04:00+0100"]
+    for line in ("0 */1 * * *", "0 0-23 * * *"):
+        assert several(Cron(line, VIENNA), "2026-10-25 01:30", 2) == ["10-25 02:00+0200", "10-25 02:00+0100"]
+
+
 @given(
     st.sampled_from(ZONES),
     st.lists(

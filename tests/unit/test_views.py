@@ -213,6 +213,19 @@ def test_a_waiting_source_stalls_its_flows_and_is_said_once(config: Config) -> N
     assert "start it" in text(status)
 
 
+def test_a_flow_does_not_run_while_its_source_is_starting(config: Config) -> None:
+    status = build(config, capture(state="starting"), apply())
+    assert status.verdict == "source shop is starting"
+    assert (status.exit_code, status.flows[0]["reason"]) == (0, "capture:shop is starting")
+    reason = "the slot waits for transactions that have written: pid 7 must end first"
+    status = build(config, capture(state="starting", reason=reason), apply())
+    assert status.verdict == f"capture:shop is starting: {reason}"
+    assert (status.exit_code, status.flows[0]["state"], len(status.findings)) == (0, "SLOW", 1)
+    status = build(config, capture(state="waiting", reason=reason), apply())
+    assert status.verdict == f"capture:shop waits: {reason}"
+    assert (status.exit_code, status.flows[0]["state"]) == (1, "STALLED")
+
+
 def test_the_worst_comes_first(config: Config) -> None:
     status = build(config, capture(state="error", reason="slot gone", ended=True), apply({"lag_s": 12.0}))
     assert status.verdict == "capture:shop: slot gone"

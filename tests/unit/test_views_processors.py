@@ -72,6 +72,15 @@ def status(config: Config, *records: StatusRecord) -> views.Status:
     return views.build(config, records, NOW_US)
 
 
+def test_what_a_helper_doubts_is_said_once(config: Config) -> None:
+    doubt = "it names the column 'qqty', and rows of shop.public.orders have id, qty"
+    workers = [process({"doubts": [doubt]}), process({"doubts": [doubt]}, instance="host-2")]
+    found = status(config, capture(), *workers, apply())
+    assert found.processors[0]["doubts"] == [doubt]
+    assert [f.text for f in found.findings if doubt in f.text] == [f"processor totals: {doubt}"]
+    assert found.exit_code == 0
+
+
 def test_two_workers_of_a_processor_are_one_view(config: Config) -> None:
     other = process({"tasks": [2, 3], "lag_records": 5, "lag_s": 1.5, "parked": 1}, instance="host-2")
     found = status(config, capture(), process(), other, apply())
@@ -129,7 +138,7 @@ def test_the_strip_shows_the_processors_place(config: Config) -> None:
         ("capture", None), ("process", 40), ("kafka", 5.0), ("apply", 15.0),
     ]  # fmt: skip
     assert strip["states"] == {"capture": "streaming", "process": "streaming", "apply": "streaming"}
-    assert (strip["slowest"], strip["broken"]) == ("process", False)
+    assert (strip["slowest"], strip["broken"]) == ("process", [])
 
 
 def test_metrics_of_a_processor() -> None:

@@ -152,11 +152,10 @@ export function table(caption, heads, className = "") {
 
 const SVG = "http://www.w3.org/2000/svg";
 
-// A line of the last values; a gap where one is not known.
+// A line of the last seconds; a gap where a value is not known, or none is there for `gapS`.
 export class Spark {
-  constructor(width = 120, height = 20) {
-    this.width = width;
-    this.height = height;
+  constructor(spanS, gapS, width = 120, height = 20) {
+    Object.assign(this, { spanS, gapS, width, height });
     this.element = document.createElementNS(SVG, "svg");
     this.path = document.createElementNS(SVG, "path");
     this.element.setAttribute("viewBox", `0 0 ${width} ${height}`);
@@ -165,23 +164,27 @@ export class Spark {
     this.element.append(this.path);
   }
 
-  draw(values, limit) {
-    const known = values.filter((value) => value !== null);
-    const top = Math.max(1, ...known);
+  // `points`: [seconds, value], the oldest first, up to now.
+  draw(points) {
+    const known = points.filter(([, value]) => value !== null);
+    const values = known.map(([, value]) => value);
+    const top = Math.max(1, ...values);
+    const nowS = points.at(-1)?.[0] ?? 0;
     let path = "";
-    let open = false;
-    values.forEach((value, at) => {
+    let lastS = -Infinity;
+    for (const [atS, value] of points) {
       if (value === null) {
-        open = false;
-        return;
+        lastS = -Infinity;
+        continue;
       }
-      const x = (this.width * (limit - values.length + at)) / (limit - 1);
+      const x = this.width * (1 - (nowS - atS) / this.spanS);
       const y = this.height - 1 - ((this.height - 2) * value) / top;
-      path += `${open ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`;
-      open = true;
-    });
+      path += `${atS - lastS > this.gapS ? "M" : "L"}${x.toFixed(1)} ${y.toFixed(1)}`;
+      lastS = atS;
+    }
     this.path.setAttribute("d", path);
-    const most = known.length ? `at most ${Math.max(...known).toFixed(1)} s` : "unknown";
-    this.element.setAttribute("aria-label", `lag of the last ${values.length} s: ${most}`);
+    const most = values.length ? `at most ${Math.max(...values).toFixed(1)} s` : "unknown";
+    const sinceS = known.length ? Math.round(nowS - known[0][0]) : 0;
+    this.element.setAttribute("aria-label", `lag of the last ${sinceS} s: ${most}`);
   }
 }

@@ -223,7 +223,7 @@ export class FlowPage {
       this.letters.replaceChildren(h("p", { class: "muted" }, "The target has refused nothing that still waits."));
       return;
     }
-    const made = table(`${number(found.count)} keys wait`, [["Key"], ["Why"], ["Since"], ["Changes", "num"], [""]]);
+    const made = table(`${number(found.count)} ${found.count === 1 ? "key waits" : "keys wait"}`, [["Key"], ["Why"], ["Since"], ["Changes", "num"], [""]]);
     made.body.replaceChildren(...found.keys.slice(0, KEYS_SHOWN).map((each) => {
       const one = { table: each.table, key: each.key };
       return h("tr", {}, h("th", { scope: "row" }, each.key, h("span", { class: "why" }, each.table)),

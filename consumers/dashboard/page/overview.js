@@ -1,11 +1,12 @@
 // All on one screen: where the time goes, the slots, the flows, the jobs, what has happened.
 
-import { button, change } from "./api.js";
+import { button, change, get } from "./api.js";
 import {
   Rows, Spark, ago, bytes, clock, h, number, rate, rich, seconds, setFigure, setRich, setState, setText, span, table, when,
 } from "./dom.js";
 
 const SPARK_S = 120;
+const GAP_S = 25; // what is stored has a value each ten seconds, and of the last of them not yet
 const HOUR_S = 3600;
 const NODES = ["source", "capture", "kafka", "process", "apply", "target"];
 const TITLES = { source: "Source", capture: "Capture", kafka: "Kafka", process: "Process, Kafka", apply: "Apply", target: "Target" };
@@ -15,7 +16,8 @@ const HOPS = { capture: "capture", kafka: null, process: "process", apply: "kafk
 export class Overview {
   constructor(root) {
     this.root = root;
-    this.lags = new Map();
+    this.lags = new Map(); // by flow, [seconds, lag]
+    this.seenS = 0;
     this.findings = h("ul", { class: "findings" });
     this.strip = h("ol", { class: "strip", "aria-label": "The way of a change, with the median time of each hop" });
     this.nodes = Object.fromEntries(NODES.map((name) => [name, this.node(name)]));
@@ -53,11 +55,32 @@ export class Overview {
   // The lags of each second, also while another part of the page is shown.
   take(frame) {
     const lag = frame.flow_columns.indexOf("lag_s");
+    const nowS = frame.at_us / 1e6;
+    if (nowS - this.seenS > GAP_S) this.fill(this.seenS, nowS);
+    this.seenS = nowS;
+    const found = new Map();
     for (const row of frame.flows) {
       const kept = this.lags.get(row[0]) ?? [];
-      kept.push(row[lag]);
-      if (kept.length > SPARK_S) kept.shift();
-      this.lags.set(row[0], kept);
+      kept.push([nowS, row[lag]]);
+      while (nowS - kept[0][0] > SPARK_S) kept.shift();
+      found.set(row[0], kept);
+    }
+    this.lags = found;
+  }
+
+  // From the stored history what this page has not seen: it was not open then, or had no connection.
+  async fill(fromS, untilS) {
+    let past;
+    try {
+      past = await get(`/api/lag/history?seconds=${SPARK_S}`);
+    } catch {
+      return; // the lines begin here, then; that the control database is away, the events say
+    }
+    const middles = past.at_us.map((atUs) => atUs / 1e6 + past.step_s / 2);
+    for (const [flow, kept] of this.lags) {
+      const stored = past.flows[flow] ?? [];
+      const missed = stored.map((value, at) => [middles[at], value]).filter(([atS, value]) => value !== null && atS > fromS && atS < untilS);
+      this.lags.set(flow, [...kept, ...missed].sort(([one], [other]) => one - other));
     }
   }
 
@@ -109,8 +132,8 @@ export class Overview {
         if (item.hidden) continue;
       }
       const stage = HOPS[name];
-      const worst = stage && stage === slowest && !broken;
-      const stuck = (broken && name === slowest) || (name === "kafka" && away);
+      const worst = stage && stage === slowest;
+      const stuck = broken.includes(name) || (name === "kafka" && away);
       item.classList.toggle("slowest", Boolean(worst));
       item.classList.toggle("broken", Boolean(stuck));
       if (stage) {
@@ -176,7 +199,7 @@ export class Overview {
     const cells = Array.from({ length: 9 }, () => h("td"));
     const [, state, lag, , perSecond, waiting, p50, parked, proof] = cells;
     for (const cell of [lag, perSecond, waiting, p50, parked]) cell.className = "num";
-    const spark = new Spark();
+    const spark = new Spark(SPARK_S, GAP_S);
     const name = h("th", { scope: "row" }, h("a", { href: `#/flow/${encodeURIComponent(first.name)}` }, first.name));
     const badge = h("span");
     const why = h("span", { class: "why" });
@@ -191,7 +214,7 @@ export class Overview {
         setText(why, reason);
         why.title = reason;
         setFigure(lag, seconds(flow.lag_s));
-        spark.draw(this.lags.get(flow.name) ?? [], SPARK_S);
+        spark.draw(this.lags.get(flow.name) ?? []);
         setFigure(perSecond, rate(flow.rate));
         setFigure(waiting, number(flow.lag_records));
         setFigure(p50, seconds(flow.p50_ms));

@@ -18,11 +18,11 @@ from typing import Any
 from orjson import dumps, loads
 
 from consumers.processors.context import Change, Context, Forwarded, Given, Hop, Input, Row
-from consumers.processors.operators.contributors import at_hop_0
-from consumers.processors.operators.inputs import Inputs, canonical
+from consumers.processors.operators.equality import canonical
+from consumers.processors.operators.inputs import Inputs
 from consumers.processors.operators.measures import Entry, Measure
 from consumers.processors.operators.rows import Turn, contributor_of
-from streamer.errors import ConfigError
+from streamer.errors import BadRecordError, ConfigError
 
 GROUP = "group"
 INDEX = "index"
@@ -39,6 +39,24 @@ class Aggregate:
     where: Callable[[Row], bool] | None = None
     spread: Groups | None = None  # further columns of the group, none or several a row
     spread_columns: Mapping[str, str] = field(default_factory=dict)  # their types
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: its groups have no key, or a column has two meanings."""
+        if not self.key():
+            raise ConfigError(
+                "`by` names no column: the derived row would have no key",
+                where="aggregate(by=[], ..)",
+                fix="group by a column; for one row of all, by one that `map_` gives the same in each row, in"
+                " a processor before this one",
+            )
+        twice = [name for name in self.measures if name in self.key()]
+        twice += [name for name in self.by if name in self.spread_columns]
+        if twice:
+            raise ConfigError(
+                f"{twice[0]} would be two columns of the derived table: of its key, and another one",
+                where=f"{twice[0]}=..",
+                fix="give one of them another name: by={'name': 'column'}, start='name', or the measure's",
+            )
 
     def columns(self, given: Given) -> Mapping[str, str]:
         known = Inputs(given).types
@@ -73,10 +91,12 @@ class _Contributions:
         self._inputs = inputs
 
     def handle(self, record: Input, context: Context) -> None:
-        change = at_hop_0(record)
+        change = self._inputs.change(record)
+        if change is None:
+            return
         turn = Turn(change, context)
         lost: dict[str, list[Any]] = turn.own or {}
-        gained = {} if turn.now is None else self._of_row(turn.now, change)
+        gained = {} if turn.now is None else self._of_row(turn, turn.now, change)
         contributor = contributor_of(change)
         for group in {**lost, **gained}:
             before, after = lost.get(group), gained.get(group)
@@ -85,14 +105,14 @@ class _Contributions:
         if turn.now is not None:
             turn.note(gained)
 
-    def _of_row(self, row: Row, change: Change) -> dict[str, list[Any]]:
+    def _of_row(self, turn: Turn, row: Row, change: Change) -> dict[str, list[Any]]:
         """Group -> the contribution of each measure."""
         of = self._of
-        if of.where is not None and not of.where(row):
+        if of.where is not None and not of.where(turn.copy()):
             return {}
         kinds = self._inputs.kinds(change)
         try:
-            named = {name: canonical(row[column], kinds.get(column, "")) for name, column in of.by.items()}
+            named = {name: _shown(row, column, kinds) for name, column in of.by.items()}
             taken = [measure.take(row, kinds) for measure in of.measures.values()]
             further = ({},) if of.spread is None else of.spread(row)
         except KeyError as error:
@@ -100,6 +120,15 @@ class _Contributions:
         if None in named.values():
             return {}
         return {dumps({**named, **group}).decode(): taken for group in further}
+
+
+def _shown(row: Row, column: str, kinds: Mapping[str, str]) -> Any:
+    """The column's value in the group's key."""
+    value = row[column]
+    try:
+        return canonical(value, kinds.get(column, ""))
+    except BadRecordError as error:
+        raise BadRecordError(f"column {column}: {error.what}", fix=error.fix) from None
 
 
 class _Groups:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from orjson import dumps, loads
 
-from consumers.processors.context import Change, Context, Forwarded, Input, Row, Version
+from consumers.processors.context import Context, Forwarded, Input, Row, Version
 
 BY = "by"
 OUT = "out"
@@ -63,9 +63,3 @@ def settle(key: bytes, row: Row | None, context: Context) -> None:
         return
     out.put(key, bytes_now)
     context.emit(loads(key), row, before=None if noted is None else loads(noted))
-
-
-def at_hop_0(record: Input) -> Change:
-    """What hop 0 is given."""
-    assert isinstance(record, Change)
-    return record

@@ -13,7 +13,10 @@ from typing import Any
 from orjson import dumps, loads
 
 from consumers.processors.context import Change, Context, Given, Hop, Input, Row
-from consumers.processors.operators.contributors import Contributors, at_hop_0, contribution
+from consumers.processors.fitting import kept
+from consumers.processors.names import routed_table
+from consumers.processors.operators.contributors import Contributors, contribution
+from consumers.processors.operators.documents import elements, members, value_of
 from consumers.processors.operators.inputs import Inputs
 from consumers.processors.operators.rows import Turn, contributor_of
 from streamer.errors import BadRecordError, ConfigError
@@ -32,6 +35,7 @@ class Derive:
     types: Types | None = None
     declared: Mapping[str, str] = field(default_factory=dict)
     table: Callable[[Row], str] | None = None  # of a router: which table a derived row goes to
+    reads: Sequence[str] = ()  # columns that it names: one that is not there is a slip
 
     def columns(self, given: Given) -> Mapping[str, str]:
         inherited = Inputs(given).types
@@ -56,14 +60,22 @@ class _Derived:
     def __init__(self, derive: Derive, given: Given) -> None:
         self._body = derive.body
         self._table = derive.table
+        self._reads = derive.reads
+        self._inputs = Inputs(given)
         self._key = given.key
+        self._out = given.out
         self._where = f"processor {given.processor}"
 
     def handle(self, record: Input, context: Context) -> None:
-        change = at_hop_0(record)
+        change = self._inputs.change(record)
+        if change is None:
+            return
         turn = Turn(change, context)
         before: dict[str, Row] = turn.own or {}
-        after = {} if turn.now is None else self._rows(turn.now, change)
+        after = {}
+        if turn.now is not None:
+            self._inputs.expect(self._reads, turn.now, change.topic)
+            after = self._rows(turn.copy(), change)
         alone = not self._key or set(change.key) <= set(self._key)
         for place in {**before, **after}:
             old, new = before.get(place), after.get(place)
@@ -81,7 +93,7 @@ class _Derived:
     def _split(self, place: str) -> tuple[str | None, str]:
         if self._table is None:
             return None, place
-        table, _, key = place.partition("\x00")
+        table, _, key = place.rpartition("\x00")
         return table, key
 
     def _rows(self, row: Row, change: Change) -> dict[str, Row]:
@@ -100,14 +112,16 @@ class _Derived:
         for derived in rows:
             place = dumps(self._key_of(derived, change)).decode()
             if self._table is not None:
-                place = f"{self._table(derived)}\x00{place}"
+                value = self._table(derived)
+                routed_table(value, self._out)  # said of the row before anything is made of it
+                place = f"{value}\x00{place}"
             if place in found:
                 raise BadRecordError(
                     f"the body made two rows with the key {place}",
                     where=self._where,
                     fix="name more columns in the processor's `key:`, or make one row of them",
                 )
-            found[place] = derived
+            found[place] = kept(derived, self._where)
         return found
 
     def _key_of(self, derived: Row, change: Change) -> Row:
@@ -143,51 +157,85 @@ def renamed(columns: Mapping[str, str], drop: Iterable[str]) -> tuple[Body, Type
     return body, types
 
 
-def expanded(separator: str, only: Sequence[str] | None) -> Body:
-    """Objects in JSON columns become columns of their own; an array stays JSON."""
+def expanded(separator: str, only: Sequence[str] | None, kinds: Mapping[str, str]) -> Body:
+    """Objects in JSON columns become columns of their own; an array stays JSON.
 
-    def spread(name: str, value: Any, found: Row) -> None:
-        if isinstance(value, dict):
-            for inner, inner_value in value.items():
-                spread(f"{name}{separator}{inner}", inner_value, found)
-        else:
-            found[name] = dumps(value).decode() if isinstance(value, list) else value
+    `kinds`: of declared columns.
+    """
+
+    def spread(name: str, raw: bytes, found: Row) -> None:
+        inner = members(raw) if raw[:1] == b"{" and name not in kinds else None
+        if inner is not None:
+            for member, value in inner.items():
+                spread(f"{name}{separator}{member}", value, found)
+            return
+        if name in found:
+            raise BadRecordError(
+                f"{name} would be two columns: one is of the row, or of another object in it",
+                fix="write expand(.., separator='__'), or name the columns to expand",
+            )
+        found[name] = (
+            raw.decode() if raw[:1] == b"[" and name not in kinds else value_of(raw, name, kinds.get(name))
+        )
 
     def body(row: Row) -> Row:
-        found: Row = {}
+        objects: dict[str, Mapping[str, bytes]] = {}
         for name, value in row.items():
-            wanted = only is None or name in only
-            inner = _object(value) if wanted else None
-            if inner is None:
-                found[name] = value
-            else:
-                spread(name, inner, found)
+            if isinstance(value, str) and value.startswith("{") and (only is None or name in only):
+                inner = members(value)  # json and jsonb come as texts that hold JSON
+                if inner is not None:
+                    objects[name] = inner
+        found = {name: value for name, value in row.items() if name not in objects}
+        for name, inner in objects.items():
+            for member, raw in inner.items():
+                spread(f"{name}{separator}{member}", raw, found)
         return found
 
     return body
 
 
-def exploded(column: str, position: str, value_name: str) -> Body:
-    """A row an element of the array in a JSON column (or of an array column), counted from 0."""
+def exploded(column: str, position: str, value: str, prefix: str, kinds: Mapping[str, str]) -> Body:
+    """A row an element of the array in a JSON column (or of an array column), counted from 0.
+
+    `kinds`: of declared columns.
+    """
+
+    def named(element: Any) -> Row:
+        if not isinstance(element, bytes):
+            return {value: element}  # of an array column
+        inner = members(element) if element[:1] == b"{" else None
+        if inner is None:
+            return {value: value_of(element, value, kinds.get(value))}
+        names = {member: prefix + member for member in inner}
+        return {name: value_of(inner[member], name, kinds.get(name)) for member, name in names.items()}
 
     def body(row: Row) -> list[Row]:
+        if column not in row:
+            raise BadRecordError(
+                f"the row has no column {column!r}; it has {', '.join(row)}", fix="correct the column's name"
+            )
         held = row[column]
-        elements = loads(held) if isinstance(held, str) else held
+        try:
+            found = elements(held) if isinstance(held, str) and held != "null" else held
+        except BadRecordError as error:
+            raise BadRecordError(f"column {column}: {error.what}", fix=error.fix) from None
         rest = {name: value for name, value in row.items() if name != column}
-        return [
-            {**rest, position: number, **(element if isinstance(element, dict) else {value_name: element})}
-            for number, element in enumerate(elements or ())
-        ]
+        if position in rest:
+            raise _twice(position, "the row has a column of that name", 'position="number"')
+        rows = []
+        for number, element in enumerate(found if isinstance(found, list) else ()):
+            made = named(element)
+            for name in made:
+                if name in rest or name == position:
+                    raise _twice(name, f"the element {number} has it, and so has the row", 'prefix="line_"')
+            rows.append({**rest, position: number, **made})
+        return rows
 
     return body
 
 
-def _object(value: Any) -> dict[str, Any] | None:
-    """json and jsonb come as texts that hold JSON."""
-    if isinstance(value, str) and value.startswith("{"):
-        try:
-            held = loads(value)
-        except ValueError:
-            return None
-        return held if isinstance(held, dict) else None
-    return None
+def _twice(name: str, why: str, option: str) -> BadRecordError:
+    return BadRecordError(
+        f"{name} would be two columns: {why}",
+        fix=f"write explode(.., {option}), then `tailrace dead-letters retry`",
+    )

@@ -10,6 +10,11 @@ late, changes or goes is told to every left row of its join value. Null joins wi
     table "told" of a lookup: join value, NUL, left key -> the right side that it was joined with
     to hop 2    key: the derived key; value: [join value / right key, left version, row | null]
 
+A topic that is joined with itself sends each row to both sides. A row whose part of the derived key is null
+is refused at hop 0, where its own key parks it.
+
+    note        {"l" and/or "r": the join value that the row was sent to as this side}
+
 With follow=False (a stream that looks a table up) the right side is what was known when the left row came.
 """
 
@@ -21,10 +26,11 @@ from dataclasses import dataclass
 from orjson import dumps, loads
 
 from consumers.processors.context import Change, Context, Forwarded, Given, Hop, Input, Row, Version
-from consumers.processors.operators.contributors import Contributors, at_hop_0, contribution
-from consumers.processors.operators.inputs import Inputs, comparable
+from consumers.processors.operators.contributors import Contributors, contribution
+from consumers.processors.operators.equality import comparable
+from consumers.processors.operators.inputs import Inputs
 from consumers.processors.operators.rows import Turn, key_of
-from streamer.errors import ConfigError
+from streamer.errors import BadRecordError, ConfigError
 
 LEFT = "l"
 RIGHT = "r"
@@ -59,36 +65,57 @@ class Join:
                 raise ConfigError(
                     f"the join reads {topic}, which is not in its inputs",
                     where=f"{where}.in",
-                    fix=f"write in: [{self.left}, {self.right}]",
+                    fix=f"write in: [{', '.join(dict.fromkeys((self.left, self.right)))}]",
                 )
-        inputs = Inputs(given)
-        return (_Sides(self, inputs), _Pairs(self, given), Contributors())
+        taken = set(self.take.values())
+        if not self.inner and (of_right := [column for column in given.key if column in taken]):
+            raise ConfigError(
+                f"a row without a match has no {of_right[0]}, which is of its key",
+                where=f"{where}.key",
+                fix=f"write inner=True, or leave {of_right[0]} out of `key`",
+            )
+        if self.keep is not None and (
+            gone := [c for c in given.key if c not in taken and c not in self.keep]
+        ):
+            raise ConfigError(
+                f"the derived row has no {gone[0]}, which is of its key",
+                where=f"{where}.key",
+                fix=f"name {gone[0]} in `keep` or `take`, or leave it out of `key`",
+            )
+        return (_Sides(self, given), _Pairs(self, given), Contributors())
 
 
 class _Sides:
     """Hop 0."""
 
-    def __init__(self, join: Join, inputs: Inputs) -> None:
+    def __init__(self, join: Join, given: Given) -> None:
         self._join = join
-        self._inputs = inputs
+        self._inputs = Inputs(given)
+        self._where = f"processor {given.processor}"
+        taken = set(join.take.values())
+        self._left_key = tuple(column for column in given.key if column not in taken)
+        self._right_key = tuple(column for column, name in join.take.items() if name in given.key)
+        # A row of a table that is looked up in itself finds itself, too: it is told to the right side first.
+        self._sides = {topic: tuple(s for s, of in _order(join) if of == topic) for topic in given.inputs}
 
     def handle(self, record: Input, context: Context) -> None:
-        change = at_hop_0(record)
-        left = change.topic == self._join.left
-        turn = Turn(change, context)
-        side, key = (LEFT if left else RIGHT), key_of(change)
-        before: str | None = turn.own
-        after = None
+        change = self._inputs.change(record)
+        if change is None:
+            return
+        turn, key = Turn(change, context), key_of(change)
+        before: dict[str, str] = turn.own or {}
+        after: dict[str, str] = {}
+        for side in self._sides.get(change.topic, ()):
+            was, value = before.get(side), None
+            if turn.now is not None:
+                value = after[side] = self._value(turn.now, side, change)
+            if was is not None and was != value:
+                context.forward(was.encode(), dumps([side, key, change.version, None]))
+            if turn.now is not None and value is not None:
+                row = turn.now if side == LEFT else self._taken(turn.now)
+                context.forward(value.encode(), dumps([side, key, change.version, row]))
         if turn.now is not None:
-            after = self._value(
-                turn.now, tuple(self._join.on) if left else tuple(self._join.on.values()), change
-            )
             turn.note(after)
-        if before is not None and before != after:
-            context.forward(before.encode(), dumps([side, key, change.version, None]))
-        if turn.now is not None and after is not None:
-            row = turn.now if left else self._taken(turn.now)
-            context.forward(after.encode(), dumps([side, key, change.version, row]))
 
     def _taken(self, row: Row) -> Row:
         try:
@@ -96,12 +123,40 @@ class _Sides:
         except KeyError as error:
             raise self._inputs.no_column(str(error.args[0]), row) from None
 
-    def _value(self, row: Row, columns: Sequence[str], change: Change) -> str:
+    def _value(self, row: Row, side: str, change: Change) -> str:
+        """Where the row's matches are. Raises BadRecordError."""
+        on, key = (
+            (self._join.on.keys(), self._left_key)
+            if side == LEFT
+            else (self._join.on.values(), self._right_key)
+        )
         kinds = self._inputs.kinds(change)
+        values = []
         try:
-            return dumps([comparable(row[column], kinds.get(column, "")) for column in columns]).decode()
+            for column in key:
+                if row[column] is None:
+                    raise BadRecordError(
+                        f"{column} is null, and of the derived row's key",
+                        where=self._where,
+                        fix="give it a value, or leave it out of the processor's `key:`",
+                    )
+            for column in on:
+                values.append(_compared(row, column, kinds))
         except KeyError as error:
             raise self._inputs.no_column(str(error.args[0]), row) from None
+        return dumps(values).decode()
+
+
+def _order(join: Join) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (RIGHT, join.right), (LEFT, join.left)
+
+
+def _compared(row: Row, column: str, kinds: Mapping[str, str]) -> object:
+    value = row[column]
+    try:
+        return comparable(value, kinds.get(column, ""))
+    except BadRecordError as error:
+        raise BadRecordError(f"column {column}: {error.what}", fix=error.fix) from None
 
 
 class _Pairs:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from orjson import dumps, loads
 
 from consumers.processors.context import Row, Table
+from consumers.processors.operators.equality import NOT_FINITE, REAL
 from consumers.processors.operators.inputs import BIGINT
 from consumers.processors.operators.ordering import descending, sortable
 from streamer.errors import BadRecordError, ConfigError
@@ -25,8 +26,6 @@ TOP_LIMIT = 1000  # rows of one JSON value, made anew at each change of the grou
 
 State = dict[str, Any]  # JSON
 Kinds = Mapping[str, str]  # column -> kind, as Inputs gives them
-
-_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
 class Measure(Protocol):
@@ -106,12 +105,12 @@ class Sum:
         if value is None:
             return None
         kind = kinds.get(self.column) or _kind_by_form(value)
-        if kind not in ("number", BIGINT, "numeric", "float", "money"):
+        if kind not in ("number", BIGINT, "numeric", "float", REAL, "money"):
             raise BadRecordError(
                 f"column {self.column} is no number: a value of {kind} cannot be summed",
                 fix="sum a column of numbers",
             )
-        return [kind, value]
+        return ["float" if kind == REAL else kind, value]
 
     def add(self, state: State, taken: Any, entry: Entry) -> None:
         self._count(state, taken, 1)
@@ -124,7 +123,7 @@ class Sum:
         state["n"] = state.get("n", 0) + sign
         if sign > 0:
             state["kind"] = kind
-        if value in _NOT_FINITE:
+        if value in NOT_FINITE:
             state[value] = state.get(value, 0) + sign
         elif kind == "float":
             total = Fraction(state.get("floats", "0")) + sign * Fraction(value)
@@ -135,7 +134,7 @@ class Sum:
     def result(self, state: State, entry: Entry) -> Any:
         if not state.get("n"):
             return None
-        nan, above, below = (state.get(name, 0) for name in _NOT_FINITE)
+        nan, above, below = (state.get(name, 0) for name in NOT_FINITE)
         if nan or (above and below):
             return "NaN"
         if above or below:
@@ -155,7 +154,7 @@ class Average(Sum):
 
     def result(self, state: State, entry: Entry) -> Any:
         total = Sum.result(self, state, entry)
-        if total is None or total in _NOT_FINITE:
+        if total is None or total in NOT_FINITE:
             return total
         return float(_total(state) / state["n"])
 
@@ -232,7 +231,12 @@ class Top(Indexed):
 def _order(row: Row, column: str, kinds: Kinds) -> bytes | None:
     """Where the column's value sorts; None: it is null."""
     value = row[column]
-    return None if value is None else sortable(value, kinds.get(column) or _kind_by_form(value))
+    if value is None:
+        return None
+    try:
+        return sortable(value, kinds.get(column) or _kind_by_form(value))
+    except BadRecordError as error:
+        raise BadRecordError(f"column {column}: {error.what}", fix=error.fix) from None
 
 
 def _kind_by_form(value: Any) -> str:

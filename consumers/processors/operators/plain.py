@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orjson import dumps
 
 from consumers.processors.context import Context, Given, Hop, Input, Row
-from consumers.processors.operators.contributors import at_hop_0
+from consumers.processors.fitting import kept
 from consumers.processors.operators.derive import Body
 from consumers.processors.operators.inputs import Inputs
 from consumers.processors.operators.rows import Turn, key_of
@@ -28,23 +28,26 @@ class Flatten:
 
     def hops(self, given: Given) -> Sequence[Hop]:
         _without_key("flatten", given)
-        return (_Flattened(self.body),)
+        return (_Flattened(self.body, Inputs(given)),)
 
 
 class _Flattened:
-    def __init__(self, body: Body | None) -> None:
+    def __init__(self, body: Body | None, inputs: Inputs) -> None:
         self._body = body
+        self._inputs = inputs
 
     def handle(self, record: Input, context: Context) -> None:
-        change = at_hop_0(record)
+        change = self._inputs.change(record)
+        if change is None:
+            return
         turn = Turn(change, context)
         key = key_of(change).encode()
         if turn.now is None:
             context.publish(key, None)
             return
-        row = turn.now if self._body is None else self._body(turn.now)
+        row = turn.now if self._body is None else self._body(turn.copy())
         turn.note(None)
-        context.publish(key, dumps(row))
+        context.publish(key, dumps(kept(row, change.topic) if isinstance(row, dict) else row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,9 @@ class _Routed:
         self._inputs = inputs
 
     def handle(self, record: Input, context: Context) -> None:
-        change = at_hop_0(record)
+        change = self._inputs.change(record)
+        if change is None:
+            return
         turn = Turn(change, context)
         if turn.now is None:
             return

@@ -9,6 +9,7 @@ where an update leaves a value out (see longs).
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from orjson import dumps, loads
@@ -18,7 +19,11 @@ from consumers.processors.longs import long_values, whole
 
 
 class Turn:
-    """One change of an input row. `own`: what was noted, or None; `now`: the whole row, or None: deleted."""
+    """One change of an input row. `own`: what was noted, or None; `now`: the whole row, or None: deleted.
+
+    A user's function is given a `copy`: it may change its row in place, and what the next update leaves out
+    is read from the note of this one.
+    """
 
     __slots__ = ("_context", "now", "own")
 
@@ -27,6 +32,11 @@ class Turn:
         self._context = context
         self.own, long = (None, {}) if context.note is None else loads(context.note)
         self.now: Row | None = None if change.after is None else whole(change.after, long, change.topic)
+
+    def copy(self) -> Row:
+        """Of `now`."""
+        assert self.now is not None
+        return deepcopy(self.now) if list in map(type, self.now.values()) else dict(self.now)
 
     def note(self, own: Any) -> None:
         """What was made of `now`. A deleted row's note goes by itself."""

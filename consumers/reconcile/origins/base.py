@@ -106,7 +106,7 @@ class Captured(Protocol):
         again."""
 
     async def count(self) -> int:
-        """Its rows, exactly."""
+        """Its rows, exactly. Raises Incomparable for a table that is not captured (yet)."""
 
     async def settle(self, compared: Compared) -> None:
         """Takes out what this source cannot bring to the compared form. Raises Incomparable."""

@@ -1,6 +1,7 @@
 """A processor's rows as the query that they stand for, and the fence from the source to them (H19).
 
     the source's log, and the capture's position, as for any table of the source that the query runs on
+    the same of the other sources that the rows come from
     of each processor on the way: its committed offsets pass what its inputs held, then what its hops held
     then its `out`, which the target's checkpoints pass
 
@@ -17,20 +18,23 @@ from dataclasses import replace
 from consumers.apply.schemas import Schemas
 from consumers.processors.operations import wait_through
 from consumers.reconcile import fence
+from consumers.reconcile.expressions import quote
 from consumers.reconcile.fence import NotPassed, Patience
 from consumers.reconcile.mapping import Compared
 from consumers.reconcile.origins.base import Captured, Moves, Refused, SourceSide
+from consumers.reconcile.origins.beside import Beside
 from consumers.reconcile.origins.query import Query, QueryTable, describe_query, not_told_apart
 from consumers.reconcile.sides import postgres
 from consumers.reconcile.sides.base import Key, Row
-from consumers.reconcile.sides.query import QuerySide
+from consumers.reconcile.sides.query import QueryReading, QuerySide, subquery
 from streamer.changes.backfill import Request
 from streamer.changes.lsn import format_lsn
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import clean, status_topic
 from streamer.commands.brokers import with_brokers
 from streamer.config import Config, Flow
-from streamer.config.derived import processor_of, query_source, upstream
+from streamer.config.base import nearest
+from streamer.config.derived import processor_of, query_source, sources_of, upstream
 from streamer.status import StatusReader, now_us
 
 # A query's rows have no stamp of their writes: a row that was written twice to the same values in between
@@ -49,11 +53,14 @@ class DerivedOrigin:
         self._job = job
         self._on = query_source(config, job)
         self._session = postgres.Session(self._on.url.get_secret_value(), "source")
+        others = [name for name in sources_of(config.processors, processor) if name != self._on.name]
+        self._beside = Beside(with_brokers(config), others)
 
     async def open(self) -> None:
         await self._session.open()
 
     async def close(self) -> None:
+        await self._beside.close()
         await self._session.close()
 
     async def tables(self, flow: Flow) -> AsyncGenerator[Captured | Refused, None]:
@@ -62,22 +69,24 @@ class DerivedOrigin:
         assert sql is not None
         topic = clean(flow.source_pattern)
         name = topic.partition(".")[2] or topic
-        key = config.processors[self._processor].key or await self._key(config, name)
+        derived = await self._derived(config, name)
+        key = config.processors[self._processor].key or (derived.key_columns if derived else ())
         if not key:
             place = f"processors.{self._processor}.key"
             yield Refused(topic, "", name, f"nothing is derived yet, and its key not known: write {place}")
             return
         query = Query(name, sql, key, f"reconcile.{self._job}")
         record = replace(await describe_query(session.connection, query), source=self._processor)
-        why = await not_told_apart(session, query)
+        columns = [column.name for column in derived.columns] if derived else []
+        why = await not_told_apart(session, query) or await not_derived(session, query, record, columns)
         if why:
             yield Refused(topic, "", name, why)
             return
-        log = DerivedLog(session, self._on.name, topic, Between(config, self._processor))
-        yield DerivedTable(session, query, record, await session.server(), log)
+        log = DerivedLog(session, self._on.name, topic, Between(config, self._processor, self._beside))
+        yield DerivedTable(session, query, record, await session.server(), log, columns)
 
-    async def _key(self, config: Config, table: str) -> tuple[str, ...]:
-        """As the rows have it that were derived so far."""
+    async def _derived(self, config: Config, table: str) -> SchemaRecord | None:
+        """The table as its last rows are; None: nothing is derived yet."""
         kafka = config.kafka
         schemas = Schemas(kafka.brokers, kafka.security, config.name)
         try:
@@ -85,11 +94,27 @@ class DerivedOrigin:
             records = await schemas.of_source(self._processor)
         finally:
             await schemas.close()
-        return next((r.key_columns for r in reversed(records) if r.table == table), ())
+        return next((record for record in reversed(records) if record.table == table), None)
+
+
+async def not_derived(
+    session: postgres.Session, query: Query, record: SchemaRecord, derived: Sequence[str]
+) -> str:
+    """Why the query is not of these rows: it has values in a column that they do not have; empty when it is.
+    A column that has been null in all of them is not theirs yet."""
+    for name in [column.name for column in record.columns if derived and column.name not in derived]:
+        ((count,),) = await session.rows(f"SELECT count({quote(name)}) FROM {subquery(query.sql)}")
+        if int(count or 0):
+            return (
+                f"the query gives a column {name!r}, and the derived rows have {', '.join(derived)}\n  ->"
+                f" {nearest(name, derived)} Name it with AS in {query.place}.sql, or leave it out; where the"
+                " agent gives it from now on, wait for its first row"
+            )
+    return ""
 
 
 class DerivedTable(QueryTable):
-    """A query with a stream behind it."""
+    """A query with a stream behind it. `derived`: the columns that the rows have, as far as is known."""
 
     def __init__(
         self,
@@ -98,13 +123,21 @@ class DerivedTable(QueryTable):
         record: SchemaRecord,
         server: postgres.Server,
         log: DerivedLog,
+        derived: Sequence[str],
     ) -> None:
         super().__init__(session, query, record, server)
         self.qualified = log.topic
         self.log = log
+        self._derived = derived
 
-    def side(self, compared: Compared, where: str, *, server_hash: bool) -> SourceSide:
-        return DerivedSide(self._session, self.name, self._reading(compared, where), self._server)
+    async def settle(self, compared: Compared) -> None:
+        await super().settle(compared)
+        given = {column.name for column in self.record.columns}
+        if left := [name for name in self._derived if name not in given]:
+            compared.notes.append(f"the query does not give {', '.join(left)}: not compared")
+
+    def _side_of(self, reading: QueryReading) -> QuerySide:
+        return DerivedSide(self._session, self.name, reading, self._server)
 
 
 class DerivedSide(QuerySide):
@@ -124,13 +157,14 @@ class DerivedLog:
         self.source = source
         self.topic = topic
         self.hops: fence.Hops | None = between
+        self._between = between
         self._session = session
 
     async def insert_lsn(self) -> int:
         return await self._session.insert_lsn()
 
     async def holds_commits(self) -> bool:
-        return await self._session.holds_commits()
+        return await self._session.holds_commits() or await self._between.holds_commits()
 
     def moves(self, side: SourceSide) -> Moves:
         return Moves(ROUNDS)
@@ -140,19 +174,29 @@ class DerivedLog:
 
 
 class Between:
-    """See fence.Hops: the processors on the way, the one that is read by the next first. `config` names the
-    brokers."""
+    """See fence.Hops: the other sources, then the processors on the way, the one that is read by the next
+    first. `config` names the brokers."""
 
     def __init__(
-        self, config: Config, processor: str, *, clock_s: Callable[[], float] = time.monotonic
+        self,
+        config: Config,
+        processor: str,
+        beside: Beside,
+        *,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
+        self._beside = beside
         self._names = upstream(config.processors, processor)
         self._clock_s = clock_s
 
     async def pass_(self, stall_s: float) -> None:
+        await self._beside.pass_(stall_s)
         for name in self._names:
             await self._pass(name, Patience(self._clock_s, stall_s))
+
+    async def holds_commits(self) -> bool:
+        return await self._beside.holds_commits()
 
     async def _pass(self, name: str, patience: Patience) -> None:
         if not await wait_through(self._config, name, stopped=lambda at: not patience.has_left(at)):

@@ -49,19 +49,22 @@ class PostgresOrigin:
                 continue
             found: Captured | Refused
             try:
-                found = await describe_table(session, settings.name, table)
+                found = await describe_table(session, settings.name, table, settings.publication.name)
             except postgres.QueryRefused as error:
                 found = Refused(table.qualified, table.schema, table.name, str(error))
             yield found
 
 
-async def describe_table(session: postgres.Session, source: str, table: Table) -> PostgresTable:
+async def describe_table(
+    session: postgres.Session, source: str, table: Table, publication: str = ""
+) -> PostgresTable:
+    """`publication`: of the capture's, by which it is known whether the table is captured."""
     record = await describe(session.connection, source, table)
     compared_lsn = await session.insert_lsn() if table.partitioned else 0  # asked for partitions only
     name = f"{quote(table.schema)}.{quote(table.name)}"
     log = PostgresLog(session, record, compared_lsn)
     facts = await server_facts(session, name)
-    return PostgresTable(session, table, record, log, await session.server(), facts)
+    return PostgresTable(session, table, record, log, await session.server(), facts, publication)
 
 
 async def describe(
@@ -124,6 +127,7 @@ class PostgresTable:
         log: Logged,
         server: postgres.Server,
         facts: fast.Server,
+        publication: str,
     ) -> None:
         self.qualified = table.qualified
         self.schema = table.schema
@@ -135,8 +139,17 @@ class PostgresTable:
         self._session = session
         self._table = table
         self._server = server
+        self._publication = publication
 
     async def count(self) -> int:
+        wanted = catalog.Publications(self._publication, ())
+        present = await catalog.publication_tables(self._session.connection, wanted.name, wanted.inserts_name)
+        if present and self.qualified not in set().union(*present.values()):
+            raise Incomparable(
+                "it is in no publication of the capture, which has sent nothing of it; `tailrace status` says"
+                " how it is added",
+                meant=True,
+            )
         relation = f"{quote(self._table.schema)}.{quote(self._table.name)}"
         only = "" if self._table.partitioned else "ONLY "
         ((rows,),) = await self._session.rows(f"SELECT count(*) FROM {only}{relation}")
@@ -156,9 +169,12 @@ class PostgresTable:
             "xmin",
             live=expressions.there(compared),
             where=where,
+            beside=expressions.beside_source(compared),
         )
         if compared.made is not None:
-            return rendered_side(self._session, reading, self._server, compared.made)
+            return rendered_side(
+                lambda read: PostgresSide(self._session, read, self._server), reading, compared.made
+            )
         return PostgresSide(self._session, reading, self._server, server_hash=server_hash)
 
 

@@ -21,6 +21,7 @@ from consumers.reconcile.origins.postgres import settle_casts
 from consumers.reconcile.sides import postgres
 from consumers.reconcile.sides.base import Order
 from consumers.reconcile.sides.query import QueryReading, QuerySide, subquery
+from consumers.reconcile.sides.vectors import rendered_side
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow, PostgresSource, QuerySource
 from streamer.config.base import nearest
@@ -95,7 +96,13 @@ class QueryTable:
             compared.notes.append(settle.NOTE)
 
     def side(self, compared: Compared, where: str, *, server_hash: bool) -> SourceSide:
-        return QuerySide(self._session, self.name, self._reading(compared, where), self._server)
+        reading = self._reading(compared, where)
+        if compared.made is not None:
+            return rendered_side(self._side_of, reading, compared.made)
+        return self._side_of(reading)
+
+    def _side_of(self, reading: QueryReading) -> QuerySide:
+        return QuerySide(self._session, self.name, reading, self._server)
 
     def _reading(self, compared: Compared, where: str) -> QueryReading:
         return QueryReading(
@@ -103,9 +110,10 @@ class QueryTable:
             self.name,
             False,
             expressions.of_source(compared),
-            [pair.source for pair in compared.pairs],
+            [pair.source for pair in compared.columns],
             [pair.source for pair in compared.key_pairs],
             where=where,
+            beside=expressions.beside_source(compared),
             sql=self._sql,
         )
 

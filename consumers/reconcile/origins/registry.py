@@ -11,9 +11,9 @@ from consumers.reconcile.origins.redis import RedisOrigin
 from streamer.config import Config, Flow, PostgresSource, QuerySource, RedisSource
 
 
-def make_origin(config: Config, flow: Flow) -> Origin:
-    """Of a flow that job has not refused."""
-    job = query_job(config, flow)
+def make_origin(config: Config, flow: Flow, asked: str = "") -> Origin:
+    """Of a flow that job has not refused. `asked`: the job of the config that is run, if one is."""
+    job = query_job(config, flow, asked)
     if job is not None:
         return DerivedOrigin(config, flow, job)
     settings = config.sources[flow.source]

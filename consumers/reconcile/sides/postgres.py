@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import md5
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from consumers.reconcile.dialects import postgres as dialect
 from consumers.reconcile.dialects.postgres import RowHash as HashSql
 from consumers.reconcile.dialects.postgres import SqlColumn
 from consumers.reconcile.digest import EMPTY, RangeDigest, RowHash
+from consumers.reconcile.expressions import bracketed
 from consumers.reconcile.groups import GROUPS_LIMIT, Counts, Grouping, Window
 from consumers.reconcile.sides.base import (
     KEY_HASH_HEX,
@@ -75,8 +76,8 @@ class Reading:
 
     `expressions`: what stands for each compared name, over the table's own columns; `columns`: what is
     compared, under these names; `key`: those of them that are the key. `live`: which rows count, in the
-    table's own columns; `where`: the same in compared names. `stamp`: an expression that changes with every
-    write of a row.
+    table's own columns; `where`: the same in compared names, and in those of `beside`, which are expressions
+    of columns that are not compared. `stamp`: an expression that changes with every write of a row.
     """
 
     schema: str
@@ -88,6 +89,7 @@ class Reading:
     stamp: str
     live: str = ""
     where: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def relation(self) -> str:
@@ -99,10 +101,12 @@ class Reading:
 
     def rows(self, condition: str = "", *, sample: str = "", all_: bool = False) -> str:
         """What follows FROM. `all_`: the user's condition is left out."""
-        listed = ", ".join(f"{expression} AS {quote(name)}" for name, expression in self.expressions.items())
+        where = "" if all_ else self.where
+        named = {**self.beside, **self.expressions} if where else self.expressions
+        listed = ", ".join(f"{expression} AS {quote(name)}" for name, expression in named.items())
         live = f" WHERE {self.live}" if self.live else ""
         inner = f"SELECT {listed}, {self.stamp} AS _tailrace_stamp FROM {self.relation}{sample}{live}"
-        conditions = [f"({c})" for c in (condition, "" if all_ else self.where) if c]
+        conditions = [bracketed(c) for c in (condition, where) if c]
         return f"({inner}) t" + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
 
 

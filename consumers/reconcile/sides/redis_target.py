@@ -33,8 +33,9 @@ from streamer.redis.patterns import glob_escape
 from streamer.redis.replies import Command
 from streamer.redis.reread import BIG_ELEMENTS, KeyChanged, Reread
 
-# Kinds that an event has as JSON values, and Redis as their JSON; any other is a text as it is.
-_JSON_KINDS = frozenset({"number", "bool", "bit1", "float", "vector", "hstore"})
+# Kinds that an event has as JSON values, and Redis as their JSON; any other is a text as it is, also one that
+# holds JSON.
+_JSON_KINDS = frozenset({"number", "bool", "bit1", "float", "vector"})
 _PAGE = AT_ONCE
 
 
@@ -61,7 +62,11 @@ class TargetReader:
         self._soft = compared.soft
         self._names = [pair.name for pair in compared.pairs]
         self._columns = [
-            _Column(pair.target_name, _reading(plan.layout, pair.name in compared.constants, kind), key)
+            _Column(
+                pair.target_name,
+                _constant if pair.name in compared.constants else stored_text(plan.layout, kind),
+                key,
+            )
             for pair in compared.pairs
             for kind, key in [(pair.target.form.kind, pair.name in compared.key)]
         ]
@@ -320,9 +325,8 @@ def _decoded(part: bytes) -> str:
         return f"{STRANGE}bytes:{part.hex()}"
 
 
-def _reading(layout: str, constant: bool, kind: str) -> Callable[[Any], str]:
-    if constant:
-        return _constant
+def stored_text(layout: str, kind: str) -> Callable[[Any], str]:
+    """Of a value that is not null, as a field has it or a document that was read."""
     if layout == "json":
         return lambda value: _of_value(kind, value)
     return lambda text: _kept(kind, text)

@@ -1,19 +1,18 @@
 """A store without a query language as a side: read once into a file of hashes, which then serves the parts.
 
-Owns the file: a temporary SQLite database in the system's folder for such, with the key's text and the two
-lanes of each row; so memory is bounded whatever the store holds. Rows that a fence asks for come from the
-store itself, as they are then. Keys come in no order, so the parts are buckets.
+Owns the file: SQLite's own temporary database, which has no name in its folder once it is open and so is gone
+with the process however that ends. It has the key's text and the two lanes of each row; so memory is bounded
+whatever the store holds. Rows that a fence asks for come from the store itself, as they are then. Keys come
+in no order, so the parts are buckets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from orjson import dumps, loads
@@ -149,17 +148,15 @@ class HashFile:
     """Keys and lanes of rows, in a thread of its own. `add` all, `sort` once, then ask."""
 
     def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tailrace-spool")
         self._line: sqlite3.Connection | None = None
         self._ended = False
 
     async def open(self) -> None:
-        """Raises RetryableError: there is no room."""
+        """Raises RetryableError, as every other call: there is no room."""
 
         def make() -> None:
-            self._folder = tempfile.TemporaryDirectory(prefix="tailrace-reconcile-")
-            line = sqlite3.connect(Path(self._folder.name) / "rows.db", isolation_level=None)
+            line = sqlite3.connect("", isolation_level=None)
             line.execute("PRAGMA journal_mode = OFF")
             line.execute("PRAGMA synchronous = OFF")
             line.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -177,11 +174,8 @@ class HashFile:
 
         def end() -> None:
             line, self._line = self._line, None
-            folder, self._folder = self._folder, None
             if line is not None:
                 line.close()
-            if folder is not None:
-                folder.cleanup()
 
         loop = asyncio.get_running_loop()
         ended = loop.run_in_executor(self._executor, end)
@@ -191,11 +185,11 @@ class HashFile:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, call)
-        except (sqlite3.Error, OSError) as error:
-            where = tempfile.gettempdir()
-            fix = "make room there, 100 bytes a row, or name another folder in TMPDIR"
+        except sqlite3.Error as error:
             raise RetryableError(
-                f"the hashes of rows cannot be kept: {error}", where=where, fix=fix
+                f"the hashes of rows cannot be kept: {error}",
+                where="the folder for temporary files: TMPDIR, or else /var/tmp",
+                fix="make room there, 100 bytes a row, or name another folder in TMPDIR",
             ) from error
 
     def _open(self) -> sqlite3.Connection:

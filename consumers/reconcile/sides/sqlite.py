@@ -9,12 +9,13 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from consumers.reconcile.dialects.sqlite import FETCH_ROWS, STRANGE, RowHasher, row_texts
 from consumers.reconcile.digest import EMPTY, RangeDigest, RowHash
+from consumers.reconcile.expressions import bracketed
 from consumers.reconcile.forms import Form
 from consumers.reconcile.groups import GROUPS_LIMIT, Counts, Grouping
 from consumers.reconcile.sides.base import Bucket, Key, KeyRange, Part, Row, by_key, key_hash, ranges_between
@@ -39,15 +40,18 @@ class Reading:
     stamp: str
     live: str = ""
     where: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         return [quote(name) for name in self.expressions]
 
     def rows(self, condition: str = "", *, all_: bool = False) -> str:
-        listed = ", ".join(f"{expression} AS {quote(name)}" for name, expression in self.expressions.items())
+        where = "" if all_ else self.where
+        named = {**self.beside, **self.expressions} if where else self.expressions
+        listed = ", ".join(f"{expression} AS {quote(name)}" for name, expression in named.items())
         live = f" WHERE {self.live}" if self.live else ""
-        conditions = [f"({c})" for c in (condition, "" if all_ else self.where) if c]
+        conditions = [bracketed(c) for c in (condition, where) if c]
         inner = f"(SELECT {listed}, {self.stamp} AS _tailrace_stamp FROM {quote(self.table)}{live})"
         return inner + (f" WHERE {' AND '.join(conditions)}" if conditions else "")
 

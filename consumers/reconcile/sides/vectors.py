@@ -7,8 +7,9 @@ rendered in this process, some hundred at a time, in a thread.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from consumers.reconcile.canonical import row_digest
 from consumers.reconcile.chunks import (
@@ -24,16 +25,17 @@ from consumers.reconcile.chunks import (
 from consumers.reconcile.dialects import postgres as dialect
 from consumers.reconcile.dialects.postgres import SqlColumn
 from consumers.reconcile.digest import EMPTY, RangeDigest, RowHash
-from consumers.reconcile.expressions import literal, quote
+from consumers.reconcile.expressions import bracketed, literal, quote
 from consumers.reconcile.forms import Form, Held
 from consumers.reconcile.groups import Counts, Grouping
 from consumers.reconcile.mapping import Made
 from consumers.reconcile.sides.base import Bucket, Key, KeyRange, Part, Plan, Row, key_hash
-from consumers.reconcile.sides.postgres import PostgresSide, Reading, Server, Session
+from consumers.reconcile.sides.postgres import PostgresSide, Reading
 from consumers.targets.vectors_statements import CHUNK, EMBEDDING, HASH, SOURCE, TEXT
 from streamer.changes.kinds import ARRAY
 
 Texts = tuple[str | None, ...]
+R = TypeVar("R", bound=Reading)
 
 RANGE_ROWS = 500  # a scattered fault costs the rendering of so many once more
 BATCH_ROWS = 200  # rendered in one go: some MB of text, some milliseconds
@@ -58,11 +60,13 @@ class ChunkReading(Reading):
         The frame is the whole partition, so that each aggregate is made once. A condition of the key goes
         down to the table, as the key is what is partitioned by.
         """
-        listed = [f"{expression} AS {quote(name)}" for name, expression in self.expressions.items()]
+        where = "" if all_ else self.where
+        named = {**self.beside, **self.expressions} if where else self.expressions
+        listed = [f"{expression} AS {quote(name)}" for name, expression in named.items()]
         own = [f"{quote(name)} AS {alias}" for name, alias in _CHUNKS.items()]
         live, stamp = f" WHERE {self.live}" if self.live else "", f"{self.stamp} AS _tailrace_s"
         chunks = f"SELECT {', '.join([*listed, *own, stamp])} FROM {self.relation}{live}"
-        names = ", ".join(map(quote, self.expressions))
+        names = ", ".join(map(quote, named))
         by = ", ".join(_told_apart(self.key, self.major))
         gathered = (
             f"SELECT {names}, {', '.join(self._gathered())}, row_number() OVER w AS _tailrace_n,"
@@ -70,7 +74,7 @@ class ChunkReading(Reading):
             f" WINDOW w AS (PARTITION BY {by} ORDER BY {_C}"
             " ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING)"
         )
-        conditions = ["_tailrace_n = 1", *(f"({c})" for c in (condition, "" if all_ else self.where) if c)]
+        conditions = ["_tailrace_n = 1", *(bracketed(c) for c in (condition, where) if c)]
         return f"({gathered}) t WHERE {' AND '.join(conditions)}"
 
     def _gathered(self) -> Iterator[str]:
@@ -109,8 +113,8 @@ def _told_apart(key: Sequence[SqlColumn], major: int) -> Iterator[str]:
             yield dialect.printed(dialect.column_sql(column, major=major))
 
 
-def rendered_side(session: Session, reading: Reading, server: Server, made: Made) -> RenderedSide:
-    """`reading`: of the columns that are no made ones."""
+def rendered_side(side_of: Callable[[R], PostgresSide], reading: R, made: Made) -> RenderedSide:
+    """`reading`: of the columns that are no made ones; `side_of`: what reads so."""
     names = [f"_tailrace_of_{at}" for at in range(len(made.columns))]
     of_text = {name: quote(column) for name, column in zip(names, made.columns, strict=True)}
     read = replace(
@@ -118,7 +122,7 @@ def rendered_side(session: Session, reading: Reading, server: Server, made: Made
         expressions={**reading.expressions, **of_text},
         columns=[*reading.columns, *(SqlColumn(quote(name), _PRINTED, Form("text")) for name in names)],
     )
-    return RenderedSide(PostgresSide(session, read, server), made)
+    return RenderedSide(side_of(read), made)
 
 
 class RenderedSide:

@@ -78,5 +78,6 @@ class PostgresKept:
             expressions.stamp(self.there.columns),
             live=expressions.live(compared),
             where=where,
+            beside=expressions.beside_target(compared),
         )
         return PostgresSide(self.session, reading, self.server, server_hash=server_hash)

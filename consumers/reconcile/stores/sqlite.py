@@ -68,6 +68,7 @@ class SqliteKept:
             expressions.stamp(self.columns),
             live=expressions.live(compared),
             where=where,
+            beside=expressions.beside_target(compared),
         )
         return SqliteSide(self.session, reading)
 

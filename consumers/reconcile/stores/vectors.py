@@ -63,6 +63,7 @@ class VectorKept:
             expressions.stamp(kept.there.columns),
             live=expressions.live(compared),
             where=where,
+            beside=expressions.beside_target(compared),
             extension=self.extension,
             major=kept.server.major,
             plain=kept.server.plain,

@@ -85,6 +85,7 @@ class ProcessRun:
             await self._shop.open()
             pipeline.start_all()
             await pipeline.state("capture", "streaming")
+            await pipeline.derived()  # labels among it, which rows that come from here on find
             await self._shop.touch()
             await pipeline.equal_to_queries()
             pipeline.supervise()

@@ -12,11 +12,12 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import redis.asyncio as aioredis
 
+from tests.crash.redis import asking
 from tests.crash.redis.game import DAILY, DATABASES, NAMES, WEEKLY
 
 KEYS_AT_ONCE = 500
@@ -30,13 +31,20 @@ Row = dict[str, Any]
 class Expected:
     """By entity. `anything`: rows that keep what was published last, as their value cannot be used;
     `unread`: entities of which that is so in a whole database.
-    `logs`: (db, id) of streams -> the first entry's id; entries that were trimmed in front of it stay in
-    their topic."""
+    `logs`: (db, id) of streams; entries that were trimmed stay in their topic."""
 
     rows: dict[str, dict[RowKey, Row]] = field(default_factory=dict)
     anything: set[tuple[str, RowKey]] = field(default_factory=set)
     unread: set[tuple[str, int]] = field(default_factory=set)
-    logs: dict[RowKey, tuple[int, ...]] = field(default_factory=dict)
+    logs: dict[RowKey, Log] = field(default_factory=dict)
+
+
+class Log(NamedTuple):
+    """Of a stream: the id of its first entry, and how many it has lost in front of that one, by its own
+    count. The game deletes none by its id."""
+
+    first: tuple[int, ...]
+    lost: int
 
 
 @dataclass(slots=True)
@@ -45,12 +53,13 @@ class _Key:
     type: str
     expires_ms: int | None
     value: Any
+    added: int  # entries that a stream ever had
 
 
 async def read(url: str) -> Expected:
     expected = Expected()
     for db in DATABASES:
-        client = aioredis.from_url(urlsplit(url)._replace(path=f"/{db}").geturl())
+        client = asking.client(urlsplit(url)._replace(path=f"/{db}").geturl())
         try:
             keys = {key.name: key async for key in _keys(client)}
         finally:
@@ -77,9 +86,19 @@ async def _keys(client: aioredis.Redis) -> AsyncIterator[_Key]:
             for name, kind in zip(some, types, strict=True):
                 _READ[kind](pipe, name)
             values = await pipe.execute()
+            streams = [name for name, kind in zip(some, types, strict=True) if kind == "stream"]
+            for name in streams:
+                pipe.xinfo_stream(name)
+            # One may have expired meanwhile: then all of it is read again.
+            infos = await pipe.execute(raise_on_error=False)
+        added = {
+            name: info["entries-added"]
+            for name, info in zip(streams, infos, strict=True)
+            if not isinstance(info, aioredis.RedisError)
+        }
         for name, kind, expires_ms, value in zip(some, types, heads[1::2], values, strict=True):
             if kind != "none":
-                yield _Key(name, kind, expires_ms if expires_ms > 0 else None, value)
+                yield _Key(name, kind, expires_ms if expires_ms > 0 else None, value, added.get(name, 0))
 
 
 _READ: Mapping[str, Callable[[Any, bytes], Any]] = {
@@ -165,8 +184,9 @@ class _Family:
         rows = expected.rows.setdefault(self.entity, {})
         identity = db, self.name(part)
         head = {"db": db, "id": self.name(part)}
-        if self.type == "stream":
-            expected.logs[identity] = id_of(key.value[0][0].decode())  # the game empties none
+        if self.type == "stream" and key.value:  # empty: it has expired, and all is read again
+            first = id_of(key.value[0][0].decode())
+            expected.logs[identity] = Log(first, key.added - len(key.value))
         if self.members is not None:
             for member, rest in self.members(key):
                 rows[*identity, member] = {**head, self.member: member, **rest}

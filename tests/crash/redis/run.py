@@ -22,12 +22,12 @@ import redis.asyncio as aioredis
 
 from streamer.errors import TailraceError
 from streamer.sandbox import KafkaServer, ValkeyServer
-from tests.crash.redis import expected
+from tests.crash.redis import asking, expected
 from tests.crash.redis.expected import Expected
 from tests.crash.redis.faults import FAULTS, Scene
 from tests.crash.redis.game import DATABASES, ENTITIES
 from tests.crash.redis.topics import Topics
-from tests.crash.redis.writer import SHORT_MS
+from tests.crash.redis.writer import READY, SHORT_MS
 from tests.harness.pipeline import REPO, Pipeline
 from tests.harness.proxy import Proxy
 
@@ -40,7 +40,7 @@ EQUAL_S = 30.0  # the promise
 GIVEN_UP_S = 90.0  # late is not lost: so long the judge waits to tell them apart
 LOOK_S = 0.3
 QUIET_S = 0.5  # no key expires for so long: none is about to
-WRITER_STOP_S = 20.0
+WRITER_START_S = WRITER_STOP_S = 20.0
 PARTITIONS = 4
 SAMPLES = 12
 
@@ -177,6 +177,9 @@ class RedisCrashRun:
             stdout=PIPE,
         )
         try:
+            assert process.stdout is not None
+            async with asyncio.timeout(WRITER_START_S):
+                assert await process.stdout.readline() == READY
             yield
             process.terminate()
             async with asyncio.timeout(WRITER_STOP_S):
@@ -236,7 +239,7 @@ class RedisCrashRun:
 async def settled(url: str) -> Expected:
     """What Redis holds when nothing expires any more."""
     await asyncio.sleep(SHORT_MS / 1000)
-    async with aioredis.from_url(url) as client:
+    async with asking.client(url) as client:
         while True:
             before = await _expired(client)
             await asyncio.sleep(QUIET_S)

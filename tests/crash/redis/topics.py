@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from aiokafka.structs import ConsumerRecord
 
 from streamer.changes.topics import entity_topic, message_topic
 from streamer.kafka import offset_ranges, reader
-from tests.crash.redis.expected import Expected, Row, RowKey, id_of
+from tests.crash.redis.expected import Expected, Log, Row, RowKey, id_of
 from tests.crash.redis.game import ENTITIES
 
 POLL_MS = 100
@@ -136,14 +136,26 @@ class Topics:
                     lost.append(f"{entity} {key}: {row}")
                 elif found != row:
                     stale.append(f"{entity} {key}: is {found}, Redis has {row}")
-            for key in rows.keys() - wanted.keys():
-                kept = (entity, key) in expected.anything or (entity, key[0]) in expected.unread
-                trimmed = (
-                    entity == "logs" and key[:2] in expected.logs and id_of(key[2]) < expected.logs[key[:2]]
-                )
-                if not kept and not trimmed:
+            others = rows.keys() - wanted.keys()
+            if entity == "logs":
+                others -= trimmed(others, expected.logs)
+            for key in others:
+                if (entity, key) not in expected.anything and (entity, key[0]) not in expected.unread:
                     stale.append(f"{entity} {key}: is {rows[key]}, Redis has none")
         return lost, stale
+
+
+def trimmed(rows: Set[RowKey], logs: Mapping[RowKey, Log]) -> set[RowKey]:
+    """Of rows that are no entries now, those that their streams may have lost: in front of the first entry,
+    and no more than the stream has lost by its own count, the latest of them."""
+    before: dict[RowKey, list[tuple[tuple[int, ...], RowKey]]] = {}
+    for row in rows:
+        log, entry = logs.get(row[:2]), id_of(row[2])
+        if log is not None and entry < log.first:
+            before.setdefault(row[:2], []).append((entry, row))
+    return {
+        row for stream, found in before.items() for _, row in sorted(found, reverse=True)[: logs[stream].lost]
+    }
 
 
 def plain(entity: str, row: Row) -> Row:

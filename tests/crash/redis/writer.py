@@ -2,7 +2,8 @@
 
     python -m tests.crash.redis.writer URL SEED OPS_PER_S BIG_MEMBERS CALAMITIES
 
-It runs until SIGTERM, waits out a server that is away, and then prints one line of JSON: what it has done.
+It says READY, runs until SIGTERM, waits out a server that is away, and then prints one line of JSON: what it
+has done.
 Commands that fail for the type of their key are part of the game. It must not know of capture.
 """
 
@@ -28,6 +29,8 @@ Command = tuple[Any, ...]  # bytes, whole numbers and floats
 
 KEYS_A_FAMILY = 120
 MEMBERS = 25
+READY = b"ready\n"  # to be stopped
+TRIM_TO = 5  # entries, less than that: a stream has three or so, as its key is often deleted
 USERS = 300
 BATCH = 100  # commands sent at once
 RETRY_S = 0.05  # between two tries to reach a server that is away
@@ -267,7 +270,7 @@ class Mill:
             (30, lambda: [(b"RPUSH", key(*lists), self.value()), (b"LPOP", key(*lists))]),
             (10, lambda: [(b"LMOVE", key(*lists), key(*lists), b"LEFT", b"RIGHT")]),
             (30, lambda: [(b"XADD", key(b"log"), b"*", b"k", self.value(), b"\xff", self.value())]),
-            (3, lambda: [(b"XTRIM", key(b"log"), b"MAXLEN", 40)]),
+            (6, lambda: [(b"XTRIM", key(b"log"), b"MAXLEN", r.randrange(1, TRIM_TO))]),
             (80, feed),
             (40, expire),
             (15, lambda: [(b"PERSIST", loose())]),
@@ -378,6 +381,8 @@ def main() -> int:
         writer.stopping = True
 
     signal.signal(signal.SIGTERM, stop)
+    sys.stdout.buffer.write(READY)
+    sys.stdout.buffer.flush()
     began_s = time.monotonic()
     writer.run()
     seconds = time.monotonic() - began_s
