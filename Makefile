@@ -22,6 +22,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # What a server older than the wheel's can run: of the integration tests those about Postgres, and the whole walk.
 COMPAT_TESTS := tests/integration/test_capture.py tests/integration/test_capture_stops.py \
+	tests/integration/test_capture_start.py \
 	$(addprefix tests/integration/test_,apply.py apply_hazards.py apply_places.py target_postgres.py doctor.py) \
 	tests/integration/test_operations.py tests/integration/test_rows_postgres.py \
 	tests/acceptance/test_walk.py tests/acceptance/test_faults.py

@@ -68,7 +68,7 @@ class State(StrEnum):
     STREAMING = "streaming"
     RUNNING = "running"  # of `tailrace run`
     STANDBY = "standby"  # another process has the source; takes over when that one goes
-    WAITING = "waiting"  # a server does not answer: tried again by itself
+    WAITING = "waiting"  # a server does not answer, or somebody is long in the way: tried again by itself
     IDLE = "idle"
     HELD = "held"  # waits for a person
     ERROR = "error"

@@ -2,7 +2,7 @@
 
     key     a full key of the state; value: its bytes, or null
     wrote   key: a topic and a partition; value: the last offset taken there, of outputs that have changed
-    commit  the last record of each transaction: {"id":..,"offsets":{topic: next},"partitions":N}
+    commit  the last record of each transaction: {"id":..,"offsets":{topic: next},"partitions":N,"seen":{..}}
     epoch   {"epoch":..,"offsets":{..},"goals":{..}}: a reset; what stood before it does not count
 
 The consumed offsets are here, in the transaction of what was made of them; the group's follow, for lag tools.
@@ -33,21 +33,25 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Where a task stands. `offsets`: the next of each topic that it reads."""
+    """Where a task stands. `offsets`: the next of each topic that it reads. `seen`: of inputs, the offset and
+    the timestamp of one of the last records before it, by which a topic that was made again is told (H14)."""
 
     id: str
     offsets: Mapping[str, int]
     partitions: int
+    seen: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def dump(self) -> bytes:
         raw = {"id": self.id, "offsets": dict(self.offsets), "partitions": self.partitions}
+        raw["seen"] = dict(self.seen)
         return orjson.dumps({"format": FORMAT, **raw})
 
     @classmethod
     def load(cls, value: bytes, where: str) -> Commit:
         raw = orjson.loads(value)
         _check(raw, where)
-        return cls(raw["id"], raw["offsets"], raw["partitions"])
+        seen = {topic: (offset, timestamp) for topic, (offset, timestamp) in raw["seen"].items()}
+        return cls(raw["id"], raw["offsets"], raw["partitions"], seen)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,8 @@ class Incoming:
                 yield from self._controlled(topic, records)
             else:
                 yield from self._changes(topic, records)
+                if records:
+                    self._progress.seen[topic] = records[-1].offset, records[-1].timestamp
             self._progress.offsets[topic] = max(end, self._progress.offsets.get(topic, 0))
 
     def _changes(self, topic: str, records: Sequence[Record]) -> Iterator[Work]:

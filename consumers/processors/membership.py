@@ -187,7 +187,9 @@ class Membership:
 
     def stable_ends(self) -> dict[TopicPartition, tuple[int, int]]:
         """(last stable offset, end) of what is read, as the last fetch has found them."""
-        consumer, found = self.consumer, {}
+        consumer, found = self._consumer, {}
+        if consumer is None:
+            return {}  # it has left, or not joined yet
         for place in consumer.assignment():
             stable, end = consumer.last_stable_offset(place), consumer.highwater(place)
             if stable is not None and end is not None and stable >= 0:

@@ -30,6 +30,7 @@ from consumers.processors.transaction import Guarantee, Transactions
 from streamer.changes.topics import schemas_topic
 from streamer.config import Config
 from streamer.errors import FatalError
+from streamer.kafka import read_batches
 from streamer.publisher.topics import data_config
 
 StateKind: TypeAlias = Literal["rocksdb", "memory"]
@@ -102,7 +103,9 @@ class Opening:
                 plan, number, Overlay(store), outbox, transactions, refusals=self._refusals,
                 make_topics=self._make_topics, known=self._schemas.ids, learn=self._learn,
             )  # fmt: skip
-            self._place(task, await self._settled(task))
+            ranges = await self._settled(task)
+            self._place(task, ranges)
+            await self._recognise(task, ranges)
             hop = plan.hops[0]
             if isinstance(hop, AgentHop):
                 task.actor = self._actor(hop, task)
@@ -159,6 +162,24 @@ class Opening:
             if not short or time.monotonic() > deadline_s:
                 return ranges
             await asyncio.sleep(END_POLL_S)
+
+    async def _recognise(self, task: Task, ranges: Ranges) -> None:
+        """Raises FatalError for an input that holds another record where the task has seen one (H14)."""
+        wanted: dict[TopicPartition, tuple[int, int]] = {}
+        for topic, (offset, _) in task.seen.items():
+            start, end = ranges.get(topic, (0, 0))
+            if start <= offset < end:
+                wanted[TopicPartition(topic, task.number)] = offset, offset + 1
+        async for records in read_batches(self._brokers, self._security, wanted, committed=False):
+            for record in records:
+                offset, timestamp = task.seen[record.topic]
+                if record.offset == offset and record.timestamp != timestamp:
+                    raise FatalError(
+                        f"at offset {offset} stands another record than the one that was read: the topic was"
+                        " made again",
+                        where=f"{record.topic}[{task.number}]",
+                        fix=f"`tailrace reset {self._names.processor}`, which derives everything again",
+                    )
 
     def _place(self, task: Task, ranges: Ranges) -> None:
         """Every topic of the task gets an offset. Raises FatalError for one that Kafka has no more."""

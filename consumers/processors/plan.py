@@ -63,8 +63,9 @@ class Counts:
 
 @dataclass(slots=True)
 class Progress:
-    """Of one task since its last commit. `offsets`: the next of each topic that it reads."""
+    """Of one task since its last commit. `offsets`, `seen`: as a Commit's."""
 
     offsets: dict[str, int]
+    seen: dict[str, tuple[int, int]] = field(default_factory=dict)
     handled: int = 0  # records
     newest_us: int = 0  # commit time of the newest input event

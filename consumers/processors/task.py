@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Container, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -97,7 +97,10 @@ class Task:
                 fix=f"make the topics again with {commit.partitions}; or `tailrace reset"
                 f" {plan.names.processor}`, which derives everything again",
             )
-        progress = Progress(dict(self.epoch.offsets if commit is None else commit.offsets))
+        progress = Progress(
+            dict(self.epoch.offsets if commit is None else commit.offsets),
+            {} if commit is None else dict(commit.seen),
+        )
         self._progress = progress
         self.committed = dict(progress.offsets)
         self.lot = Lot(overlay)
@@ -124,6 +127,11 @@ class Task:
     def offsets(self) -> dict[str, int]:
         """The next of each topic; not committed yet."""
         return self._progress.offsets
+
+    @property
+    def seen(self) -> Mapping[str, tuple[int, int]]:
+        """As Commit's."""
+        return self._progress.seen
 
     # Working
 
@@ -310,7 +318,7 @@ class Task:
             await self._make_topics(self._outbox.unmade)
             self._outbox.unmade.clear()
         progress, counts = self._progress, self.counts
-        offsets, derived = dict(progress.offsets), self._outbox.kept
+        offsets, seen, derived = dict(progress.offsets), dict(progress.seen), self._outbox.kept
         identity = uuid.uuid4().hex
 
         def closing(wrote: Wrote) -> Queue:
@@ -319,7 +327,7 @@ class Task:
             overlay.begin()
             for place, last in wrote.items():
                 overlay.put(changelog.wrote_key(place), b"%d" % last)
-            commit = changelog.Commit(identity, offsets, self.plan.partitions).dump()
+            commit = changelog.Commit(identity, offsets, self.plan.partitions, seen).dump()
             written: list[OutRecord] = [(key, value, []) for key, value in overlay.written.items()]
             written.append((changelog.COMMIT_KEY, commit, []))
             overlay.put(changelog.COMMIT_KEY, commit)

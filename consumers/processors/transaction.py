@@ -13,7 +13,7 @@ records along. After any failure the producer is ended and the process with it (
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from aiokafka import TopicPartition
@@ -24,14 +24,11 @@ from streamer.kafka import Security, client_options, connect, kafka_errors
 from streamer.publisher.hanging import Hanging
 from streamer.publisher.transactions import (
     FLUSH_DEADLINE_S,
-    MARKER_POLL_S,
     Queue,
     Sent,
     TransactionalProducer,
     Turns,
 )
-
-MARKERS_S = 1.0  # Kafka writes them within milliseconds; one that is missing for longer is written by us
 
 Guarantee: TypeAlias = Literal["exactly_once", "at_least_once"]
 Wrote: TypeAlias = Mapping[TopicPartition, int]  # the last offset taken in a partition
@@ -58,9 +55,6 @@ class Transactions:
             self._turns = Turns(brokers, security, prefix=transactional_id, ids=1)
             self._hanging = Hanging(brokers, security, self._turns, Commits())
         self._ended = False
-        self._acknowledged: Collection[
-            TopicPartition
-        ] = ()  # of the last commit, until it is known to be over
 
     async def start(self) -> None:
         """From here on nobody else commits under this id. Raises KafkaUnavailable, ConfigError."""
@@ -101,10 +95,9 @@ class Transactions:
 
     async def _commit(self, outputs: Sequence[Queue], changelog: Callable[[Wrote], Queue]) -> int:
         turns = self._turns
-        places = [*(TopicPartition(q.topic, q.partition) for q in outputs), self._place]
         if turns is not None:
             await self.finish()
-            await turns.begin(places)
+            await turns.begin([*(TopicPartition(q.topic, q.partition) for q in outputs), self._place])
         taken = await self._send(outputs) if outputs else []
         wrote: dict[TopicPartition, int] = {}
         for sent in taken:
@@ -113,22 +106,12 @@ class Transactions:
         last = max(sent.last_offset for sent in await self._send([changelog(wrote)]))
         if turns is not None:
             await turns.commit()
-            self._acknowledged = places
         return last + 1
 
     async def finish(self) -> None:
         """Until what is acknowledged is over in every partition, and can be read. Raises KafkaUnavailable."""
-        turns, places = self._turns, self._acknowledged
-        if turns is None or not places:
-            return
-        now_s = asyncio.get_running_loop().time
-        until_s = now_s() + MARKERS_S
-        while await turns.left_open(places):
-            if now_s() > until_s:
-                await self._hanging.end_acknowledged(places)
-                break
-            await asyncio.sleep(MARKER_POLL_S)
-        self._acknowledged = ()
+        if self._turns is not None:
+            await self._hanging.finish()
 
     async def _send(self, queues: Sequence[Queue]) -> list[Sent]:
         if self._turns is not None:

@@ -81,7 +81,9 @@ def change_of(config: Config, path: str, value: Any) -> Change:
     try:
         size = len(orjson.dumps(value))
     except TypeError as error:  # an integer of more than 64 bits
-        raise ConfigError(f"the value of {path} cannot be kept: {error}", fix="write it as in the file") from None
+        raise ConfigError(
+            f"the value of {path} cannot be kept: {error}", fix="write it as in the file"
+        ) from None
     if size > VALUE_BYTES_LIMIT:
         raise ConfigError(f"the value of {path} is too long", fix=f"edit {path} in {config.path}")
     return Change(job, key, value)

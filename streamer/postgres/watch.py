@@ -143,7 +143,7 @@ class Watch:
         try:
             findings = await self._inspect(shown_lsn)
         except errors.LockNotAvailable:
-            return  # a new table is in use; the next look tries again
+            return  # a table is in use, by a migration perhaps; the next look tries again
         except psycopg.Error as error:
             raise translate(error, self._where) from error
         slot = self._source.slot

@@ -10,7 +10,8 @@ that says: an acknowledged flush would be aborted, or a void one committed.
 Each of our transactions has a record in a journal, written last, that says which offsets it took: a source's
 position, a task's commit record. From that follows how it ended: it is committed where a record that stands
 covers it, and else aborted. Owns this decision; `Turns` has the producers that carry it out. No transaction
-of theirs may be in flight meanwhile, and one begins only when the one before is acknowledged as committed.
+of theirs may be in flight meanwhile, and one begins only when the one before is acknowledged as committed,
+and that of the same id before is over in every partition.
 """
 
 from __future__ import annotations
@@ -94,9 +95,11 @@ class Hanging:
         left = await self._turns.left_open(places)
         await self._end({t: t.first_offset <= recorded.get(t.place, -1) for t in left})
 
-    async def end_acknowledged(self, places: Iterable[TopicPartition]) -> None:
-        """Of a writer at work: every transaction that it has begun was acknowledged as committed."""
-        await self._end(dict.fromkeys(await self._turns.left_open(places), True))
+    async def finish(self) -> None:
+        """Before a transaction begins: the last one of its id is over in every partition. Kafka acknowledges
+        a commit before it has written the markers; were the next one aborted where one is missing, its
+        marker would take the acknowledged records along. Raises KafkaUnavailable."""
+        await self._end(dict.fromkeys(await self._turns.unmarked(), True))
 
     async def _end(self, ends: Ends) -> None:
         if not ends:

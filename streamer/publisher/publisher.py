@@ -324,10 +324,7 @@ class Publisher:
     async def _transaction(self, taken: _Taken) -> dict[str, TopicState]:
         turns = self._turns
         place = TopicPartition(self._positions, self.number)
-        if turns.lost_connection():
-            await self._hanging.end_acknowledged(
-                [place, *(TopicPartition(s.topic, p) for s in self._states.values() for p in s.last_offsets)]
-            )
+        await self._hanging.finish()
         schemas = self._schema_queues(taken)
         await turns.begin([TopicPartition(q.topic, q.partition) for q in (*schemas, *taken.rows)] + [place])
         sent = await turns.send(schemas)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -33,7 +33,7 @@ ROUND_BYTES = 16 * 2**20  # sent at once; well under the brokers' socket.request
 END_DEADLINE_S = 1.0  # for cancelled tasks to finish; two producers end within close()'s 5 s
 RETRY_BACKOFF_MS = 50
 MARKER_POLL_S = 0.02  # aiokafka's own pace in a wait for markers
-BOOTSTRAP = "bootstrap"  # aiokafka's name for the connection that it drops once it knows the brokers
+MARKERS_S = 1.0  # Kafka writes them within milliseconds; one that is missing for longer is written by us
 
 
 class Sent(NamedTuple):
@@ -91,7 +91,6 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]
             retry_backoff_ms=RETRY_BACKOFF_MS,
         )
         self._ended = False
-        self._connections: dict[tuple[Any, Any], Any] = {}
         self._sender = _Sender(
             self.client,
             acks=-1,
@@ -112,15 +111,6 @@ class TransactionalProducer(AIOKafkaProducer):  # type: ignore[misc]
     @property
     def producer_id(self) -> int:
         return int(self._txn_manager.producer_id)
-
-    def lost_connection(self) -> bool:
-        """Whether a connection has gone since the last call: a broker may have been stopped meanwhile."""
-        before = self._connections
-        now = self._connections = dict(self.client._conns)
-        kept = [
-            now.get(key) is before[key] and before[key].connected() for key in before if key[0] != BOOTSTRAP
-        ]
-        return not all(kept)
 
     async def send_queues(self, queues: Iterable[Queue], brokers: str) -> list[Sent]:
         """Send all batches and wait until every one is acknowledged (H1)."""
@@ -208,6 +198,8 @@ class Turns:
         self._security = security
         self._prefix = prefix
         self._producers: deque[TransactionalProducer] = deque()
+        self._begun: list[TopicPartition] = []
+        self._ending: dict[TransactionalProducer, asyncio.Task[list[OpenTransaction]]] = {}
 
     async def start(self) -> None:
         """Initialise both ids: from here on no other process can commit with them."""
@@ -233,11 +225,35 @@ class Turns:
         if not places:
             return []
         await self.know({place.topic for place in places})
-        ours = {producer.producer_id for producer in self._producers}
+        return await self._open(list(self._producers), places)
+
+    async def _open(
+        self, producers: Sequence[TransactionalProducer], places: list[TopicPartition]
+    ) -> list[OpenTransaction]:
+        """Asked over the first one's connections."""
+        ours = {producer.producer_id for producer in producers}
         with kafka_errors("describing producers", brokers=self._brokers):
             async with asyncio.timeout(CONNECT_DEADLINE_S):
-                found = await open_transactions(self._producers[0].client, places)
+                found = await open_transactions(producers[0].client, places)
         return [transaction for transaction in found if transaction.producer_id in ours]
+
+    async def unmarked(self) -> list[OpenTransaction]:
+        """Where commits have no marker MARKERS_S after them: of the id whose turn it is, and what
+        is known of the other by now. It is looked for while the ids wait. Raises KafkaUnavailable."""
+        turn = self._producers[0]
+        ended = [self._ending.pop(p) for p, task in list(self._ending.items()) if p is turn or task.done()]
+        return [transaction for task in ended for transaction in await task]
+
+    async def _markers(
+        self, producer: TransactionalProducer, places: list[TopicPartition]
+    ) -> list[OpenTransaction]:
+        now_s = asyncio.get_running_loop().time
+        until_s = now_s() + MARKERS_S
+        while True:
+            left = await self._open([producer], places)
+            if not left or now_s() > until_s:
+                return left
+            await asyncio.sleep(MARKER_POLL_S)
 
     async def settle(self, ends: Mapping[OpenTransaction, bool]) -> None:
         """Commit (True) or abort what is left open: a transaction of the same producer that writes nothing
@@ -261,14 +277,11 @@ class Turns:
                         return
                     await asyncio.sleep(MARKER_POLL_S)
 
-    def lost_connection(self) -> bool:
-        lost = [producer.lost_connection() for producer in self._producers]  # of each: it looks anew
-        return any(lost)
-
     async def begin(self, partitions: Iterable[TopicPartition]) -> None:
         producer = self._producers[0]
+        self._begun = list(partitions)
         await producer.begin_transaction()
-        producer.enlist(partitions)
+        producer.enlist(self._begun)
 
     async def send(self, queues: Iterable[Queue]) -> list[Sent]:
         """Send all batches and wait until every one is acknowledged (H1)."""
@@ -276,10 +289,18 @@ class Turns:
 
     async def commit(self) -> None:
         """Commit, and let the other id go next. The caller sets the deadline: aiokafka has none."""
-        await self._producers[0].commit_transaction()
+        producer = self._producers[0]
+        await producer.commit_transaction()
+        markers = self._markers(producer, self._begun)
+        self._ending[producer] = asyncio.create_task(markers, name="kafka-markers")
         self._producers.rotate(1)
 
     async def end(self, *, abort: bool) -> None:
         """`abort`: Kafka is thought to answer, so tell it that an open transaction is off."""
+        ending = list(self._ending.values())
+        self._ending.clear()
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
         if self._producers:
             await asyncio.gather(*(producer.end(abort=abort) for producer in self._producers))

@@ -15,6 +15,7 @@ from streamer.postgres import copy_start, source
 from streamer.postgres.holdups import shortened
 from streamer.postgres.snapshot import SnapshotCopy
 from tests.harness.capture import WAIT_S, Capture, capturing, events, run, until, values
+from tests.harness.tiers import corners
 
 TABLES = (
     "CREATE TABLE a (id int PRIMARY KEY)",
@@ -148,7 +149,9 @@ async def test_a_slot_that_waits_says_for_whom_and_a_stop_ends_it(
         assert await cursor.fetchone() == (0,)
 
 
-@pytest.mark.parametrize("moment", ["before they are published", "before they are held"])
+@pytest.mark.parametrize(
+    "moment", corners(["before they are published", "before they are held"], "before they are held")
+)
 async def test_h08_the_tables_of_a_copy_are_held_at_once_or_not_at_all(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -191,6 +194,35 @@ async def test_h08_the_tables_of_a_copy_are_held_at_once_or_not_at_all(
     await capture.end()
     assert await copied(config, "a") == [{"id": 1, "w": None}]
     assert {r.key for r in await events(config, "z")} == {b'{"w":"secret"}'}  # as it is when it is held
+
+
+def server_lsn(capture: Capture) -> int:
+    return capture.status.record.detail["server_lsn"] or 0
+
+
+@pytest.mark.thorough
+async def test_a_capture_whose_table_is_locked_goes_on_looking_and_says_why_it_cannot_start(
+    database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "LOCK_TIMEOUT", "100ms")
+    await run(database, *TABLES)
+    config = make_config(database)
+    async with session(database) as migration:
+        async with capturing(config) as capture:
+            await migration.execute("BEGIN")
+            await migration.execute("ALTER TABLE z ADD COLUMN w text")
+            for _ in range(2):  # the first look may have begun before
+                seen = server_lsn(capture)
+                await run(database, "INSERT INTO a SELECT max(id) + 1 FROM a")
+                await capture.until(lambda seen=seen: server_lsn(capture) > seen)
+            await capture.caught_up()
+        again = Capture(config)
+        again.start()
+        await again.until(lambda: "a table is held by another session" in again.status.record.reason)
+        assert again.status.record.state in ("waiting", "starting")
+        await migration.execute("COMMIT")
+    await again.state("streaming")
+    await again.end()
 
 
 @pytest.mark.parametrize(

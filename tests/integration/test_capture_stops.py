@@ -11,10 +11,14 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.reconcile.mapping import Incomparable
+from consumers.reconcile.origins.postgres import describe_table
+from consumers.reconcile.sides.postgres import Session
 from streamer.changes.position import Stage
 from streamer.config import Config
 from streamer.errors import BadRecordError, ConfigError, FatalError, PositionError
 from streamer.kafka import admin
+from streamer.postgres.catalog import find_table
 from streamer.runner import make_publisher, reset_source
 from streamer.sandbox import PostgresServer
 from tests.harness.capture import WAIT_S, Capture, capturing, confirmed_lsn, events, fails, run, until, values
@@ -281,6 +285,20 @@ async def test_a_role_without_replication_is_told_what_it_lacks(
         await run(database, f"DROP ROLE r_{name}")
 
 
+async def passed_over(url: str, publication: str, name: str) -> bool:
+    """Whether a proof does without a table that the target does not have either."""
+    session = Session(url, "source")
+    await session.open()
+    try:
+        table = await find_table(session.connection, "public", name)
+        assert table is not None
+        with pytest.raises(Incomparable, match="it is in no publication of the capture") as caught:
+            await (await describe_table(session, "shop", table, publication)).count()
+        return caught.value.meant
+    finally:
+        await session.close()
+
+
 async def test_what_a_table_made_later_needs_of_others_is_told_whole(
     database: str, make_config: Callable[..., Config]
 ) -> None:
@@ -306,9 +324,12 @@ async def test_what_a_table_made_later_needs_of_others_is_told_whole(
             grant = f'GRANT SELECT ON "public"."later" TO "{role}";'
             add = f'ALTER PUBLICATION "{name}" ADD TABLE ONLY "public"."later";'
             assert finding.index(grant) < finding.index(add)
+            assert await passed_over(url, name, "later")
             await run(database, grant, add)
-            runs = lambda: capture.status.record.detail["backfills"]  # noqa: E731
-            await capture.until(lambda: [run["state"] for run in runs()] == ["done"])
+            status = capture.status
+            await capture.until(
+                lambda: [run["state"] for run in status.record.detail["backfills"]] == ["done"]
+            )
         assert [v["after"] for v in values(await events(config, "later"))] == [{"id": 7}]
     finally:
         await run(database, f"DROP OWNED BY {role}", f"DROP ROLE {role}")

@@ -136,6 +136,29 @@ def refused(*_: object) -> None:
     raise KafkaUnavailable("the test ends it before the position")
 
 
+@pytest.mark.parametrize("left", ["rows", "positions"])
+async def test_h13_an_aborted_flush_takes_nothing_of_an_acknowledged_one_along(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    """The next flush of the same id, which is the second after it."""
+    publisher = await bench.open(TWO)
+    append(publisher, bench, b"a")
+    await publisher.flush(at(200))
+    with Forgetful(monkeypatch, [rows(bench) if left == "rows" else positions(bench)]):
+        append(publisher, bench, b"b")
+        await publisher.flush(at(300))
+    append(publisher, bench, b"c")
+    await publisher.flush(at(400))
+    with monkeypatch.context() as patch:
+        patch.setattr(Publisher, "_position_batches", refused)
+        append(publisher, bench, b"void")
+        with pytest.raises(KafkaUnavailable, match="before the position"):
+            await publisher.flush(at(500))
+    again = await bench.open(TWO, read_deadline_s=5.0)
+    assert again.position == replace(at(400), flush=3)
+    assert sorted(await bench.values()) == [b"a", b"a", b"b", b"b", b"c", b"c"]
+
+
 async def test_h13_a_whole_flush_that_was_aborted_in_part_is_aborted(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +195,7 @@ async def test_h13_two_flushes_without_markers_one_after_the_other(
 async def test_h13_a_publisher_at_work_makes_good_what_a_restart_of_kafka_left(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, credulous_kafka: KafkaServer
 ) -> None:
-    """Its next flush writes to another partition, so that no marker of its own would end it."""
+    """Its next flushes write to another partition, so that no marker of their own would end it."""
     publisher = await bench.open(TWO)
     topic = publisher.topic(bench.topic)
     topic.append(key(1), b"warm")
@@ -181,6 +204,7 @@ async def test_h13_a_publisher_at_work_makes_good_what_a_restart_of_kafka_left(
         topic.append(key(1), b"a")
         await publisher.flush(at(200))
     await asyncio.to_thread(credulous_kafka.restart)
-    topic.append(key(0), b"b")
-    await publisher.flush(at(300))
-    assert sorted(await bench.values()) == [b"a", b"b", b"warm"]
+    for lsn in (300, 400):  # one of each id
+        topic.append(key(0), b"b")
+        await publisher.flush(at(lsn))
+    assert sorted(await bench.values()) == [b"a", b"b", b"b", b"warm"]

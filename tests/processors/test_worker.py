@@ -263,6 +263,27 @@ async def test_h14_what_retention_has_taken_is_an_error(feeder: Feeder, tmp_path
     assert f"tailrace reset {NAME}" in str(error)
 
 
+async def test_h14_an_input_made_again_is_told_by_its_records(feeder: Feeder, tmp_path: Path) -> None:
+    """It has grown past where the worker was: by offsets alone its first records would be passed over."""
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    for lsn in (200, 300):  # it goes on where it was, as long as the topic is the same
+        async with processing(config, doubled, state="rocksdb") as made:
+            await write(feeder, orders, range(4), lsn)
+            rows = {f'{{"id":{n}}}': {"id": n, "n": lsn, "twice": 2 * lsn} for n in range(4)}
+            await made.rows(rows)
+    await feeder.delete_topic(orders.topic)
+    await feeder.make_topic_again(orders.topic, 1)
+    await write(feeder, orders, range(30), 400)
+    async with processing(config, doubled, state="rocksdb") as made:
+        error = await made.fails()
+    assert isinstance(error, FatalError)
+    assert "the topic was made again" in str(error)
+    assert f"{orders.topic}[0]" in str(error)
+    assert f"tailrace reset {NAME}" in str(error)
+
+
 async def test_a_missing_input_is_waited_for(feeder: Feeder, tmp_path: Path) -> None:
     topic = f"{feeder.source}.public.orders"
     await feeder.make_topic(f"{feeder.source}2.public.orders", 1)  # of another pipeline
