@@ -211,6 +211,8 @@ def _add(found: Compared, mapped: MappedColumn, target: Target, flow: Flow) -> N
         ours, theirs = forms_without_types(source, signed_zero=target.signed_zero)
     else:
         ours, theirs = forms(source, there)
+        if not target.signed_zero:
+            ours, theirs = replace(ours, signed_zero=False), replace(theirs, signed_zero=False)
     sql = quoted(name)
     pair = Pair(name, SqlColumn(sql, source, ours), SqlColumn(sql, there or source, theirs), mapped.name)
     found.pairs.append(pair)

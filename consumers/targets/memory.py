@@ -128,7 +128,9 @@ class MemoryTarget:
 
     def _here(self) -> MemoryStore:
         if not self._opened:
-            raise TargetUnavailable("the session with the target has ended", where=self.place)
+            raise TargetUnavailable(
+                "the session with the target has ended", where=self.place, fix="open() it again"
+            )
         if self._store.unavailable:
             self._opened = False
             raise TargetUnavailable(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
+import orjson
 import psycopg
 from psycopg import AsyncConnection, AsyncRawCursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -25,6 +27,7 @@ CONNECT_TIMEOUT_S = 10
 CHUNKS_A_ROW = 4  # looked at for each row that is asked for: a row's chunks are often near each other
 EF_SEARCH_LIMIT = 1000  # of hnsw; more rows than that are found by reading all
 _SPARE = 40  # what hnsw looks at unless told
+_OTHER_WORDS = "search for other words"
 
 _TABLES = """SELECT f.schema_name, f.table_name FROM _tailrace.floors f
 JOIN pg_namespace n ON n.nspname = f.schema_name
@@ -38,7 +41,7 @@ false) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """`distance`: by cosine, 0 (the same direction) to 2. `row`: the metadata."""
+    """`distance`: by cosine, 0 (the same direction) to 2; NaN: the text has none. `row`: the metadata."""
 
     flow: str
     table: str
@@ -76,13 +79,15 @@ async def search(target: VectorTarget, flow: Flow, words: str, limit: int) -> li
     except (psycopg.Error, OSError) as error:
         refused = not_let_in(error, place) if isinstance(error, psycopg.Error) else None
         raise refused or unavailable(error, place) from error
-    return sorted(hits, key=lambda hit: hit.distance)[:limit]
+    return sorted(hits, key=lambda hit: (isnan(hit.distance), hit.distance))[:limit]
 
 
 async def vector_of(model: Model, words: str) -> str:
     async for _, vector in model.embed([words]):
         if isinstance(vector, BadRecordError):
-            raise ConfigError(vector.what, where=model.place, fix="search for other words")
+            raise ConfigError(vector.what, where=model.place, fix=_OTHER_WORDS)
+        if not any(orjson.loads(vector)):
+            raise ConfigError("the words have no direction", where=model.place, fix=_OTHER_WORDS)
         return vector
     raise AssertionError("one text, one vector")
 
@@ -126,9 +131,11 @@ async def _nearest(
             at = {name: row.pop(name) for name in key}
             hit = Hit(flow.name, table.text, float(str(distance)), at, int(str(chunk)), str(text), row)
             hits.setdefault(tuple(at.values()), hit)
-        if len(hits) >= limit or len(found) < min(wanted, EF_SEARCH_LIMIT):
+        by_index = wanted <= EF_SEARCH_LIMIT
+        if len(hits) >= limit or (len(found) < wanted and not by_index):
             return list(hits.values())[:limit]
-        wanted *= CHUNKS_A_ROW
+        # Rows that are deleted are taken out of what an index has looked at: fewer are not all there are.
+        wanted = max(wanted, EF_SEARCH_LIMIT + 1) if len(found) < wanted else wanted * CHUNKS_A_ROW
 
 
 def _how(wanted: int) -> str:

@@ -20,6 +20,7 @@ from streamer.postgres.catalog import identifier
 from streamer.postgres.connection import Connection
 from streamer.postgres.identity import checked_at_once
 from streamer.postgres.live_rows import INDEXES, of_live_rows
+from streamer.resetting import reset_steps
 
 VERSION_COLUMNS = {
     "_tailrace_epoch": "int NOT NULL DEFAULT 0",
@@ -343,6 +344,8 @@ async def _column_types(
                 if sent[name] in unknown:
                     what = f"{table.name}.{name} is cast to {sent[name]}, which this server does not know"
                     findings.fail("columns", what, f"correct `cast` under flows.{table.flow}.columns")
+            elif table.rules.embed and name == "embedding":
+                _check_vectors(findings, table, place, type_, sent[name])
             elif not fits_type(sent[name], type_) and not (sent[name] in unknown and not builtin):
                 what = f"{table.name}.{name} is {type_}, which does not hold every {sent[name]} of the source"
                 using = f"USING {column}::text::{made[name]}"
@@ -356,6 +359,14 @@ async def _column_types(
             what = f"{table.name}.{name} must not be null, has no default, and the source does not send it"
             sql = [f"ALTER TABLE {place} ALTER COLUMN {column} DROP NOT NULL;"]
             findings.fail("columns", what, "give it a default, or allow nulls", sql)
+
+
+def _check_vectors(findings: Findings, table: Wanted, place: str, found: str, wanted: str) -> None:
+    if found.rpartition(".")[2] != wanted:
+        what = f"{table.name}.embedding is {found}, and the flow {table.flow} makes {wanted}"
+        anew = f"have all embedded anew: drop the table, then {reset_steps(table.rules.source)}"
+        fix = f"write `dimensions` as it has them; or {anew}"
+        findings.fail("columns", what, fix, [f"DROP TABLE {place};"])
 
 
 async def _may_replicate(connection: Connection) -> bool:

@@ -22,6 +22,7 @@ class Recorder:
     down: Exception | None = None
     dimensions: int = DIMENSIONS
     missing: int = 0
+    zero: bool = False
 
     def embed(self, texts: list[str]) -> list[list[float]]:
         self.calls.append(len(texts))
@@ -30,7 +31,7 @@ class Recorder:
         if any("poison" in text for text in texts):
             raise ValueError("I do not read that")
         self.texts += texts
-        return [[float(len(text))] * self.dimensions for text in texts][self.missing :]
+        return [[0.0 if self.zero else float(len(text))] * self.dimensions for text in texts][self.missing :]
 
     def doubled(self, texts: list[str]) -> list[list[float]]:
         """Another model."""

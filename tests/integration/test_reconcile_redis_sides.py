@@ -298,7 +298,7 @@ async def test_several_databases_and_keys_of_any_bytes(
 
 DDL = (
     "CREATE TABLE item (id bigint, part text, name text, price numeric(12,2), ok bool, big float8,"
-    " tags text[], made timestamptz, doc jsonb, raw bytea, PRIMARY KEY (id, part))"
+    " tags text[], made timestamptz, doc jsonb, raw bytea, rating float8, PRIMARY KEY (id, part))"
 )
 TYPES: dict[str, str | tuple[str, str]] = {
     "id": "bigint",
@@ -311,6 +311,7 @@ TYPES: dict[str, str | tuple[str, str]] = {
     "made": "timestamp with time zone",
     "doc": "jsonb",
     "raw": "bytea",
+    "rating": "double precision",
 }
 ROWS: list[dict[str, Any]] = [
     {
@@ -324,6 +325,7 @@ ROWS: list[dict[str, Any]] = [
         "made": "2026-11-04T11:51:30.5Z",
         "doc": '{"a": 1.50}',
         "raw": "AQI=",
+        "rating": -0.0 if n % 2 else n / 8,  # a small zset has one zero
     }
     for n in range(1, 121)
 ]
@@ -332,6 +334,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "texts": {"to": "copy.j", "as": "json"},
     "board": {"to": "copy.z", "as": "zset", "key": "z:{id}", "member": "p:{part}", "score": "price"},
     "places": {"to": "copy.z2", "as": "zset", "key": "all", "member": "{id}/{part}", "score": "price"},
+    "ratings": {"to": "copy.z3", "as": "zset", "key": "r:{id}", "member": "{part}", "score": "rating"},
     "members": {"to": "copy.s", "as": "set", "key": "members", "member": "{part}+{id}"},
     "tagged": {
         "to": "copy.t",
@@ -359,6 +362,7 @@ async def write_faults(client: aioredis.Redis | RedisCluster) -> dict[str, Keys]
     await client.zrem("z:2", "p:")
     await client.zadd("z:3", {"nobody's": 1})
     await client.zadd("all", {"1/a:b%": 2.5, "2/": 1.5, "7777/": 1})
+    await client.zadd("r:1", {"a:b%": 5e-324})
     await client.srem("members", "a:b%25+1")
     await client.sadd("members", "+9999", "x")
     await client.hset("a:b%25-acme:1", "gone", "2026-11-04T11:51:30Z")
@@ -368,6 +372,7 @@ async def write_faults(client: aioredis.Redis | RedisCluster) -> dict[str, Keys]
         "texts": {two, three},
         "board": {one, two},
         "places": {one, two, ("7777", "")},
+        "ratings": {one},
         "members": {one, ("9999", "")},
         "tagged": {one, two},
     }
@@ -419,7 +424,7 @@ async def test_every_layout_against_a_postgres(
     for name, layout in LAYOUTS.items():
         rows, found = await suspects(config, name, "item")
         assert (name, found) == (name, set())
-        assert rows == ((with_score,) * 2 if layout.get("as") == "zset" else (len(ROWS),) * 2)
+        assert rows == ((with_score if layout.get("score") == "price" else len(ROWS),) * 2)
     for name, keys in (await write_faults(client)).items():
         assert (name, (await suspects(config, name, "item"))[1]) == (name, keys)
 

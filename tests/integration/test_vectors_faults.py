@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from consumers.targets.base import RowsRefused
 from consumers.targets.vectors import VectorTarget
+from consumers.targets.vectors_search import search
 from streamer.config import VectorTarget as Settings
 from streamer.doctor import examine
 from streamer.errors import ConfigError, TargetUnavailable
@@ -113,6 +114,32 @@ async def test_the_index_is_made_when_the_first_copy_is_through(
         assert await s.target.findings() == []
 
 
+async def test_a_search_is_not_cut_short_by_what_is_deleted(recorder: Recorder, target_database: str) -> None:
+    """An index gives the nearest that it knows, and what is gone is taken out of those."""
+    given = {"delete": "soft(gone_at)"}
+    config = config_for(target_database, given)
+    settings = config.targets["vectors"]
+    assert isinstance(settings, Settings)
+    async with opened(target_database, given) as s:
+        for number in range(300):
+            s.table.create(note(number))
+        await s.apply()
+        (name,) = (await rows(s.url, "SELECT current_database()"))[0]
+        await execute(
+            s.url,
+            "UPDATE search.notes SET embedding = format('[300,%s,300]', id + 1)::vector",
+            "CREATE INDEX ON search.notes USING hnsw (embedding vector_cosine_ops)",
+            "UPDATE search.notes SET gone_at = now() WHERE id >= 100",  # the words are nearest to 299
+            f"ALTER DATABASE {name} SET enable_seqscan = off",
+        )
+        hits = await search(settings, config.flows["notes"], "words", 5)
+        assert [hit.key["id"] for hit in hits] == [99, 98, 97, 96, 95]
+        assert len(await search(settings, config.flows["notes"], "words", 200)) == 100
+        recorder.zero = True
+        with pytest.raises(ConfigError, match="the words have no direction"):
+            await search(settings, config.flows["notes"], "words", 5)
+
+
 # The doctor
 
 
@@ -143,6 +170,9 @@ async def test_the_doctor_tries_extension_function_and_columns(
     checks = await found({"text": "{titel}", "dimensions": 4})
     assert "did you mean 'title'?" in checks["text", "fail"]
     assert "a vector of 3 dimensions, and the flow says dimensions: 4" in checks["embed", "fail"]
-    assert "search.notes.embedding is vector(3)" in checks["columns", "fail"]
+    assert (
+        "search.notes.embedding is vector(3), and the flow notes makes vector(4)" in checks["columns", "fail"]
+    )
+    assert "have all embedded anew" in checks["columns", "fail"]
     recorder.down = RuntimeError("no key for the API")
     assert "no key for the API" in (await found({}))["embed", "fail"]

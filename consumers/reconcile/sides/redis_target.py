@@ -315,7 +315,7 @@ class TargetReader:
 
 
 def _score(score: float | None) -> str | None:
-    return None if score is None else "\\x" + pack(">d", score).hex()
+    return None if score is None else "\\x" + pack(">d", score + 0.0).hex()  # of one zero
 
 
 def _decoded(part: bytes) -> str:

@@ -91,7 +91,8 @@ class RedisKept:
                 held[score] = _SCORE
         left_out = {column.name: only for column in columns.columns if column.name not in kept}
         needs = score if score in sourced and score is not None else ""
-        return mapping.Target(held, typed=False, left_out=left_out, needs=needs)
+        # A small zset keeps a whole score as an integer, which has one zero.
+        return mapping.Target(held, typed=False, signed_zero=False, left_out=left_out, needs=needs)
 
     def side(self, compared: Compared, where: str, *, server_hash: bool) -> Side:
         if where:
