@@ -13,8 +13,8 @@ TIERS ?= not slow and not thorough
 # The Redis that is tested beside the wheel's Valkey: apt install redis-server, or REDIS_SERVER=FILE.
 REDIS_SERVER ?= /usr/bin/redis-server
 ROUNDS ?= 200
-# Most tests wait for servers: three workers, each with servers of its own, on two cores. WORKERS= for one.
-WORKERS ?= -n 3 --dist worksteal
+# Most tests wait for servers: four workers, each with servers of its own, on two cores. WORKERS= for one.
+WORKERS ?= -n 4 --dist worksteal
 CODE := streamer consumers tests
 
 # Images of containers often set it; every process of a test would compile again all that it imports.
