@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from aiokafka import TopicPartition
 from aiokafka.structs import ConsumerRecord
 
 from streamer.changes.lsn import parse_lsn
+from streamer.changes.position import epoch_without_position
 from streamer.config import Config, load
 from streamer.errors import ConfigError, FatalError
 from streamer.kafka import admin, offset_ranges, read_to_end
@@ -153,6 +155,19 @@ async def until(reached: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not await reached():  # noqa: ASYNC110  a server's state, which tells nobody when it changes
             await asyncio.sleep(0.05)
+
+
+async def until_another_epoch(target_url: str) -> None:
+    """Before positions are lost: without them the epoch is the clock's, in whole seconds, and to be above
+    what the target has it may not be of the same second."""
+    async with await psycopg.AsyncConnection.connect(target_url) as connection:
+        cursor = await connection.execute("SELECT max(last_epoch) FROM _tailrace.checkpoints")
+        (begun,) = await cursor.fetchone() or (0,)
+
+    async def later() -> bool:
+        return epoch_without_position(time.time()) > begun
+
+    await until(later)
 
 
 async def events(config: Config, table: str) -> list[ConsumerRecord[bytes, bytes]]:

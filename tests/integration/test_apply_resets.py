@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -13,14 +12,13 @@ from aiokafka import TopicPartition
 
 from consumers.apply import feed
 from streamer.changes.backfill import State
-from streamer.changes.position import epoch_without_position
 from streamer.changes.topics import positions_topic, schemas_topic
 from streamer.config import Config, load
 from streamer.kafka import admin, offset_ranges
 from streamer.resetting import reset_steps
 from streamer.runner import reset_source
 from tests.harness.backfill import over, request
-from tests.harness.capture import PARTITIONS, capturing, until
+from tests.harness.capture import PARTITIONS, capturing, until, until_another_epoch
 from tests.harness.capture import run as execute
 from tests.harness.feeder import Feeder, applying
 from tests.harness.tiers import corners
@@ -66,16 +64,8 @@ class Mirrored:
         await reset_source(self.config, "shop", brokers=self.config.kafka.brokers, above=above)
 
     async def lose_positions(self, *others: str) -> None:
-        """With other topics, as when Kafka is lost. Without positions the epoch is the clock's, in whole
-        seconds: to be above the first one it may not be of the same second."""
-        async with await psycopg.AsyncConnection.connect(self.target_url) as connection:
-            cursor = await connection.execute("SELECT max(last_epoch) FROM _tailrace.checkpoints")
-            (begun,) = await cursor.fetchone() or (0,)
-
-        async def later() -> bool:
-            return epoch_without_position(time.time()) > begun
-
-        await until(later)
+        """With other topics, as when Kafka is lost."""
+        await until_another_epoch(self.target_url)
         await self._delete(positions_topic(self.config.name), *others)
 
     async def drop_slot(self) -> None:

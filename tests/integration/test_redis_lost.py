@@ -17,7 +17,7 @@ from streamer.publisher.topics import describe
 from streamer.runner import reset_source
 from streamer.sandbox import ValkeyServer
 from tests.harness.capture import run as execute
-from tests.harness.capture import until
+from tests.harness.capture import until, until_another_epoch
 from tests.harness.feeder import Running, applying
 from tests.harness.redis_capture import capturing_redis
 from tests.harness.tiers import corners
@@ -40,6 +40,7 @@ class Copied:
         await run.rows(self.target_url, SESSIONS, rows)
 
     async def lose(self, *topics: str) -> None:
+        await until_another_epoch(self.target_url)
         async with admin(self.config.kafka.brokers, None) as kafka:
             await kafka.delete_topics(list(topics))
 
