@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,9 @@ settings.register_profile(
 )
 settings.register_profile("others", settings.get_profile("same"), derandomize=False)
 settings.load_profile("same")
+
+# A shell starts what is in its background with SIGINT ignored, and tests press Ctrl-C in processes of theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Images of containers often set it; every process of a test would compile again all that it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
