@@ -42,6 +42,7 @@ from streamer.kafka import offset_ranges
 from streamer.status import State, StatusWriter
 
 STOP_S = 6.0  # for the batch in hand; what is not done by then is rolled back
+CANCEL_AGAIN_S = 2.0  # between two; a task that closes its connections takes less
 # Decoded rows are many and hold no cycles: looking for some in them costs a third of the work.
 GC_THRESHOLDS = (200_000, 50, 100)
 TOMBSTONE_MARGIN = 1.5  # kept longer than the topics, whose segments outlive their retention
@@ -186,15 +187,14 @@ class Apply:
             if await self._session.open():
                 await self._work()
         finally:
-            keeper.cancel()
             for task in beside:
                 task.cancel()
-            await asyncio.wait([keeper])
+            await _end(keeper)
             await self._feed.close()
             await self._schemas.close()
             await self._letters.close()
             await self._target.close()
-            await asyncio.wait(beside)  # they have closed their own connections meanwhile
+            await _end(*beside)  # they have closed their own connections meanwhile
 
     async def _work(self) -> None:
         writer = asyncio.create_task(self._writer.run(), name="apply: writer")
@@ -205,9 +205,7 @@ class Apply:
                 await self._drain(writer)
                 await self._keeper.commit()
         finally:
-            for task in (reader, writer):
-                task.cancel()
-            await asyncio.wait([reader, writer])
+            await _end(reader, writer)
         for task in (writer, reader):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
@@ -217,3 +215,11 @@ class Apply:
         idle = asyncio.create_task(self._writer.idle.wait(), name="apply: drain")
         await asyncio.wait([idle, writer], timeout=STOP_S, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    """aiokafka swallows a cancellation that meets the end of its own wait: it is said until it is heard."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
