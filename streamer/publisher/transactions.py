@@ -33,6 +33,7 @@ ROUND_BYTES = 16 * 2**20  # sent at once; well under the brokers' socket.request
 END_DEADLINE_S = 1.0  # for cancelled tasks to finish; two producers end within close()'s 5 s
 RETRY_BACKOFF_MS = 50
 MARKER_POLL_S = 0.02  # aiokafka's own pace in a wait for markers
+MARKER_FIRST_S = 0.002  # by then Kafka has mostly written them; doubled after each look, up to that pace
 MARKERS_S = 1.0  # Kafka writes them within milliseconds; one that is missing for longer is written by us
 
 
@@ -248,12 +249,13 @@ class Turns:
         self, producer: TransactionalProducer, places: list[TopicPartition]
     ) -> list[OpenTransaction]:
         now_s = asyncio.get_running_loop().time
-        until_s = now_s() + MARKERS_S
+        until_s, pause_s = now_s() + MARKERS_S, MARKER_FIRST_S
         while True:
+            await asyncio.sleep(pause_s)
             left = await self._open([producer], places)
             if not left or now_s() > until_s:
                 return left
-            await asyncio.sleep(MARKER_POLL_S)
+            pause_s = min(2 * pause_s, MARKER_POLL_S)
 
     async def settle(self, ends: Mapping[OpenTransaction, bool]) -> None:
         """Commit (True) or abort what is left open: a transaction of the same producer that writes nothing
