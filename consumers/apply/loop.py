@@ -40,9 +40,9 @@ from streamer.config.derived import processor_of, sources_of
 from streamer.errors import ConfigError
 from streamer.kafka import offset_ranges
 from streamer.status import State, StatusWriter
+from streamer.stopping import end_tasks
 
 STOP_S = 6.0  # for the batch in hand; what is not done by then is rolled back
-CANCEL_AGAIN_S = 2.0  # between two; a task that closes its connections takes less
 # Decoded rows are many and hold no cycles: looking for some in them costs a third of the work.
 GC_THRESHOLDS = (200_000, 50, 100)
 TOMBSTONE_MARGIN = 1.5  # kept longer than the topics, whose segments outlive their retention
@@ -189,12 +189,12 @@ class Apply:
         finally:
             for task in beside:
                 task.cancel()
-            await _end(keeper)
+            await end_tasks(keeper)
             await self._feed.close()
             await self._schemas.close()
             await self._letters.close()
             await self._target.close()
-            await _end(*beside)  # they have closed their own connections meanwhile
+            await end_tasks(*beside)  # they have closed their own connections meanwhile
 
     async def _work(self) -> None:
         writer = asyncio.create_task(self._writer.run(), name="apply: writer")
@@ -205,7 +205,7 @@ class Apply:
                 await self._drain(writer)
                 await self._keeper.commit()
         finally:
-            await _end(reader, writer)
+            await end_tasks(reader, writer)
         for task in (writer, reader):
             if not task.cancelled() and (error := task.exception()) is not None:
                 raise error
@@ -215,11 +215,3 @@ class Apply:
         idle = asyncio.create_task(self._writer.idle.wait(), name="apply: drain")
         await asyncio.wait([idle, writer], timeout=STOP_S, return_when=asyncio.FIRST_COMPLETED)
         idle.cancel()
-
-
-async def _end(*tasks: asyncio.Task[None]) -> None:
-    """aiokafka swallows a cancellation that meets the end of its own wait: it is said until it is heard."""
-    while left := [task for task in tasks if not task.done()]:
-        for task in left:
-            task.cancel()
-        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)

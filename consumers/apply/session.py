@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from consumers.apply.condition import Condition
 from consumers.targets.base import Target
 from streamer.errors import ConfigError, FatalError, RetryableError, TailraceError, TargetUnavailable
+from streamer.stopping import end_tasks
 
 TARGET = "target"  # what is waited for
 TURN_S = 2.0  # for the batch in the target; the keeper has other things to do than to wait for a slow one
@@ -64,9 +65,7 @@ class Session:
                 await meanwhile()
             return task.result()
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
+            await end_tasks(task)
 
     async def shortly(self, act: Callable[[Target], Awaitable[None]]) -> TailraceError | None:
         """`act` once, and once more with a new session; the error when it has to wait for another time. A

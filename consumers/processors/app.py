@@ -21,6 +21,7 @@ from faust.types import TP, Message
 from consumers.processors.agents import Agent, unit_in_hand
 from consumers.processors.context import Change, Context
 from streamer.errors import ConfigError
+from streamer.stopping import end_tasks
 
 logging.getLogger("faust").setLevel(logging.WARNING)
 logging.getLogger("mode").setLevel(logging.WARNING)
@@ -172,8 +173,7 @@ class Actor:
     async def end(self) -> None:
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end_tasks(task)
 
 
 def _is_cancelled() -> bool:

@@ -21,6 +21,7 @@ from aiokafka.structs import OffsetAndMetadata
 from streamer.errors import FatalError
 from streamer.kafka import Security, admin, client_options, connect, kafka_errors, shut
 from streamer.members import client_id, remove_dead
+from streamer.stopping import end_tasks
 
 HEARTBEAT_MS = 1000  # a rebalance is noticed within it
 SESSION_TIMEOUT_MS = 10_000  # a killed worker's tasks wait so long, unless it is seen to be dead
@@ -252,9 +253,7 @@ class Membership:
                 return found
             return {}
         finally:
-            for waiting in (fetch, turn):
-                waiting.cancel()
-            await asyncio.wait({fetch, turn})
+            await end_tasks(fetch, turn)
 
     async def follow(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """The group's offsets, for lag tools and for who waits until something is out. False: try again, and

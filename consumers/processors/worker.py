@@ -37,7 +37,7 @@ from consumers.processors.watch import LOOK_S, STAND_STILL_S, Told, Watch
 from streamer.config import Config, DeadLetterLimits
 from streamer.errors import ConfigError, RetryableError, TailraceError
 from streamer.status import State, StatusWriter
-from streamer.stopping import stopped_within
+from streamer.stopping import end_tasks, stopped_within
 
 ROUND_RECORDS = 2_000  # of all tasks: 100 ms of an ordinary body
 POLL_MS = 50  # a stop or a rebalance is noticed within it
@@ -184,9 +184,7 @@ class Worker:
         try:
             await asyncio.wait(parts[:2], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for part in parts:
-                part.cancel()
-            await asyncio.wait(parts)
+            await end_tasks(*parts)
             await self._abandon()
             watch.end()
         for part in parts[:2]:

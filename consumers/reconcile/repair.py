@@ -115,6 +115,7 @@ class Repairs:
         )
         report.backfill = request.run
         report.left = unplanned = each.faulty.report.counts.drift - report.planned
+        report.unproved = report.planned
         audited = history.Repair(
             request.run, flow, table, request.asked_us, self._by, self._job.why, report.plain()
         )
@@ -167,6 +168,7 @@ class Repairs:
                 drift += 1
                 if len(report.still) < self._samples:
                     report.still.append(list(fault.key))
+        report.unproved = waits
         if waits:
             report.reason = (
                 f"rows that still change, or wait behind a refused or held change: {waits}"

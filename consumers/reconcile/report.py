@@ -81,7 +81,8 @@ class Counts:
 class RepairReport:
     """`planned`: rows that are, or would be, repaired, of which so many of each kind. `applied`: rows and
     deletes that the backfill has published; `verified`: planned rows that the second comparison found
-    equal. `left`: rows that are drift all the same, `still` the keys of some that were planned.
+    equal. `left`: rows that are drift all the same, `still` the keys of some that were planned;
+    `unproved`: planned rows of which the second comparison could not say yet.
     `refused`: why nothing was asked; `reason`: why it is not known how it came out.
     """
 
@@ -92,6 +93,7 @@ class RepairReport:
     applied: int = 0
     verified: int = 0
     left: int = 0
+    unproved: int = 0
     still: list[list[str]] = field(default_factory=list)
     backfill: str = ""
     state: str = ""  # of the backfill

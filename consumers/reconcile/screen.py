@@ -110,8 +110,8 @@ def _repair_lines(repair: RepairReport, counts: Counts) -> list[str]:
         lines.append(f"a repair would publish: {words or 'nothing'}")
     elif repair.backfill:
         lines.append(
-            f"repair of {words}: published {repair.applied}, verified {repair.verified};"
-            f" backfill {repair.backfill}"
+            f"repair of {words}: published {repair.applied}, verified {repair.verified}"
+            f"{_unproved(repair.unproved)}; backfill {repair.backfill}"
         )
     if repair.reason:
         lines.append(f"the repair is not proved: {repair.reason}")
@@ -121,6 +121,10 @@ def _repair_lines(repair: RepairReport, counts: Counts) -> list[str]:
     if counts.extra > repair.extra and not repair.refused:
         lines.append(f"only in the target: {counts.extra}; --delete-extra deletes such rows")
     return lines
+
+
+def _unproved(count: int) -> str:
+    return f", not proved {count}" if count else ""
 
 
 def _wait(count: int) -> str:
@@ -145,7 +149,10 @@ def _repair_lines_of(entries: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for each in (repair for entry in entries for repair in entry["repairs"]):
         report = each["report"]
-        figures = f"published {report['applied']}, verified {report['verified']}, left {report['left']}"
+        unproved = _unproved(report.get("unproved", 0))
+        figures = (
+            f"published {report['applied']}, verified {report['verified']}, left {report['left']}{unproved}"
+        )
         lines.append(
             f"{each['asked']} {each['asked_by']} ({each['why']}) repaired {each['flow']}"
             f" {each['source_table']}: planned {report['planned']},"

@@ -23,7 +23,7 @@ from streamer.postgres import holdups
 from streamer.postgres.catalog import Table
 from streamer.postgres.connection import Connection, connect, place
 from streamer.postgres.slot import Exported, create_slot, drop_slot
-from streamer.stopping import stopped_within
+from streamer.stopping import end_tasks, stopped_within
 
 LOOK_S = 0.2  # whoever wants a table goes on after this, while the slot is not made yet
 AGAIN_S = 0.5  # between tries: who was let in has the tables meanwhile
@@ -138,9 +138,8 @@ class CopyStart:
                 if await self._is_wanted():
                     return None
         finally:
-            for task in both:
-                task.cancel()  # psycopg cancels the server's command too, which takes the half-made slot away
-            await asyncio.gather(*both, return_exceptions=True)
+            # psycopg cancels the server's command too, which takes the half-made slot away
+            await end_tasks(*both)
 
     async def _create(self) -> Exported:
         try:

@@ -23,6 +23,7 @@ from streamer.postgres.replication_messages import Keepalive, parse, status_upda
 from streamer.postgres.transactions import Transactions
 from streamer.postgres.watch import Watch
 from streamer.publisher import Publisher
+from streamer.stopping import end_tasks
 
 LOOK_S = 1.0
 INSPECT_S = 2.0  # a table made by a migration is seen before it has rows, mostly
@@ -96,10 +97,9 @@ class Stream:
                 *(tasks.create_task(work(), name="beside the stream") for work in beside),
             ]
             await stop.wait()
-            for task in others:
-                task.cancel()
             self._stopping = True  # the flush in hand is finished, not cut
             self._work.set()
+            await end_tasks(*others)
         await self._translated(self._finish())
 
     def wake(self) -> None:

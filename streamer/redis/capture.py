@@ -34,6 +34,7 @@ from streamer.redis.reread import BATCH_KEYS
 from streamer.redis.shadow import Shadow
 from streamer.redis.shadow_topic import ShadowTopic
 from streamer.redis.signs import LOOK_EVERY_S, Signs
+from streamer.stopping import end_tasks
 
 log = Log(__name__)
 
@@ -139,10 +140,9 @@ class Capture:
             if self.backfill is not None:
                 others.append(tasks.create_task(self.backfill.run(), name="backfills"))
             await stop.wait()
-            for task in others:
-                task.cancel()
             self._stopping = True
             self._work.set()
+            await end_tasks(*others)
 
     def wake(self) -> None:
         """Something waits to be flushed."""
@@ -229,7 +229,7 @@ class Capture:
             async with asyncio.TaskGroup() as tasks:
                 abandoning = tasks.create_task(self._abandon_at_gap(), name="abandon the scan at a gap")
                 whole = await self.heal.run(why)
-                abandoning.cancel()
+                await end_tasks(abandoning)
             if whole:
                 await self._scanned(streaming)
                 with suppress(TimeoutError):

@@ -36,6 +36,7 @@ from streamer.redis.sentinel import follow, locate
 from streamer.redis.shadow_copies import discard, own_copy
 from streamer.redis.shadow_topic import ShadowTopic
 from streamer.redis.signs import Signs
+from streamer.stopping import end_tasks
 
 log = Log(__name__)
 
@@ -82,7 +83,7 @@ class Session:
                 async with asyncio.TaskGroup() as tasks:
                     watching = tasks.create_task(self._election.watch(), name="keep the turn")
                     await self._captures(url)
-                    watching.cancel()
+                    await end_tasks(watching)
             except BaseExceptionGroup as group:
                 self.journal.ended = _reason(group)
                 raise
@@ -168,7 +169,7 @@ class Session:
             async with asyncio.TaskGroup() as tasks:
                 following = tasks.create_task(follow(url, server), name="follow the primary")
                 await self.capture.run(why, self._stop, lambda: self._report("streaming", ""))
-                following.cancel()
+                await end_tasks(following)
 
     def _backfill(self, capture: Capture, commands: RedisConnection) -> RedisBackfill:
         return RedisBackfill(

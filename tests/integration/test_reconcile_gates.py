@@ -45,7 +45,7 @@ async def test_a_repair_leaves_what_a_gate_holds(pipeline: Pipeline) -> None:
         assert "`tailrace approve mirror`, or `refuse`" in tables[name]["reason"]
     own = tables["free"]["repair"]
     assert (own["planned"], own["applied"], own["state"]) == (31, 31, "done")
-    assert own["verified"] == 0
+    assert (own["verified"], own["left"], own["unproved"]) == (0, 0, 31)
     assert own["reason"].startswith(
         "flow mirror holds a truncate or deletes, and what comes behind them waits"
     )
