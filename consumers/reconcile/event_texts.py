@@ -27,6 +27,14 @@ _NUMERIC = re.compile(r"numeric(?:\((\d+)(?:,\s*(-?\d+))?\))?").fullmatch
 _NUMBERS = ("number", "numeric")
 _INFINITE = ("-Infinity", "Infinity")
 _EXACT = Context(prec=150_000, rounding=ROUND_HALF_UP)  # a numeric has 147,455 digits
+_ALIASES = {
+    **dict.fromkeys(("int", "int4"), "integer"),
+    **dict.fromkeys(("int8",), "bigint"),
+    **dict.fromkeys(("int2",), "smallint"),
+    **dict.fromkeys(("float8", "doubleprecision", "float"), "double precision"),
+    **dict.fromkeys(("varchar", "charactervarying"), "character varying"),
+    **dict.fromkeys(("decimal", "dec"), "numeric"),
+}
 _RANGES = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 
 
@@ -67,7 +75,7 @@ def text_of(pair: Pair, *, typed: bool) -> Text | None:
     """None: it would need a Postgres. `typed`: as mapping.Target has it."""
     source, target = pair.source, pair.target
     if source.form.cast is not None:
-        return _cast(source.held, source.form.cast)
+        return _cast(source.held, source.form.via, source.form.cast)
     kind = source.form.kind
     if kind == "json" and typed and target.held.base == "jsonb":
         return _or_invalid(jsonb_text)
@@ -91,7 +99,9 @@ def _signed_zero(source: SqlColumn, target: SqlColumn) -> bool:
     return source.form.signed_zero and target.form.signed_zero
 
 
-def _cast(held: Held, cast: str) -> Text | None:
+def _cast(held: Held, via: str | None, cast: str) -> Text | None:
+    if via is not None and _plain(via) != cast:
+        return _twice(held, _plain(via), cast)
     if cast == "double precision" and held.kind in (*_NUMBERS, "float"):
         return lambda value: None if value is None else _bits(float(value))
     if cast == "json" and held.kind == "json":
@@ -105,6 +115,27 @@ def _cast(held: Held, cast: str) -> Text | None:
     if cast in ("text", "character varying"):
         return _canonical(held.kind)
     return None
+
+
+def _plain(name: str) -> str:
+    """A type's name as catalogues have it, of those that are cast here."""
+    base, bracket, typmod = "".join(name.lower().split(" ")).partition("(")
+    known = _ALIASES.get(base, base)
+    return f"{known}{bracket}{typmod}"
+
+
+def _twice(held: Held, via: str, cast: str) -> Text | None:
+    """By way of a flow's cast that holds less than the column, or more."""
+    first, then = _cast(held, None, via), _NUMERIC(cast)
+    if first is None or not _NUMERIC(via) or then is None:
+        return None
+    scale = None if then[1] is None else int(then[2] or 0)
+
+    def text(value: Any) -> str | None:
+        made = first(value)
+        return None if made is None else _scaled(made, scale)
+
+    return text
 
 
 def _digits(value: Any) -> str:

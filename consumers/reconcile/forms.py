@@ -26,14 +26,16 @@ class Form:
     """How one side's column is brought to canonical text.
 
     `kind`: of streamer.changes.kinds, the same on both sides but for texts. `cast`: the Postgres type that
-    the value is brought to before. `direct`: by the server's own cast, as a flow's `cast:` is; else by way
-    of text, and a text that is no value of the type stays visible as one. `sent`: the value is the source's:
+    the value is brought to before, by way of `via`, a flow's `cast:`, which may hold less than the column.
+    `direct`: by the server's own cast, as a flow's `cast:` is; else by way of text, and a text that is no
+    value of the type stays visible as one. `sent`: the value is the source's:
     what the log does not carry of it (a NaN's payload) is not compared. `signed_zero` false: the other
     side's store has one zero only.
     """
 
     kind: str
     cast: str | None = None
+    via: str | None = None
     direct: bool = False
     sent: bool = False
     signed_zero: bool = True

@@ -204,8 +204,7 @@ def _add(found: Compared, mapped: MappedColumn, target: Target, flow: Flow) -> N
         if there is None:
             found.notes.append(f"column {mapped.name!r} is cast to {mapped.cast}, and is not compared")
             return
-        by_digits = source.kind == "float" and there.kind == "numeric"  # as apply's: the server's own rounds
-        ours = Form(there.kind, cast=there.type, direct=not by_digits, sent=True)
+        ours = Form(there.kind, cast=there.type, via=mapped.cast, direct=True, sent=True)
         theirs = Form(there.kind)
     elif there is None:
         ours, theirs = forms_without_types(source, signed_zero=target.signed_zero)
@@ -258,20 +257,14 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def casts(pairs: Sequence[Pair]) -> set[str]:
-    """Types that the servers must know."""
-    return {form.cast for pair in pairs for form in (pair.source.form, pair.target.form) if form.cast}
-
-
 def without(compared: Compared, pair: Pair, why: str) -> None:
     compared.pairs.remove(pair)
     compared.beside[pair.name] = pair.target_name
     compared.notes.append(f"column {pair.name!r} is not compared: {why}")
 
 
-def by_text(pair: Pair) -> Pair:
-    """A flow's cast that the server does not have from this type goes by way of text."""
-    form = replace(pair.source.form, direct=False)
+def settled(pair: Pair, *, via: str | None, direct: bool) -> Pair:
+    form = replace(pair.source.form, via=via, direct=direct)
     return Pair(pair.name, replace(pair.source, form=form), pair.target, pair.target_name)
 
 

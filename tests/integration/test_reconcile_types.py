@@ -202,16 +202,68 @@ async def test_every_type_is_equal_as_applied_and_each_fault_is_named(
             assert await faults(sides) == wanted
 
 
+FLOATS = [  # of the source, as which rows, the flow's cast, the target's column
+    (
+        "double precision",
+        ["1/3::float8", "2.675", "'-0'", "1e-300", "'NaN'", "2/3::float8"],
+        "numeric",
+        "numeric",
+    ),
+    ("real", ["1/3::real", "16777217", "'-0'", "1e-30", "2/3::real"], "numeric", "numeric"),
+    ("double precision", ["0.33335", "0.33345", "'-0'", "1e-300", "2/3"], "numeric(8,4)", "numeric(8,4)"),
+]
+NARROWER = [  # a cast that holds less than its column
+    ("numeric", ["1.2345", "-0.0045", "2.5"], "numeric(10,3)", "numeric(10,2)"),
+    ("numeric", ["1.6", "2.5", "-0.4"], "integer", "numeric"),
+    ("numeric", ["1.6", "-7"], "integer", "text"),
+    ("double precision", ["1.6", "2.5", "1e9"], "integer", "numeric"),
+    ("double precision", ["1/3::float8", "2/3::float8"], "numeric", "text"),
+    ("double precision", ["1/3::float8", "0.1"], "real", "double precision"),
+    ("timestamptz", ["'2026-11-22 09:00:00.5+00'", "'1999-12-31 23:59+00'"], "date", "timestamp"),
+    ("timestamptz", ["'2026-11-22 09:00:00.5+00'", "'infinity'"], "timestamptz(0)", "timestamptz"),
+    ("boolean", ["true", "false"], "integer", "bigint"),
+    ("text", ["'12'", "'-3'"], "bigint", "numeric"),
+    ("text", ["'abcdef'", "''"], "character varying(3)", "text"),
+]
+
+
 @pytest.mark.parametrize("store", ["postgres"])
-async def test_floats_that_a_flow_casts_to_numerics_are_equal(
+@pytest.mark.parametrize("cast", [FLOATS, NARROWER], ids=["floats", "narrower"])
+async def test_what_a_flow_casts_is_equal_as_applied(
+    cast: list[tuple[str, list[str], str, str]], store: str, target: dict[str, Any], database: str
+) -> None:
+    """Also digits that the server's own cast drops, a zero with a sign, and what is rounded twice."""
+    casts = {f"c{at}": {"cast": name} for at, (_, _, name, _) in enumerate(cast)}
+    given = ", ".join(f"c{at} {type_}" for at, (_, _, _, type_) in enumerate(cast))
+    with psycopg.connect(target["url"], autocommit=True) as line:
+        line.execute("CREATE SCHEMA main")
+        line.execute(f"CREATE TABLE main.same (id int PRIMARY KEY, {given})".encode())
+        flow = {"from": "shop.public.same", "to": "copy.main", "columns": casts}
+        config = config_of(database, target, flow)
+        with closing(Tables(database, [(type_, values) for type_, values, _, _ in cast])) as tables:
+            async with applying(config) as to, captured(config) as (table, kept):
+                types = {column.name: (column.type, column.kind) for column in table.record.columns}
+                log = Log("shop", partitions=1)
+                topic = log.table("same", types)
+                for row in tables.events("wrong", types):
+                    topic.create(row)
+                await log.apply(to, list(config.flows.values()))
+                tables.swap()
+                sides = await make_sides(table, kept, config.flows["wide"], where="", only=())
+                assert [pair.name for pair in sides.compared.pairs] == list(types)
+                assert await faults(sides) == {}
+                rows = sum(len(values) for _, values, _, _ in cast) - len(cast) + 1
+                assert line.execute("SELECT count(*) FROM main.same").fetchone() == (rows,)
+                for at, name in enumerate(casts):
+                    line.execute(f"UPDATE main.same SET {name} = NULL WHERE id = {at}".encode())
+                assert await faults(sides) == {str(at): [name] for at, name in enumerate(casts)}
+
+
+@pytest.mark.parametrize("store", ["postgres"])
+async def test_digits_behind_those_of_the_servers_own_cast_are_compared(
     store: str, target: dict[str, Any], database: str
 ) -> None:
-    """Also those with more digits than the server's own cast takes, and a zero with a sign."""
-    columns = [
-        ("double precision", ["1/3::float8", "2.675", "'-0'", "1e-300", "'NaN'", "2/3::float8"]),
-        ("real", ["1/3::real", "16777217", "'-0'", "1e-30", "2/3::real"]),
-        ("double precision", ["0.33335", "0.33345", "'-0'", "1e-300", "2/3::float8"]),
-    ]
+    columns = [(type_, values) for type_, values, _, _ in FLOATS]
     with psycopg.connect(target["url"], autocommit=True) as line:
         line.execute("CREATE SCHEMA main")
         line.execute("CREATE TABLE main.same (id int PRIMARY KEY, c0 numeric, c1 numeric, c2 numeric(8,4))")

@@ -53,26 +53,35 @@ def test_jsonb_as_postgres_prints_it(stores: Stores, documents: list[str]) -> No
 
 
 CASTS = [
-    ("bigint", "number", encode_int, "numeric(24,2)", "numeric"),
-    ("bigint", "number", encode_int, "double precision", "float"),
-    ("numeric", "numeric", encode_numeric, "numeric(250,3)", "numeric"),
-    ("numeric", "numeric", encode_numeric, "double precision", "float"),
-    ("double precision", "float", encode_float, "double precision", "float"),
-    ("double precision", "float", encode_float, "numeric", "numeric"),
+    ("bigint", "number", encode_int, "numeric(24,2)", None, "numeric"),
+    ("bigint", "number", encode_int, "double precision", None, "float"),
+    ("numeric", "numeric", encode_numeric, "numeric(250,3)", None, "numeric"),
+    ("numeric", "numeric", encode_numeric, "double precision", None, "float"),
+    ("double precision", "float", encode_float, "double precision", None, "float"),
+    ("double precision", "float", encode_float, "numeric", None, "numeric"),
+    ("numeric", "numeric", encode_numeric, "numeric(250,2)", "decimal(250, 3)", "numeric"),
+    ("double precision", "float", encode_float, "numeric(250,1)", "numeric(250,2)", "numeric"),
 ]
 
 
-@pytest.mark.parametrize(("type_", "kind", "encode", "cast", "to"), CASTS)
+@pytest.mark.parametrize(("type_", "kind", "encode", "cast", "via", "to"), CASTS)
 @given(data=st.data())
 def test_casts_as_postgres_makes_them(
-    stores: Stores, type_: str, kind: str, encode: Any, cast: str, to: str, data: st.DataObject
+    stores: Stores,
+    type_: str,
+    kind: str,
+    encode: Any,
+    cast: str,
+    via: str | None,
+    to: str,
+    data: st.DataObject,
 ) -> None:
     numbers = st.integers(-(2**63), 2**63 - 1).map(str) if kind == "number" else NUMBERS
     drawn = data.draw(st.lists(numbers, min_size=1, max_size=50))
-    column = SqlColumn('"v"', Held(kind, type_), Form(to, cast=cast))
+    column = SqlColumn('"v"', Held(kind, type_), Form(to, cast=cast, via=via))
     text = text_of(Pair("v", column, SqlColumn('"v"', Held(to, cast), Form(to)), "v"), typed=True)
     assert text is not None
-    made = f"(x::{type_})::text::{cast}"
+    made = f"(x::{type_})::text::{via or cast}::{cast}"
     shown = f"float8send({made})::text" if to == "float" else f"{made}::text"
     query = f"SELECT {shown} FROM unnest(%s::text[]) WITH ORDINALITY u(x, n) ORDER BY n"
     printed = [found for (found,) in stores.postgres.execute(query.encode(), (drawn,)).fetchall()]

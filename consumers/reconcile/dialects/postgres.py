@@ -107,13 +107,15 @@ def column_sql(column: SqlColumn, *, major: int) -> str:
     form, value = column.form, column.sql
     if form.cast is None:
         return _canonical(value, column.held.type, form)
+    first = form.via or form.cast
+    steps = f"::{first}" if first == form.cast else f"::{first}::{form.cast}"
     if form.direct:
-        return _canonical(f"{value}::{form.cast}", form.cast, form)
+        return _canonical(f"{value}{steps}", form.cast, form)
     text = _text_of(column)
-    made = printed(_canonical(f"({text})::{form.cast}", form.cast, form))
+    made = printed(_canonical(f"({text}){steps}", form.cast, form))
     if major < VALIDITY_MAJOR:
         return made
-    literal = form.cast.replace("'", "''")
+    literal = first.replace("'", "''")
     return f"CASE WHEN pg_input_is_valid({text}, '{literal}') THEN {made} ELSE '{INVALID}' || {text} END"
 
 

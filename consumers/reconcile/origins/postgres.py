@@ -10,6 +10,7 @@ from consumers.reconcile import expressions, fast, fence
 from consumers.reconcile import mapping as maps
 from consumers.reconcile.expressions import literal, quote
 from consumers.reconcile.fast import COLLATION_FACTS, SERVER_FACTS, Collation
+from consumers.reconcile.forms import Held
 from consumers.reconcile.mapping import Compared, Incomparable
 from consumers.reconcile.origins.base import Captured, Logged, Moves, Refused, SourceSide
 from consumers.reconcile.sides import postgres
@@ -25,6 +26,8 @@ from streamer.postgres import catalog
 from streamer.postgres.catalog import Table, list_tables
 from streamer.postgres.connection import Connection
 from streamer.postgres.pgoutput import Relation, RelationColumn
+
+_NUMERIC = 1700  # the type's oid
 
 
 class PostgresOrigin:
@@ -184,8 +187,12 @@ async def settle_casts(session: postgres.Session, compared: Compared) -> None:
         cast = pair.source.form.cast
         if cast is not None and not await _knows(session, cast):
             maps.without(compared, pair, f"the source does not know the type {cast}")
-        elif pair.source.form.direct and not await _casts(session, pair.source.held.type, cast or ""):
-            compared.pairs[compared.pairs.index(pair)] = maps.by_text(pair)
+        elif pair.source.form.direct:
+            via = pair.source.form.via
+            if via is not None and not await _knows(session, via):
+                via = None  # the target's own, such as a domain: the column's type says what it holds
+            direct = await _casts(session, pair.source.held, via or cast or "")
+            compared.pairs[compared.pairs.index(pair)] = maps.settled(pair, via=via, direct=direct)
     if any(name not in {pair.name for pair in compared.pairs} for name in compared.key):
         raise Incomparable("a column of its key is of a type that the source does not know")
 
@@ -195,9 +202,11 @@ async def _knows(session: postgres.Session, type_: str) -> bool:
     return bool(found)
 
 
-async def _casts(session: postgres.Session, from_: str, to: str) -> bool:
+async def _casts(session: postgres.Session, from_: Held, to: str) -> bool:
+    """Whether apply's is the server's own cast: there is one, and it keeps a float's digits."""
     try:
-        await session.connection.execute(f"SELECT NULL::{from_}::{to}".encode())
+        cursor = await session.connection.execute(f"SELECT NULL::{from_.type}::{to}".encode())
     except psycopg.errors.CannotCoerce:
         return False
-    return True
+    assert cursor.description is not None
+    return not (from_.kind == "float" and cursor.description[0].type_code == _NUMERIC)
