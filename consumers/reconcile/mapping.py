@@ -204,7 +204,8 @@ def _add(found: Compared, mapped: MappedColumn, target: Target, flow: Flow) -> N
         if there is None:
             found.notes.append(f"column {mapped.name!r} is cast to {mapped.cast}, and is not compared")
             return
-        ours = Form(there.kind, cast=there.type, via=mapped.cast, direct=True, sent=True)
+        by_digits = source.kind == "float" and there.kind == "numeric"  # as apply's: the server's own rounds
+        ours = Form(there.kind, cast=there.type, via=mapped.cast, direct=not by_digits, sent=True)
         theirs = Form(there.kind)
     elif there is None:
         ours, theirs = forms_without_types(source, signed_zero=target.signed_zero)

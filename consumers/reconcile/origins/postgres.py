@@ -187,9 +187,8 @@ async def settle_casts(session: postgres.Session, compared: Compared) -> None:
         cast = pair.source.form.cast
         if cast is not None and not await _knows(session, cast):
             maps.without(compared, pair, f"the source does not know the type {cast}")
-        elif pair.source.form.direct:
-            via = pair.source.form.via
-            if via is not None and not await _knows(session, via):
+        elif (via := pair.source.form.via) is not None:
+            if not await _knows(session, via):
                 via = None  # the target's own, such as a domain: the column's type says what it holds
             direct = await _casts(session, pair.source.held, via or cast or "")
             compared.pairs[compared.pairs.index(pair)] = maps.settled(pair, via=via, direct=direct)
