@@ -38,6 +38,7 @@ from streamer.changes.backfill import manual_run
 from streamer.config import Config, Flow, PostgresTarget, describe_postgres
 from streamer.errors import BadRecordError, ConfigError
 from streamer.postgres.catalog import identifier
+from streamer.stopping import end_tasks
 
 FAULTS = 20_000  # that are told apart by their keys: those of parked keys are no reason against an exchange
 SHOWN = 10
@@ -252,9 +253,7 @@ class _Run:
             report = await comparing
             await following
         finally:
-            for task in (comparing, following):
-                task.cancel()
-            await asyncio.gather(comparing, following, return_exceptions=True)
+            await end_tasks(comparing, following)
         return report.tables[0]
 
     async def _compare(self, work: Rebuilding) -> Report:

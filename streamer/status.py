@@ -30,6 +30,7 @@ from streamer.errors import FatalError, TailraceError
 from streamer.kafka import Security, admin, client_options, connect, kafka_errors, reader, shut
 from streamer.members import can_be_told, client_id, is_dead
 from streamer.publisher.topics import ensure_topic
+from streamer.stopping import end_tasks
 
 FORMAT = 1
 
@@ -244,8 +245,7 @@ class StatusWriter:
         self._wake.set()
         if self._task is not None:
             await asyncio.wait([self._task], timeout=CLOSE_DEADLINE_S)
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await end_tasks(self._task)
             self._task = None
 
     async def __aenter__(self) -> Self:

@@ -46,6 +46,7 @@ from streamer.postgres.condition import check_condition
 from streamer.runner import captured_source
 from streamer.status import State as PartState
 from streamer.status import StatusReader, now_us, read_status
+from streamer.stopping import end_tasks
 
 FOLLOW_MS = 500  # how often a screen is drawn, at most
 LINE_S = 5.0  # between two lines of a run that goes on, where there is no terminal
@@ -268,8 +269,7 @@ class Following:
                     show()
                     await asyncio.sleep(RETRY_S)
         finally:
-            looking.cancel()
-            await asyncio.wait([looking])
+            await end_tasks(looking)
 
     async def _read(self, show: Callable[[], None]) -> int:
         config = self._config

@@ -36,7 +36,7 @@ from streamer.config import (
 )
 from streamer.errors import ConfigError, RetryableError, TailraceError
 from streamer.status import State, StatusReader, StatusRecord, StatusWriter, now_us
-from streamer.stopping import stopped_within
+from streamer.stopping import end_tasks, stopped_within
 
 log = logs.Log(__name__)
 
@@ -151,8 +151,7 @@ class Run:
 
             async def farewell() -> None:
                 """The heartbeat's last record, while Kafka is there."""
-                telling.cancel()
-                await asyncio.wait([telling])
+                await end_tasks(telling)
 
             tasks.create_task(self._first.keep(stop), name="first proofs")
             if views.is_watched(self._config):

@@ -23,6 +23,7 @@ from streamer.errors import RetryableError, TailraceError
 from streamer.logs import Log
 from streamer.runner import gravest
 from streamer.status import State, StatusWriter
+from streamer.stopping import end_tasks
 
 TELL_S = 1.0  # as often as heartbeats go out
 JOBS_LEASE = "jobs"
@@ -69,8 +70,7 @@ def serve(path: Path, *, metrics_port: int, restarts: int) -> None:
                     tasks.create_task(heartbeats.run(), name="heartbeats"),
                 ]
                 await runner.run(stop)
-                for task in until_stopped:
-                    task.cancel()
+                await end_tasks(*until_stopped)
         except* TailraceError as group:
             error = gravest(group)  # raised below: Python before 3.11.4 wraps in a group what is raised here
         if error is not None:

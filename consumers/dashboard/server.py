@@ -28,6 +28,7 @@ from streamer.config import Config
 from streamer.errors import ConfigError
 from streamer.logs import Log
 from streamer.status import StatusRecord
+from streamer.stopping import end_tasks
 
 BIND_AGAIN_S = 2.0
 CONNECTIONS_LIMIT = 400  # viewers, and what is fetched beside them
@@ -94,9 +95,7 @@ class Dashboard:
                 with bound:
                     await self._serve(bound, stop, watching)
         finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
+            await end_tasks(watching)
             await self._commands.close()
 
     async def _serve(self, bound: socket.socket, stop: asyncio.Event, watching: asyncio.Task[None]) -> None:

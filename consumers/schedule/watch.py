@@ -27,7 +27,7 @@ from streamer.config import Config
 from streamer.errors import RetryableError, TailraceError
 from streamer.logs import Log
 from streamer.status import now_us
-from streamer.stopping import stopped_within
+from streamer.stopping import end_tasks, stopped_within
 
 LOOK_S = 2.0
 WATCH_LEASE = "watch"
@@ -96,7 +96,7 @@ class Watch:
             while not await stopped_within(stop, LOOK_S):
                 await self._turn()
             if reading is not None:
-                reading.cancel()
+                await end_tasks(reading)
         try:
             await asyncio.to_thread(self._lease.give_up)
         except RetryableError as error:

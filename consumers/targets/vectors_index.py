@@ -17,6 +17,7 @@ from consumers.targets.postgres_catalog import quote
 from consumers.targets.postgres_state import LOCK, Connection
 from consumers.targets.vectors_statements import CHUNK, EMBEDDING
 from streamer.errors import TailraceError
+from streamer.stopping import end_tasks
 
 DIMENSIONS_LIMIT = 2000  # that hnsw takes of a `vector`
 
@@ -73,8 +74,7 @@ class Indexes:
     async def stop(self) -> None:
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            await end_tasks(task)
 
     async def _build(self, lacking: list[tuple[str, str, int]]) -> None:
         connection: Connection | None = None
