@@ -17,7 +17,7 @@ from consumers.commands.dead_letters import app as dead_letters
 from consumers.demo.command import demo
 from streamer import DEFAULT_PATH, __version__
 from streamer import cli as capture_side
-from streamer.cli import die_with, run_command, set_up_log
+from streamer.cli import die_with, run_command, set_up_log, start_part
 from streamer.options import (
     ConfigOption,
     FlowArgument,
@@ -75,6 +75,7 @@ def run(
 
     --json prints a line for every change of a part's or a flow's state. Ctrl-C or SIGTERM stops it all.
     """
+    start_part(0)
     set_up_log(log_format, log_level)
     from consumers.commands import run as work  # noqa: PLC0415
 
@@ -130,7 +131,7 @@ def apply(
     restarts: RestartsOption = 0,
 ) -> None:
     """Copy what is in Kafka into one target, until stopped. Several of one target share the work."""
-    die_with(parent)
+    start_part(parent)
     set_up_log(log_format, log_level)
     from consumers.commands import apply as work  # noqa: PLC0415
 

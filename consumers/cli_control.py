@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from streamer import DEFAULT_PATH
-from streamer.cli import die_with, set_up_log
+from streamer.cli import set_up_log, start_part
 from streamer.options import (
     ConfigOption,
     JsonOption,
@@ -37,7 +37,7 @@ def serve(
     """Show the page and its API (`control.http`), watch, and run the jobs of the file at their times, until
     stopped. Of several of these processes one runs the jobs, and one on a machine shows the page.
     """
-    die_with(parent)
+    start_part(parent)
     set_up_log("json" if as_json else log_format, log_level)
     from consumers.commands import serve as work  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ import typer
 
 from streamer import DEFAULT_PATH
 from streamer.changes.position import EPOCH_LIMIT
-from streamer.cli import die_with, set_up_log
+from streamer.cli import set_up_log, start_part
 from streamer.errors import ConfigError
 from streamer.options import (
     ConfigOption,
@@ -59,7 +59,7 @@ def process(
     if from_start and not dry_run:
         anew = f"to derive everything again {processor_reset_steps(processor)}"
         raise ConfigError("--from-start is of a dry run", fix=f"add --dry-run; or, {anew}")
-    die_with(parent)
+    start_part(parent)
     set_up_log(log_format, "warning" if dry_run and log_level == "info" else log_level)
     from consumers.commands import process as work  # noqa: PLC0415
 

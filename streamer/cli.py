@@ -68,6 +68,17 @@ def die_with(parent: int) -> None:
         raise SystemExit(EXIT_OK)
 
 
+def start_part(parent: int) -> None:
+    """First of all in a command that runs until it is stopped: a SIGTERM while it still imports its work ends
+    it as it would later, with nothing begun."""
+    signal.signal(signal.SIGTERM, _ended_early)
+    die_with(parent)
+
+
+def _ended_early(_number: int, _frame: object) -> None:
+    raise SystemExit(EXIT_OK)
+
+
 @app.command(short_help="Copy the changes of one source into Kafka, until stopped.")
 def capture(
     source: SourceArgument,
@@ -80,7 +91,7 @@ def capture(
     restarts: RestartsOption = 0,
 ) -> None:
     """Copy the changes of one source into Kafka, until stopped."""
-    die_with(parent)
+    start_part(parent)
     set_up_log(log_format, log_level)
     from streamer.commands import capture as work  # noqa: PLC0415
 

@@ -51,7 +51,7 @@ def load_object(
         importlib.invalidate_caches()
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a module that is a program ends with an exit
         raise ConfigError(
             f"the module {name!r} cannot be imported: {type(error).__name__}: {error}",
             where=where,

@@ -121,6 +121,9 @@ async def run_capture(
         if not isinstance(error, RetryableError):
             status.update(state="error", reason=str(error))
             raise error
+        if stop.is_set():
+            log.info(error.what)
+            return
         if time.monotonic() - started >= HEALTHY_S:
             backoff_s = BACKOFF_FIRST_S
         if str(error) != waiting_since:

@@ -22,6 +22,7 @@ from consumers.apply.epochs import Epochs
 from consumers.apply.feed import Feed
 from consumers.apply.floors import Extent
 from consumers.apply.gates import Gates, rules_of
+from consumers.apply.holdups import Holdups
 from consumers.apply.keeping import Keeper
 from consumers.apply.losses import Losses
 from consumers.apply.outdated import Outdated
@@ -118,6 +119,7 @@ class Apply:
         self._report = report = Report(names, metrics, self._clocks.of, epochs)
         condition = Condition(names, stop, status, self._feed, report)
         self._session = Session(target, condition)
+        self._holdups = Holdups(self._session, condition)
         parking = Parking(target, self._letters, flows, self._schemas, target_settings.dead_letters)
         losses = Losses()
         pauses = Pauses(names, target)
@@ -182,6 +184,7 @@ class Apply:
         beside = [
             asyncio.create_task(self._clocks.watch(), name="apply: clocks"),
             asyncio.create_task(self._backfilling.watch(), name="apply: backfills"),
+            asyncio.create_task(self._holdups.watch(), name="apply: holdups"),
         ]
         try:
             if await self._session.open():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -20,6 +21,7 @@ class Session:
         self.target = target
         self._condition = condition
         self._lock = asyncio.Lock()
+        self.since_s: float | None = None  # when who uses it now began, by time.monotonic()
 
     @property
     def is_busy(self) -> bool:
@@ -32,15 +34,23 @@ class Session:
         """
 
         async def once() -> None:
-            async with self._lock:
-                await self.target.open()
+            async with self.held() as target:
+                await target.open()
 
         return await self._condition.patiently(TARGET, once)
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[Target]:
-        async with self._lock:
+        async with self._lock, self._timed():
             yield self.target
+
+    @asynccontextmanager
+    async def _timed(self) -> AsyncIterator[None]:
+        self.since_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.since_s = None
 
     async def patiently(
         self,
@@ -52,7 +62,7 @@ class Session:
         False when stop came first."""
 
         async def once() -> None:
-            async with self._lock:
+            async with self.held():
                 try:
                     await act(self.target)
                 except TargetUnavailable:
@@ -77,11 +87,12 @@ class Session:
         except TimeoutError:
             return None
         try:
-            try:
-                await act(self.target)
-            except TargetUnavailable:
-                await self.target.open()
-                await act(self.target)
+            async with self._timed():
+                try:
+                    await act(self.target)
+                except TargetUnavailable:
+                    await self.target.open()
+                    await act(self.target)
         except (RetryableError, ConfigError, FatalError) as error:
             return error
         finally:

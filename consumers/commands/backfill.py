@@ -124,15 +124,18 @@ def _names(source: PostgresSource | RedisSource) -> str:
     return "such as public.orders; or --all of its tables"
 
 
+_RATE_FIX = "write rows a second: 5000/s; without --rate there is no limit"
+
+
 def _rate(text: str) -> int:
     try:
         found = parse_rate(text)
-    except PydanticCustomError as error:
-        raise ConfigError(f"--rate {text!r} {error.message()}", fix="write rows a second: 5000/s") from error
+    except PydanticCustomError:
+        raise ConfigError(f"--rate {text!r} is not a rate", fix=_RATE_FIX) from None
     if not 1 <= found <= RATE_LIMIT:
         raise ConfigError(
             f"--rate {text!r} is not from 1 to {RATE_LIMIT:,} rows a second",
-            fix="write rows a second: 5000/s; without --rate there is no limit",
+            fix=_RATE_FIX,
         )
     return int(found)
 

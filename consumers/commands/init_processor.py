@@ -32,7 +32,13 @@ def init(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
     """Raises ConfigError: no name for it, one that the config beside it has, or a file that is there (without
     `force`) or cannot be written."""
     module = name.replace("-", "_")
-    if not _NAME.fullmatch(name) or keyword.iskeyword(module):
+    if keyword.iskeyword(module):
+        raise ConfigError(
+            f"{name!r} is a word of Python's own, which no module and no agent can have for a name",
+            where="--processor",
+            fix=f"choose another one, such as {name}_rows",
+        )
+    if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} is no name for a processor's module",
             where="--processor",

@@ -19,8 +19,12 @@ from streamer.commands.brokers import brokers_of
 from streamer.config import EMBEDDED, Config, load
 from streamer.errors import EXIT_OK, KafkaUnavailable, RetryableError
 from streamer.status import StatusReader, now_us
+from streamer.stopping import end_tasks
 
 REFRESH_S = 1.0  # as often as heartbeats come
+ANSWER_LIMIT_S = (
+    10.0  # for one look; a Kafka that is up answers in a second, a frozen one does not say that it is
+)
 RETRY_S = 2.0  # --watch outlives a Kafka that is away
 
 Draw = Callable[[views.Status], RenderableType]
@@ -78,10 +82,19 @@ async def read_once(config: Config, brokers: str) -> views.Status:
 
 
 async def read_here(config: Config, brokers: str) -> views.Status:
+    reading = asyncio.create_task(read_once(config, brokers), name="status")
     try:
-        return await read_once(config, brokers)
+        if not (await asyncio.wait([reading], timeout=ANSWER_LIMIT_S))[0]:
+            raise KafkaUnavailable(
+                f"Kafka did not answer within {ANSWER_LIMIT_S:.0f} s",
+                where=brokers,
+                fix="check that the brokers run and can be reached from here; start a frozen one again",
+            )
+        return await reading
     except KafkaUnavailable as error:
         raise _how_to_start(config, error) from error
+    finally:
+        await end_tasks(reading)
 
 
 def _how_to_start(config: Config, error: RetryableError) -> RetryableError:

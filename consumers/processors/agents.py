@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 from consumers.processors.context import Change, Context, Definition, Derived, Given, Hop, Input, Row, Table
+from consumers.processors.operators.contributors import Contributors
 from consumers.processors.operators.inputs import Inputs
+from consumers.processors.operators.keys import Keys
 from streamer.errors import ConfigError
 from streamer.functions import load_object
 
@@ -37,7 +39,7 @@ unit_in_hand: ContextVar[Context] = ContextVar("unit_in_hand")
 
 
 class Agent:
-    """A body with what was declared beside it: a Definition of one hop."""
+    """A body with what was declared beside it: a Definition."""
 
     def __init__(self, body: Body | Function, columns: Mapping[str, str] | None = None) -> None:
         self.body = body
@@ -50,7 +52,9 @@ class Agent:
         return {**Inputs(given).types, **self.declared}
 
     def hops(self, given: Given) -> Sequence[Hop]:
-        return [AgentHop(self)]
+        """Rows of a function with a key of their own are settled by a hop more (see contributors)."""
+        own = AgentHop(self, Keys(given, self.columns))
+        return [own] if self.is_stream or not given.key else [own, Contributors()]
 
     def stream(self) -> Body:
         """The body over a stream of changes, whichever form it has."""
@@ -71,8 +75,9 @@ class Agent:
 class AgentHop:
     """Stands for an agent among hops; the runtime runs it through Faust."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, keys: Keys) -> None:
         self.agent = agent
+        self.keys = keys
 
     def handle(self, record: Input, context: Context) -> None:
         raise NotImplementedError("an agent's body runs on the Faust app")

@@ -20,7 +20,7 @@ from faust.types import TP, Message
 
 from consumers.processors.agents import Agent, unit_in_hand
 from consumers.processors.context import Change, Context
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, FatalError
 from streamer.stopping import end_tasks
 
 logging.getLogger("faust").setLevel(logging.WARNING)
@@ -30,10 +30,6 @@ _REFUSED = (
     "take", "take_events", "take_with_timestamp", "noack_take", "group_by", "through", "echo", "join",
     "left_join", "inner_join", "outer_join", "combine",
 )  # fmt: skip
-
-
-# What a library that a body calls may raise, too: neither of the two is a stop that anybody has asked for.
-_OF_A_BODY = (Exception, SystemExit, asyncio.CancelledError)
 
 
 class Units(Protocol):
@@ -153,9 +149,13 @@ class Actor:
                             inbox.units.yielded(value)
             except ConfigError:
                 raise
-            except _OF_A_BODY as error:
-                if _is_cancelled() or not self._failed(error):
+            except BaseException as error:  # SystemExit of a library, too, is no stop that anybody asked for
+                if self._is_given_up:
                     raise
+                if not self._failed(error):
+                    if isinstance(error, Exception):
+                        raise
+                    raise self._without_a_change(error) from error
             else:
                 raise ConfigError(
                     "the agent's body has ended, and changes are left",
@@ -170,16 +170,23 @@ class Actor:
         units.failed(error)
         return True
 
+    def _without_a_change(self, error: BaseException) -> FatalError:
+        """It would end the process, or the loop of the worker, without a word."""
+        return FatalError(
+            f"the agent's body raised {type(error).__name__} with no change in hand: {error}",
+            where=self._name,
+            fix="let it catch what it does before it asks for its first change, and between two",
+        )
+
+    @property
+    def _is_given_up(self) -> bool:
+        """Whether the worker has done with it: a CancelledError of the body's own is one that it raises."""
+        return self._task is None or self._task.cancelling() > 0
+
     async def end(self) -> None:
         task, self._task = self._task, None
         if task is not None:
             await end_tasks(task)
-
-
-def _is_cancelled() -> bool:
-    """Whether this task is: a body that raises CancelledError by itself is one that raises."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _generator(actor: Any) -> AsyncGenerator[object, None]:

@@ -8,7 +8,8 @@
     array:<kind>    a list of these                         a list of those
 
 So a column whose type has changed takes the values of before. NaN and infinity elsewhere are refused: JSON
-has none, and a null would be a lie.
+has none, and a null would be a lie. So is a text with a NUL, inside of a list or an object, too: no target
+has one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from streamer.errors import BadRecordError
 
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
+NUL = "\0"
+
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,18})").fullmatch
 _REAL = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?").fullmatch
 _AS_TEXT = ("numeric", "text")
@@ -37,7 +40,7 @@ def is_plain(kind: str, value: Any) -> bool:
     if value is None:
         return True
     if found is str:
-        return kind not in _NUMBERS
+        return kind not in _NUMBERS and NUL not in value
     if found is int:
         return kind in _NUMBERS
     if found is float:
@@ -55,7 +58,10 @@ def fitted(kind: str, value: Any, where: str) -> Any:
         return _not_finite(kind, value, where)
     if isinstance(value, dict | list | tuple):
         _check_finite(value, where)
+        _check_texts(value, where)
         return value
+    if isinstance(value, str) and NUL in value:
+        raise _with_nul(where)
     if kind in _AS_TEXT:
         return _text(kind, value)
     if kind == "number" and isinstance(value, str) and _INTEGER(value):
@@ -100,6 +106,28 @@ def _check_finite(value: Any, where: str) -> None:
     elif isinstance(value, list | tuple):
         for one in value:
             _check_finite(one, where)
+
+
+def _check_texts(value: Any, where: str) -> None:
+    """Of what is inside of an object or a list, names of members too."""
+    if isinstance(value, str):
+        if NUL in value:
+            raise _with_nul(where)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            _check_texts(name, where)
+            _check_texts(one, where)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            _check_texts(one, where)
+
+
+def _with_nul(where: str) -> BadRecordError:
+    return BadRecordError(
+        "a text has a NUL character in it, which no target's text can have",
+        where=where,
+        fix="leave it out: value.replace('\\0', '')",
+    )
 
 
 def _inner(kind: str, value: Any) -> str:

@@ -19,7 +19,7 @@ from consumers.processors.operators.derive import Body, Derive, expanded, explod
 from consumers.processors.operators.join import Join
 from consumers.processors.operators.measures import Average, Count, Extreme, Measure, Sum, Top
 from consumers.processors.operators.plain import Flatten, OutboxRouter
-from consumers.processors.operators.windows import seconds, windows_of
+from consumers.processors.operators.windows import binned, seconds, windows_of
 from consumers.processors.shapes import declared
 from streamer.errors import ConfigError
 
@@ -121,7 +121,8 @@ def window(
         _measures(measures or {"count": Count()}),
         where,
         spread=windows_of(time, size_s, every_s, start),
-        spread_columns={start: "timestamp with time zone"},
+        spread_columns={start: time},
+        spread_type=binned,
     )
 
 

@@ -15,9 +15,15 @@ def hops_of(definition: Definition, given: Given, guarantee: str, *, code: str =
     where, name = f"processors.{given.processor}", code or type(definition).__name__
     if not 1 <= len(hops) <= HOPS_LIMIT:
         raise ConfigError(f"{name} has {len(hops)} hops", where=where, fix=f"give 1 to {HOPS_LIMIT}")
-    if len(hops) > 1 and any(isinstance(hop, AgentHop) for hop in hops):
+    if any(isinstance(hop, AgentHop) for hop in hops[1:]):
         raise ConfigError("an agent among several hops", where=where, fix="let it be a processor of its own")
     if len(hops) > 1 and guarantee != "exactly_once":
+        if isinstance(hops[0], AgentHop):
+            raise ConfigError(
+                f"rows of {name} have a `key` of their own, and who says them is told exactly once",
+                where=f"{where}.guarantee",
+                fix="write guarantee: exactly_once; or leave `key` out where it is the input's",
+            )
         raise ConfigError(
             f"{name} counts what it sees, and at_least_once would count some of it twice",
             where=f"{where}.guarantee",

@@ -1,13 +1,20 @@
-"""What all tasks of a processor have in common, a task's progress, and a unit to do. Pure."""
+"""What all tasks of a processor have in common, a task's progress, and a unit to do. No I/O."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from consumers.processors.context import Change, Forwarded, Hop
 from consumers.processors.names import Names
 from consumers.processors.parked import Item
+
+
+def allow_long_numbers() -> None:
+    """To the process: a numeric has up to 147,455 digits, and Python's guard against texts of strangers,
+    which stops at 4,300, would refuse it in helpers and in users' functions alike."""
+    sys.set_int_max_str_digits(0)
 
 
 @dataclass(frozen=True, slots=True)

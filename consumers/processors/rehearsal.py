@@ -21,7 +21,7 @@ from consumers.processors.memory import MemoryStore
 from consumers.processors.names import Names
 from consumers.processors.outbox import Outbox
 from consumers.processors.parked import Refusals
-from consumers.processors.plan import Plan
+from consumers.processors.plan import Plan, allow_long_numbers
 from consumers.processors.shapes import Shapes
 from consumers.processors.state import Overlay
 from consumers.processors.task import Task
@@ -98,6 +98,7 @@ class Rehearsal:
         topics: Topics | None = None,
     ) -> None:
         """`own`: schema records of its `out`. Raises ConfigError."""
+        allow_long_numbers()
         settings = topics or Topics()
         names = Names(config_name, given.processor, given.out)
         hops = hops_of(definition, given, guarantee)

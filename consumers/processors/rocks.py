@@ -9,6 +9,7 @@ changelog, as it is only a copy of it.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,10 +27,19 @@ FORMAT = 1
 WRITE_BUFFER_BYTES = 16 * 2**20  # two a task; a worker of 16 tasks stays below 600 MB
 LOG_FILES = 2
 _MARK = b"\0mark"
+_DAMAGE = ("corruption", "no such file", "file exists", "not a directory")  # as RocksDB says it
+
+_LOCKED = ("while lock file", "lock hold by")  # not any "lock": the folder's name is in the text, too
+
+log = logging.getLogger(__name__)
 
 
 class Locked(RetryableError):
     """Another process of this machine has the folder open."""
+
+
+class _Damaged(RetryableError):
+    """What is in the folder is no whole database."""
 
 
 def available() -> bool:
@@ -49,7 +59,8 @@ def not_installed(where: str) -> ConfigError:
 
 
 def open_store(folder: Path, *, cluster_id: str, topic: str) -> RocksStore:
-    """Raises FatalError for a folder of another version, ConfigError when RocksDB is not installed."""
+    """Raises FatalError for a folder of another version, ConfigError when RocksDB is not installed,
+    RetryableError for one that another process has open, or that the disk or its rights refuse."""
     if not available():
         raise not_installed(str(folder))
     identity = {"format": FORMAT, "cluster": cluster_id, "topic": topic}
@@ -61,12 +72,36 @@ def open_store(folder: Path, *, cluster_id: str, topic: str) -> RocksStore:
             fix="run the version of Tailrace that wrote it; or remove the folder: its state is read again"
             " from Kafka",
         )
-    if found != identity and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    store = RocksStore(folder / "db")
-    (folder / "FORMAT").write_bytes(orjson.dumps(identity))
+    try:
+        if found != identity:
+            _remove(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            store = RocksStore(folder / "db")
+        except _Damaged as error:
+            log.warning("%s", error)
+            _remove(folder / "db")
+            store = RocksStore(folder / "db")
+        (folder / "FORMAT").write_bytes(orjson.dumps(identity))
+    except OSError as error:
+        raise _refused(folder, str(error)) from error
     return store
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _refused(folder: Path, why: str) -> RetryableError:
+    return RetryableError(
+        f"the state folder cannot be opened: {why}",
+        where=str(folder),
+        fix="give the disk room, or the worker the right to write there; or remove the folder: its state is"
+        " read again from Kafka",
+    )
 
 
 def _identity(folder: Path) -> dict[str, object] | None:
@@ -150,8 +185,13 @@ def _open(folder: Path) -> Rdict:
     try:
         return Rdict(str(folder), options)
     except Exception as error:  # rocksdict has no type of its own
-        if "lock" not in str(error).lower():
-            raise
+        said = str(error).lower()
+        if any(sign in said for sign in _DAMAGE):
+            raise _Damaged(
+                f"the state is damaged, and is read again from Kafka: {error}", where=str(folder)
+            ) from error
+        if not any(sign in said for sign in _LOCKED):
+            raise _refused(folder, str(error)) from error
         raise Locked(
             "another worker on this machine has this task's state open",
             where=str(folder),

@@ -8,22 +8,23 @@ from __future__ import annotations
 import orjson
 
 from consumers.processors.context import Change, Forwarded, Row
+from consumers.processors.operators.keys import Keys
 from consumers.processors.shapes import dumps
 from consumers.processors.unit import Unit
 
 _SAME = b""
 
 
-def settle(unit: Unit, record: Change | Forwarded, key_columns: tuple[str, ...]) -> None:
+def settle(unit: Unit, record: Change | Forwarded, keys: Keys) -> None:
     """After the function: take back what it does not give any more, and note what it gives."""
-    assert isinstance(record, Change), "an agent has one hop"
+    assert isinstance(record, Change), "a body is given changes"
     given = unit.rows
     is_same = len(given) == 1 and given[0][0] is record.key and given[0][1] is None
     if unit.note is not None and not (is_same and unit.note == _SAME):
         now = {_identity(key, table) for key, table in given}
         for key, table in _rows(unit.note, record):
             if _identity(key, table) not in now:
-                unit.emit(key, None, table=table)
+                unit.take_back(key, table, record, keys)
     unit.note = None if not given else _SAME if is_same else dumps(given)
 
 

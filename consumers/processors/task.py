@@ -165,7 +165,7 @@ class Task:
             except UnknownType as error:
                 self._hold(work, error)
                 break
-            except (Exception, SystemExit) as error:  # noqa: BLE001  a supervisor of operators
+            except BaseException as error:  # noqa: BLE001  a supervisor of operators: no stop comes inside
                 self.failed(error)
         return self._exhausted
 
@@ -193,6 +193,9 @@ class Task:
     def _next_for_agent(self) -> Work | None:
         """An agent's body sees whole rows: what an update leaves out (TOAST) is that of the row before."""
         while (work := self._next()) is not None:
+            if work.hop:
+                self._by_hop(work)
+                continue
             self.unit.note, long = without_long(work.note)
             record, self._long = work.record, {}
             if not isinstance(record, Change) or record.after is None:
@@ -205,6 +208,15 @@ class Task:
             self._long = long_values(record.after)
             return work
         return None
+
+    def _by_hop(self, work: Work) -> None:
+        """What an agent's rows with a key of their own are settled by."""
+        try:
+            self.plan.hops[work.hop].handle(work.record, self.unit)
+        except BadRecordError as error:
+            self.failed(error)
+        else:
+            self._done(work)
 
     def _hold(self, work: Work, unknown: UnknownType) -> None:
         """Nothing of the unit stays; it comes again when the schemas topic has been read on."""
@@ -253,15 +265,17 @@ class Task:
         if work is not None:
             hop = self.plan.hops[0]
             if isinstance(hop, AgentHop) and not hop.agent.is_stream:
-                settle(self.unit, work.record, self.plan.key)
+                settle(self.unit, work.record, hop.keys)
             self._done(work)
         following = self._next_for_agent()
         return None if following is None else following.record  # type: ignore[return-value]
 
     def yielded(self, value: Any) -> None:
         work = self._work
-        if work is not None and isinstance(work.record, Change):
-            self.unit.derive(value, work.record, self.plan.key)
+        hop = self.plan.hops[0]
+        if work is not None and isinstance(work.record, Change) and isinstance(hop, AgentHop):
+            in_order = hop.agent.is_stream and self.plan.partitions == 1
+            self.unit.derive(value, work.record, hop.keys, in_order=in_order)
 
     def failed(self, error: BaseException) -> None:
         """The body raised on the unit in hand: nothing of it stays, and its key is parked."""

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from consumers.processors.context import Change, Derived, Row, Table
+from consumers.processors.fitting import kept
+from consumers.processors.operators.contributors import contribution, place_of
+from consumers.processors.operators.keys import Keys
+from consumers.processors.operators.rows import contributor_of
 from consumers.processors.outbox import Outbox
+from consumers.processors.shapes import dumps
 from consumers.processors.state import Overlay, StateTable
 from streamer.errors import BadRecordError
 
@@ -65,13 +70,14 @@ class Unit:
     def publish(self, key: bytes | None, value: bytes | None, *, table: str | None = None) -> None:
         self._outbox.publish(key, value, table)
 
-    def derive(self, value: Any, change: Change, key_columns: tuple[str, ...]) -> None:
-        """What an agent's body gives: a row, a Derived, several, or nothing. Raises BadRecordError."""
+    def derive(self, value: Any, change: Change, keys: Keys, *, in_order: bool) -> None:
+        """What an agent's body gives: a row, a Derived, several, or nothing. `in_order`: all that says a
+        derived row comes through this task. Raises BadRecordError."""
         if value is None:
             return
         if isinstance(value, list | tuple):
             for one in value:
-                self.derive(one, change, key_columns)
+                self.derive(one, change, keys, in_order=in_order)
             return
         if isinstance(value, dict):
             value = Derived(None, value)
@@ -80,16 +86,58 @@ class Unit:
                 f"the agent gave {type(value).__name__}",
                 fix="give change.to(after={...}), a dict of columns, a list of them, or None",
             )
-        after, key, raw_key = value.after, value.key, None
-        if key is None:
-            if key_columns:
-                key = _keyed(key_columns, change, after)
+        if value.key is None and not keys.columns:
+            key, after = change.key, value.after
+            op = "u" if change.op == "u" and after is not None else None
+            self._outbox.emit(key, after, value.before, op, value.table, self._commit_us, change.raw_key)
+        else:
+            key = _keyed(keys.columns, change, value.after) if value.key is None else value.key
+            key, after = _in_one_form(key, value.after, change, keys)
+            if in_order or keys.is_own(key, change):
+                self._outbox.emit(key, after, value.before, None, value.table, self._commit_us)
+            elif self._hops > 1:
+                self._say(key, None if after is None else kept(after, keys.where), value.table, change)
             else:
-                key, raw_key = change.key, change.raw_key
-        op = "u" if change.op == "u" and after is not None and raw_key is not None else None
-        self._outbox.emit(key, after, value.before, op, value.table, self._commit_us, raw_key)
+                raise _out_of_order(change)
         if after is not None:
             self.rows.append((key, value.table))
+
+    def take_back(self, key: Row, table: str | None, change: Change, keys: Keys) -> None:
+        """A row that the input row's function gave before, and gives no more."""
+        if self._hops == 1 or keys.is_own(key, change):
+            self.emit(key, None, table=table)
+        else:
+            self._say(key, None, table, change)
+
+    def _say(self, key: Row, row: Row | None, table: str | None, change: Change) -> None:
+        said = contribution(contributor_of(change), change.version, row)
+        self.forward(place_of(dumps(key), table), said)
+
+
+def _in_one_form(key: Row, after: Row | None, change: Change, keys: Keys) -> tuple[Row, Row | None]:
+    """The key, and the row with it. Raises BadRecordError."""
+    formed = keys.formed(key, change)
+    if after is None:
+        return formed, None
+    shown = keys.formed({name: after[name] for name in key if name in after}, change)
+    for name, value in shown.items():
+        if value != formed[name]:
+            raise BadRecordError(
+                f"its key says {name} = {formed[name]!r}, and the row {value!r}",
+                where=keys.where,
+                fix="give the row the values of its key, or leave them out",
+            )
+    return formed, {**after, **formed}
+
+
+def _out_of_order(change: Change) -> BadRecordError:
+    return BadRecordError(
+        f"the row's key does not hold its input row's, {', '.join(change.key)}: rows of other partitions may"
+        " say the same row, and nothing orders what a stream yields there",
+        where=change.topic,
+        fix="write `async def f(change): return row`, and name the columns in the processor's `key:`; or make"
+        " the topics with one partition",
+    )
 
 
 def _keyed(columns: tuple[str, ...], change: Change, after: Row | None) -> Row:

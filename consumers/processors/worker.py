@@ -29,7 +29,7 @@ from consumers.processors.membership import Membership
 from consumers.processors.names import Names
 from consumers.processors.opening import Opening, StateKind
 from consumers.processors.parked import Refusals
-from consumers.processors.plan import Plan
+from consumers.processors.plan import Plan, allow_long_numbers
 from consumers.processors.schemas import InputSchemas
 from consumers.processors.shapes import Shapes
 from consumers.processors.task import Task
@@ -74,6 +74,7 @@ async def run_processor(
     found = definition or definition_of(processor.agent, folder=config.base, where=where)
     if state == "rocksdb" and not rocks.available():
         raise rocks.not_installed(f"processor {name}")
+    allow_long_numbers()
     worker = Worker(config, name, found, stop=stop, status=status, state=state, limits=limits)
     ground = await worker.patiently(lambda: look(config, name, brokers=config.kafka.brokers))
     if ground is None:
@@ -182,7 +183,7 @@ class Worker:
             asyncio.create_task(self._until_stopped(), name=f"stop of {self.names.processor}"),
         ]
         try:
-            await asyncio.wait(parts[:2], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(parts[:2], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await end_tasks(*parts)
             await self._abandon()
@@ -190,6 +191,12 @@ class Worker:
         for part in parts[:2]:
             if not part.cancelled() and (error := part.exception()) is not None:
                 raise error
+        if any(part.cancelled() for part in done):
+            raise RetryableError(
+                "its work was cancelled, and nobody had asked for a stop",
+                where=f"processor {self.names.processor}",
+                fix="nothing: it starts again; if it comes again, report it with the log",
+            )
 
     @property
     def doubts(self) -> list[str]:

@@ -30,7 +30,8 @@ class Form:
     `direct`: by the server's own cast, as a flow's `cast:` is; else by way of text, and a text that is no
     value of the type stays visible as one. `sent`: the value is the source's:
     what the log does not carry of it (a NaN's payload) is not compared. `signed_zero` false: the other
-    side's store has one zero only.
+    side's store has one zero only. `is_equal`: values that are equal have one text, so that a numeric 2.50
+    is 2.5: a key of a query, which gives any of a group's.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Form:
     direct: bool = False
     sent: bool = False
     signed_zero: bool = True
+    is_equal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ def forms(source: Held, target: Held) -> tuple[Form, Form]:
     """For two Postgres, of the source's column and of the target's."""
     of_source, of_target = _forms(source, target)
     return replace(of_source, sent=True), of_target
+
+
+def by_equality(form: Form) -> Form:
+    return replace(form, signed_zero=False, is_equal=True)
 
 
 def _forms(source: Held, target: Held) -> tuple[Form, Form]:

@@ -15,6 +15,7 @@ from consumers.apply.mapping import MappedColumn, map_columns
 from consumers.reconcile.dialects.postgres import SqlColumn
 from consumers.reconcile.fast import Collation, Pair
 from consumers.reconcile.forms import Form, Held, forms, forms_without_types
+from consumers.reconcile.forms import by_equality as forms_by_equality
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.config import Flow
 from streamer.config.base import nearest
@@ -267,6 +268,13 @@ def without(compared: Compared, pair: Pair, why: str) -> None:
 def settled(pair: Pair, *, via: str | None, direct: bool) -> Pair:
     form = replace(pair.source.form, via=via, direct=direct)
     return Pair(pair.name, replace(pair.source, form=form), pair.target, pair.target_name)
+
+
+def by_equality(pair: Pair) -> Pair:
+    """Of a key that a query gives: the server has told its rows apart by it, and not by its texts."""
+    ours = replace(pair.source, form=forms_by_equality(pair.source.form))
+    theirs = replace(pair.target, form=forms_by_equality(pair.target.form))
+    return Pair(pair.name, ours, theirs, pair.target_name)
 
 
 def ordered_alike(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from shlex import quote
 from typing import Any
 
@@ -83,7 +84,7 @@ class Repairs:
 
     async def run(self, tables: Sequence[Faulty]) -> None:
         """Into the tables' reports. All is planned, and refused, before the first row is asked for."""
-        planned = plan(self._job, tables)
+        planned = plan(self._job, tables, samples=self._samples)
         if self._job.repair.mode != "auto":
             return
         for each in planned:
@@ -129,12 +130,13 @@ class Repairs:
             list(each.keys.values()),
             replication_factor=kafka.topics.replication_factor,
         )
-        await self._wait(request, report)
-        report.left = unplanned + await self._verify(each)
+        why = await self._wait(request, report)
+        report.left = unplanned + await self._verify(each, why)
         await self._end(each)
 
-    async def _wait(self, request: Request, report: RepairReport) -> None:
-        """Until the backfill is over. Raises NotPassed when it stands still, KafkaUnavailable."""
+    async def _wait(self, request: Request, report: RepairReport) -> str:
+        """Until the backfill is over; why it has failed. Raises NotPassed when it stands still,
+        KafkaUnavailable."""
         config = self._config
         patience = Patience(self._clock_s, self._stall_s)
         async with follow(
@@ -146,14 +148,14 @@ class Repairs:
                 if run is not None and progress is not None:
                     report.applied, report.state = progress.rows + progress.deletes, progress.state.value
                     if progress.state.over:
-                        return
+                        return progress.reason
                 if not patience.has_left(progress.updated_us if progress is not None else 0):
                     raise NotPassed(_still(request, run, patience.still_s))
                 await follower.next(FOLLOW_MS)
 
-    async def _verify(self, each: _Planned) -> int:
-        """The second comparison, of the planned keys: how many are drift. Raises NotPassed, and the errors
-        of the stores."""
+    async def _verify(self, each: _Planned, why: str) -> int:
+        """The second comparison, of the planned keys: how many are drift. `why`: of a backfill that has
+        failed. Raises NotPassed, and the errors of the stores."""
         report, keys = each.report, list(each.keys)
         judge = await each.faulty.open_judge()
         drift, waits = 0, 0
@@ -176,15 +178,16 @@ class Repairs:
             )
         elif drift and report.state != State.DONE:
             report.reason = (
-                f"backfill {report.backfill} has {report.state}: `tailrace backfills` says why"
+                f"backfill {report.backfill} has {report.state}: {why}"
                 if report.state == State.FAILED
                 else f"backfill {report.backfill} was {report.state}"
             )
         return drift
 
 
-def plan(job: Job, tables: Sequence[Faulty]) -> list[_Planned]:
-    """What is to be repaired; each table's report says so, or why not."""
+def plan(job: Job, tables: Sequence[Faulty], *, samples: int) -> list[_Planned]:
+    """What is to be repaired; each table's report says so, or why not. `samples`: so many keys of a table
+    that cannot be are named."""
     mode = "repair" if job.repair.mode == "auto" else "plan"
     planned = []
     for faulty in tables:
@@ -198,7 +201,7 @@ def plan(job: Job, tables: Sequence[Faulty]) -> list[_Planned]:
                 continue
             made = event_key(key, faulty.kinds, faulty.record)
             if made is None:
-                if len(repair.still) == 0:
+                if len(repair.still) < samples:
                     repair.still.append(list(key))
                 continue
             keys[key] = made
@@ -209,10 +212,11 @@ def plan(job: Job, tables: Sequence[Faulty]) -> list[_Planned]:
     if rows <= job.repair.limit:
         return planned
     for each in planned:
+        again = f"publish all rows again: {_backfill(job, each.faulty)}; or "
+        again = "" if _only_extra(each.faulty) else again
         each.report.refused = (
             f"{rows:,} rows of {job.name} would be repaired, and the limit is {job.repair.limit:,}:"
-            f" nothing was asked\n  -> publish all rows again: {_backfill(job, each.faulty)};"
-            f" or raise --limit, `reconcile.{job.name}.repair.limit`"
+            f" nothing was asked\n  -> {again}raise --limit, `reconcile.{job.name}.repair.limit`"
         )
     return []
 
@@ -231,16 +235,27 @@ def _refused(job: Job, faulty: Faulty) -> str:
             f" keeps {report.target} once more, or correct its rows there; --samples N names more of them"
         )
     if report.drift > above:
+        raised = f"tailrace reconcile {quote(job.name)} --repair --delete-extra"
+        then = (
+            f"`{raised} --refuse-above {ceil(report.drift * 100)}%` deletes what only the target has"
+            if _only_extra(faulty)
+            else f"publish all rows again: {_backfill(job, faulty)}; or raise --refuse-above,"
+            f" `reconcile.{job.name}.repair.refuse_above`"
+        )
         return (
             f"the drift of {share(report.drift)} is above {share(above)}: nothing was asked"
-            f"\n  -> look for the cause; then publish all rows again: {_backfill(job, faulty)};"
-            f" or raise --refuse-above, `reconcile.{job.name}.repair.refuse_above`"
+            f"\n  -> look for the cause; then {then}"
         )
     if not report.complete:
         return "it was not compared to its end: nothing was asked"
     if not faulty.faults:
         return f"{report.reason}: nothing was asked\n  -> publish all rows: {_backfill(job, faulty)}"
     return ""
+
+
+def _only_extra(faulty: Faulty) -> bool:
+    """No backfill takes out what only the target has."""
+    return faulty.report.counts.extra == faulty.report.counts.drift
 
 
 def _backfill(job: Job, faulty: Faulty) -> str:

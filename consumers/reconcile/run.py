@@ -224,7 +224,8 @@ class _Flow:
             report.reason = str(why)
         except QueryRefused as error:  # of this table: the others are compared
             if self._options.where:
-                raise ConfigError(error.what, where=error.where, fix=f"{_CONDITION}; {error.fix}") from error
+                what = f"the condition, for {table.qualified}: {error.what}"
+                raise ConfigError(what, where=error.where, fix=f"{_CONDITION}; {error.fix}") from error
             report.reason, report.failed = str(error), True
         return report
 

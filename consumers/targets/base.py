@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from consumers.apply.checkpoint import Checkpoint, Move, Place, Rewind
 from consumers.apply.fold import BOTTOM, PartitionFold, Version, Write
@@ -347,3 +347,14 @@ class Target(Protocol):
         """Bounded house-keeping: forget tombstones older than `keep_s`."""
 
     def details(self) -> Mapping[str, Any]: ...
+
+
+@runtime_checkable
+class Lockable(Protocol):
+    """A target whose server makes a transaction wait for other sessions."""
+
+    place: str
+
+    async def held_up_by(self) -> str:
+        """The sessions that the one of this target waits for, in words; empty: none, or it is not known.
+        Asked while that session is in use; never raises for a server that does not answer."""

@@ -54,13 +54,15 @@ from consumers.targets.postgres_write import make_ready, write_batch
 from streamer.changes.schema import SchemaRecord
 from streamer.config import Flow, VectorTarget, describe_postgres
 from streamer.config import PostgresTarget as Settings
-from streamer.errors import BadRecordError, ConfigError, TargetUnavailable
-from streamer.postgres import rights
+from streamer.errors import BadRecordError, ConfigError, TailraceError, TargetUnavailable
+from streamer.postgres import holdups, rights
+from streamer.postgres.connection import connect
 
 CONNECT_TIMEOUT_S = 10
 SILENCE_MS = 30_000  # a target that acknowledges nothing for so long is gone
 ATTEMPTS = 8  # of one batch, at deadlocks and the like, before it counts as waiting
 PLANS_LIMIT = 1000  # prepared statements a session
+LOOK_LIMIT_S = 5.0  # for who holds up the session: connecting and two queries on the catalogue
 LAST_WORDS_S = 2.0  # for what is still to be said when a session is closed
 
 # Values come as text in these styles; key look-ups must not become scans of a whole table; a session
@@ -154,6 +156,16 @@ class PostgresTarget:
             await connection.close()
             raise
         return connection
+
+    async def held_up_by(self) -> str:
+        connection = self._connection
+        if connection is None or connection.closed:
+            return ""
+        url = self._settings.url.get_secret_value()
+        with suppress(TimeoutError, TailraceError):
+            async with asyncio.timeout(LOOK_LIMIT_S), connect(url, application="tailrace look") as beside:
+                return holdups.named(await holdups.blocking(beside, connection.info.backend_pid))
+        return ""
 
     async def _read_clock(self) -> None:
         connection = self._open_connection()

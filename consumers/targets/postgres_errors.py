@@ -12,6 +12,7 @@ from enum import Enum
 import psycopg
 
 from streamer.errors import ConfigError, TargetUnavailable
+from streamer.postgres.connection import connect_grant
 
 
 class Reaction(Enum):
@@ -110,6 +111,13 @@ _REFUSED_WORDS = (
 
 def not_let_in(error: psycopg.Error, place: str) -> ConfigError | None:
     """A connection that a person must mend: wrong user, password or database."""
+    grant = connect_grant(error)
+    if grant:
+        return ConfigError(
+            "the role may not connect to the database",
+            where=place,
+            fix=f"as the database's owner run {grant}",
+        )
     text = " ".join(str(error).split())
     if error.sqlstate is not None or not any(words in text for words in _REFUSED_WORDS):
         return None

@@ -7,10 +7,13 @@ SQLite has five storage classes and no numeric type that is exact, so that a num
 
 from __future__ import annotations
 
+import re
 from binascii import a2b_base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from math import isinf
 from typing import Any, Literal
 
 from orjson import dumps
@@ -152,12 +155,45 @@ def stored_as(kind: str) -> Stored:
 
 # Casts that a flow asks for: from the JSON form to one of SQLite's own classes
 
+_BLANKS = " \t\n\v\f\r"  # around a number, as a Postgres takes them
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?").fullmatch
+_INT64 = range(-(2**63), 2**63)
+_INT64_DIGITS = 19
+_WORDS = dict.fromkeys(("inf", "+inf", "infinity", "+infinity"), _NOT_FINITE["Infinity"])
+_WORDS |= dict.fromkeys(("-inf", "-infinity"), _NOT_FINITE["-Infinity"])
+_WORDS["nan"] = _NOT_FINITE["NaN"]
+
 
 def _cast_integer(value: Any) -> int:
-    number = float(value) if isinstance(value, float) else int(value)
-    if number != int(number):
+    """Of any whole number, however it is written."""
+    number = Decimal(value if type(value) is int else _spelt(value))
+    if number and number.adjusted() >= _INT64_DIGITS:  # before int() writes out what an exponent says
         raise ValueError
-    return int(number)
+    whole = int(number)
+    if whole != number or whole not in _INT64:
+        raise ValueError
+    return whole
+
+
+def _cast_real(value: Any) -> Any:
+    """As a float is kept: NaN as its text, which SQLite would make NULL of."""
+    if type(value) is bool:
+        return float(value)
+    word = value.strip(_BLANKS).lower() if type(value) is str else ""
+    if word in _WORDS:
+        return _WORDS[word]
+    number = float(_spelt(value))
+    if isinf(number):
+        raise ValueError
+    return number
+
+
+def _spelt(value: Any) -> str:
+    """A number as JSON and SQL write one; Python's own functions take more, such as 1_000."""
+    text = value.strip(_BLANKS) if type(value) is str else repr(value)
+    if type(value) not in (str, int, float) or not _NUMBER(text):
+        raise ValueError
+    return text
 
 
 def _cast_text(value: Any) -> str:
@@ -189,7 +225,7 @@ def _each(convert: Callable[[Any], Any], cast: str) -> Encode:
 
 _CASTS: dict[str, tuple[ColumnType, Callable[[Any], Any], tuple[str, ...]]] = {
     "integer": ("INTEGER", _cast_integer, ("int", "bigint", "smallint")),
-    "real": ("REAL", float, ("double precision", "float")),
+    "real": ("REAL", _cast_real, ("double precision", "float")),
     "text": ("TEXT", _cast_text, ("varchar",)),
     "boolean": ("INTEGER", _cast_bool, ("bool",)),
     "blob": ("BLOB", _cast_bytes, ("bytea",)),

@@ -107,6 +107,8 @@ class VectorTarget(PostgresTarget):
 
     async def close(self) -> None:
         await self._indexes.stop()
+        for model in self._models.values():
+            model.close()
         await self._close_ahead()
         await super().close()
 
@@ -211,7 +213,7 @@ class VectorTarget(PostgresTarget):
         """Found when it is needed: the commands that look at a target need none. Raises FlowError."""
         if flow.name not in self._models:
             try:
-                self._models[flow.name] = Model(flow, self._limits, self._modules)
+                self._models[flow.name] = Model(flow, self._limits, self._modules, clock=self._clock)
             except ConfigError as error:
                 raise FlowError(flow.name, error) from error
         return self._models[flow.name]

@@ -1,11 +1,13 @@
 """A user's embedding function at work: batches, rate, retries, and whose fault a failure is.
 
-Calls run in a thread (what they give to be awaited, on the loop), one at a time, so that the function
-needs no locks of its own. Whose fault it is:
+Calls run in a thread of the model's own, one at a time, so that the function needs no locks. Whose fault
+it is:
 
     OSError, TimeoutError, RetryableError    the model's: again with backoff, then TargetUnavailable
+    a call that does not end                 the model's: TargetUnavailable and no other call while it runs;
+                                             in the end FatalError, as only the process' end ends a thread
     an answer of another shape               the config's: ConfigError with both numbers
-    any other exception                      the model's when it fails for a plain word too; else the batch
+    any other exception, an exit             the model's when it fails for a plain word too; else the batch
                                              is halved until the text that it refuses is alone
 """
 
@@ -15,24 +17,32 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from inspect import isawaitable
 from pathlib import Path
-from typing import Any
 
+from streamer.caller import Caller, Raised, Running
 from streamer.config import Embedding, Flow
 from streamer.embedding import PROBE, vectors_of
-from streamer.errors import BadRecordError, ConfigError, RetryableError, TargetUnavailable
+from streamer.errors import (
+    BadRecordError,
+    ConfigError,
+    FatalError,
+    RetryableError,
+    TailraceError,
+    TargetUnavailable,
+)
 from streamer.functions import load_function
 
 ATTEMPTS = 4  # of one call, within 2 s: a hiccup; what lasts longer is shown as waiting
 BACKOFF_S = 0.2
+HUNG_TIMEOUTS = 10  # a call that runs so many times its time limit is not slow: it never ends
+HUNG_S = 60.0  # ... and so long at least: an end of the process interrupts the other flows
 TRANSIENT = (OSError, TimeoutError, RetryableError)
 
 Vector = str | BadRecordError  # a literal, or why the model refuses the text
 
 
 class Model:
-    """One flow's function. `clock`: of the rate."""
+    """One flow's function. `clock`: of the rate, and of how long a call runs."""
 
     def __init__(
         self,
@@ -48,7 +58,8 @@ class Model:
         self.dimensions = flow.dimensions
         self.place = f"flow {flow.name!r}, embed: {flow.embed}"
         self._limits = limits
-        self._function = load_function(flow.embed, folder, where=self.place)
+        function = load_function(flow.embed, folder, where=self.place)
+        self._caller = Caller(function, f"embed: {flow.embed}", clock=clock)
         self._clock = clock
         self._free_s = 0.0  # when the rate lets the next text through
         self._jitter = random.Random()
@@ -57,7 +68,7 @@ class Model:
     async def embed(
         self, texts: Sequence[str], enough: Callable[[], bool] = lambda: False
     ) -> AsyncIterator[tuple[str, Vector]]:
-        """Each text with its vector, as they come. Raises TargetUnavailable, ConfigError.
+        """Each text with its vector, as they come. Raises TargetUnavailable, ConfigError, FatalError.
 
         `enough`: asked between two calls whether to leave the rest; a call that is made is paid for.
         """
@@ -105,6 +116,8 @@ class Model:
                 async with self._turn:
                     await self._wait_for_rate(len(texts))
                     return await self._call(list(texts))
+            except _Hangs:
+                raise
             except TRANSIENT as error:
                 if attempt == ATTEMPTS - 1:
                     raise self._down(error) from error
@@ -121,19 +134,39 @@ class Model:
             await asyncio.sleep(wait_s)
 
     async def _call(self, texts: list[str]) -> list[Vector]:
-        async with asyncio.timeout(self._limits.timeout_s):
-            try:
-                answer: Any = await asyncio.to_thread(self._function, texts)
-                if isawaitable(answer):
-                    answer = await answer
-                shape = self.dimensions
-                return await asyncio.to_thread(vectors_of, answer, texts, shape, where=self.place)
-            except (*TRANSIENT, ConfigError):
-                raise
-            except Exception as error:
-                raise _Failed(error) from error
+        def vectors(answer: object) -> list[Vector]:
+            return vectors_of(answer, texts, self.dimensions, where=self.place)
 
-    def _down(self, error: Exception) -> TargetUnavailable:
+        try:
+            return await self._caller.call(texts, vectors, timeout_s=self._limits.timeout_s)
+        except Running:
+            raise self._hangs() from None
+        except Raised as raised:
+            if isinstance(raised.cause, (*TRANSIENT, ConfigError)):
+                raise raised.cause from None
+            raise _Failed(raised.cause) from raised.cause
+
+    def close(self) -> None:
+        self._caller.close()
+
+    def _hangs(self) -> TailraceError:
+        runs_s, timeout_s = self._caller.running_s, self._limits.timeout_s
+        limit_s = max(HUNG_TIMEOUTS * timeout_s, HUNG_S)
+        what = f"a call of the embedding function has been running for {runs_s:.0f} s"
+        if runs_s > limit_s:
+            return FatalError(
+                f"{what} and does not end, so that this process does",
+                where=self.place,
+                fix="give what the function waits for a time limit of its own. `tailrace run` starts the"
+                " process again; what was not written is read again",
+            )
+        return _Hangs(
+            f"{what} (embedding.timeout is {timeout_s:g} s); no other is made meanwhile",
+            where=self.place,
+            fix=f"it goes on by itself when the call ends; after {limit_s:g} s the process is started anew",
+        )
+
+    def _down(self, error: BaseException) -> TargetUnavailable:
         return TargetUnavailable(
             f"the embedding function does not answer: {_words(error)}",
             where=self.place,
@@ -141,14 +174,18 @@ class Model:
         )
 
 
+class _Hangs(TargetUnavailable):
+    """Another attempt would only say so again."""
+
+
 class _Failed(Exception):
     """The function raised what nobody knows to pass."""
 
-    def __init__(self, cause: Exception) -> None:
+    def __init__(self, cause: BaseException) -> None:
         super().__init__(str(cause))
         self.cause = cause
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -54,7 +54,11 @@ class Hit:
 
 async def search(target: VectorTarget, flow: Flow, words: str, limit: int) -> list[Hit]:
     """The nearest rows, each by its nearest chunk. Raises TargetUnavailable, ConfigError."""
-    vector = await vector_of(Model(flow, target.embedding, target.modules), words)
+    model = Model(flow, target.embedding, target.modules)
+    try:
+        vector = await vector_of(model, words)
+    finally:
+        model.close()
     place = f"target {target.name!r} ({describe_postgres(target.url)})"
     given = conninfo_to_dict(target.url.get_secret_value())
     session = f"tailrace search {target.name}"

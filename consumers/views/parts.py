@@ -5,7 +5,7 @@ What its flows tell is `flows`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class Part:
     records: list[StatusRecord]
     at_us: int
     speaker: StatusRecord | None = field(init=False)
+    kept: Mapping[str, Any] = field(default_factory=dict)  # what a living `tailrace run` says of it
 
     def __post_init__(self) -> None:
         self.speaker = max(self.records, key=self._weight) if self.records else None
@@ -74,7 +75,18 @@ class Part:
             return None
         if speaker.reason:
             return FlowState.SLOW, f"{self.part} is starting: {speaker.reason}"
+        if self._fell:
+            return FlowState.SLOW, f"{self.part} is starting: it {self._fell}"
         return FlowState.OK, f"{self.part} is starting"
+
+    @property
+    def _fell(self) -> str:
+        """That `tailrace run` has started it again, and why; empty: it has not."""
+        speaker, kept = self.speaker, self.kept
+        if speaker is None or kept.get("state") != "running" or not kept.get("restarts"):
+            return ""
+        is_its_next = kept.get("pid") != speaker.pid and (kept.get("started_us") or 0) > speaker.at_us
+        return told_again(kept) if is_its_next or kept.get("pid") == speaker.pid else ""
 
     def problem(self, how_to_start: str) -> tuple[FlowState, str] | None:
         """What is wrong with the part as a whole."""
@@ -89,11 +101,19 @@ class Part:
             return FlowState.UNKNOWN, f"{self.part} was stopped {self._age(speaker)} ago: {how_to_start}"
         if not self.live(speaker):
             text = f"{self.part} is silent since {self._age(speaker)} (process {speaker.instance})"
+            fell = self._fell and f"it {self._fell}"
+            if self.kept.get("state") == "running" and self.kept.get("pid") == speaker.pid:
+                return FlowState.STALLED, f"{text}: it runs, and stands still{fell and '; '}{fell}"
+            if fell:
+                return FlowState.STALLED, f"{text}: {fell}"
             return FlowState.UNKNOWN, f"{text}: {how_to_start}"
         if speaker.state == State.WAITING:
             return FlowState.STALLED, f"{self.part} waits: {speaker.reason}"
         if speaker.state == State.HELD:
             return FlowState.HELD, f"{self.part}: {speaker.reason}"
+        if speaker.kind == "process" and self._fell and "offset" not in speaker.detail:
+            # It may block again before it says a word of its work, and each of its processes would seem well.
+            return FlowState.STALLED, f"{self.part} {self._fell}; it has done nothing since"
         return None
 
 
@@ -116,6 +136,15 @@ def shown(records: Iterable[StatusRecord], at_us: int) -> list[StatusRecord]:
         return quiet and any(r.host == old.host and r.started_us >= old.at_us for r in others)
 
     return [r for r in records if not replaced(r)]
+
+
+def kept_by_run(records: Iterable[StatusRecord], at_us: int) -> dict[str, Mapping[str, Any]]:
+    """By part, what a `tailrace run` that lives says of the processes that it keeps running."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        if record.kind == "run" and not record.ended and not record.silent(at_us):
+            found.update(record.detail.get("parts") or {})
+    return found
 
 
 def concerns(record: StatusRecord, at_us: int) -> bool:
@@ -215,10 +244,14 @@ def _run_findings(part: Part, findings: list[Finding]) -> None:
         return
     for name, values in (speaker.detail.get("parts") or {}).items():
         reason = values.get("reason") or ""
-        first_line = reason.split("\n", 1)[0]  # it runs: what was to be done is done
         if values.get("state") in ("error", "backoff"):
             findings.append(Finding(Grade.ERROR, name, f"{name}: {reason}"))
         elif values.get("restarts") and part.at_us - (values.get("started_us") or 0) < RESTARTS_S * 1e6:
-            times = "once" if values["restarts"] == 1 else f"{values['restarts']} times"
-            text = f"{name} was started again {times}, last because: {first_line or 'it ended'}"
-            findings.append(Finding(Grade.PAST, name, text, counts=False))
+            findings.append(Finding(Grade.PAST, name, f"{name} {told_again(values)}", counts=False))
+
+
+def told_again(values: Mapping[str, Any]) -> str:
+    """Of a part that `tailrace run` has started again, and that runs: what was to be done is done."""
+    times = "once" if values["restarts"] == 1 else f"{values['restarts']} times"
+    first_line = (values.get("reason") or "").split("\n", 1)[0]
+    return f"was started again {times}, last because: {first_line or 'it ended'}"

@@ -8,7 +8,15 @@ from typing import Any
 
 from consumers.views.findings import Finding, Grade, ordered
 from consumers.views.flows import drifted, flow_view
-from consumers.views.parts import Part, concerns, expected_parts, part_findings, part_view, shown
+from consumers.views.parts import (
+    Part,
+    concerns,
+    expected_parts,
+    kept_by_run,
+    part_findings,
+    part_view,
+    shown,
+)
 from consumers.views.processors import Way, processor_view, way_of
 from consumers.views.sources import source_view
 from streamer.config import Config, Flow, PostgresSource, RedisSource, built_flows, unbuilt_source
@@ -104,8 +112,9 @@ def build(
     plan = plan or Plan.of(config)
     expected = plan.parts
     present = [r for r in shown(everything, at_us) if r.part in expected or concerns(r, at_us)]
+    kept = kept_by_run(present, at_us)
     parts = {
-        part: Part(part, [r for r in present if r.part == part], at_us)
+        part: Part(part, [r for r in present if r.part == part], at_us, kept.get(part, {}))
         for part in [*expected, *(r.part for r in present)]
     }
     findings: list[Finding] = []

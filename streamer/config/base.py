@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -108,20 +108,25 @@ def closest(name: str, known: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to do about a name that is not among the known ones."""
+def nearest(name: str, known: Iterable[str], quoted: Callable[[str], str] = repr) -> str:
+    """What to do about a name that is not among the known ones. `quoted`: as it is to be written."""
     names = list(known)
     close = closest(name, names)
     if close:
-        return f"did you mean {close!r}?"
+        return f"did you mean {quoted(close)}?"
     return f"known here: {', '.join(names)}" if names else "there are none"
+
+
+def for_shell(name: str) -> str:
+    """In quotes, to be pasted into a command."""
+    return "'" + name.replace("'", "'\"'\"'") + "'"
 
 
 def no_such(kind: str, name: str, known: Iterable[str], path: Path) -> ConfigError:
     """A name on the command line that the file does not have: the file, its names and the nearest one."""
     names = list(known)
     close = closest(name, names)
-    hint = f"did you mean {close!r}? " if close else ""
+    hint = f"did you mean {for_shell(close)}? " if close else ""
     fix = f"{hint}the file's {kind.replace(' or ', 's or ')}s: {', '.join(names) or 'none'}"
     return ConfigError(f"there is no {kind} {name!r}", fix=fix, where=str(path))
 

@@ -59,6 +59,7 @@ async def connected(findings: Findings, url: SecretStr) -> AsyncIterator[tuple[C
 
 
 _REACH = "check host and port of the URL, that the server runs, and that no firewall stands between"
+_OWNER = "as the database's owner run"
 
 
 def refused(findings: Findings, url: SecretStr, error: TailraceError) -> None:
@@ -89,7 +90,7 @@ def refused(findings: Findings, url: SecretStr, error: TailraceError) -> None:
     elif "permission denied for database" in low:
         grant = sql.SQL("GRANT CONNECT ON DATABASE {} TO {};")
         made = grant.format(sql.Identifier(database), sql.Identifier(user)).as_string(None)
-        findings.fail("login", f"{where}: the role may not connect to the database", "let it", [made])
+        findings.fail("login", f"{where}: the role may not connect to the database", _OWNER, [made])
     elif "too many" in low or "remaining connection slots" in low:
         findings.fail(
             "reachable", f"{where}: the server has no free connection", "raise max_connections there"

@@ -39,6 +39,7 @@ WRITE = "write"
 _GRANT = "as an administrator run"
 _LASTING = "CONFIG SET appendonly yes, and in redis.conf"
 _URL = "write redis://user:password@host:port/0, of any of its nodes"
+_FORM = "form the cluster (redis-cli --cluster create HOST:PORT HOST:PORT HOST:PORT); apply waits until then"
 _COVER = "give them to a node (redis-cli --cluster fix HOST:PORT); apply waits until then"
 
 
@@ -134,6 +135,9 @@ async def _cluster(
         findings.fail("server", "a Redis Cluster has database 0 only, reached by host and port", _URL)
         return
     nodes = await masters_of(client, url)
+    if not nodes:
+        findings.fail("server", "no slots are assigned: its nodes are no cluster yet", _FORM)
+        return
     if missing := unserved(nodes):
         findings.fail("server", f"nobody has {missing} of the cluster's {SLOTS} slots", _COVER)
         return

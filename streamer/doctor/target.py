@@ -348,8 +348,8 @@ async def _column_types(
                 _check_vectors(findings, table, place, type_, sent[name])
             elif not fits_type(sent[name], type_) and not (sent[name] in unknown and not builtin):
                 what = f"{table.name}.{name} is {type_}, which does not hold every {sent[name]} of the source"
-                using = f"USING {column}::text::{made[name]}"
-                change = f"ALTER TABLE {place} ALTER COLUMN {column} TYPE {made[name]} {using};"
+                wanted = made[name]
+                change = f"ALTER TABLE {place} ALTER COLUMN {column} TYPE {wanted} USING {column}::{wanted};"
                 fix = (
                     f"change the column's type; or, when each value is fit for it, give it a `cast` under"
                     f" flows.{table.flow}.columns; or send the flow to another schema"

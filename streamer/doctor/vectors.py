@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from difflib import get_close_matches
-from inspect import isawaitable
 
+from streamer.caller import Caller, Raised, Running
 from streamer.config import Flow, VectorTarget
 from streamer.config.key_template import split_template
 from streamer.doctor.check import Findings
@@ -83,22 +82,41 @@ async def _function(findings: Findings, target: VectorTarget, flow: Flow) -> Non
     assert flow.dimensions is not None
     where = f"flow {flow.name!r}, embed: {flow.embed}"
     try:
-        function = load_function(flow.embed, target.modules, where=where)
-        async with asyncio.timeout(target.embedding.timeout_s):
-            answer = await asyncio.to_thread(function, [PROBE])
-            if isawaitable(answer):
-                answer = await answer
-        (vector,) = vectors_of(answer, [PROBE], flow.dimensions, where=where)
+        vector = await _probed(flow, target, where)
     except ConfigError as error:
         findings.error("embed", error)
-    except Exception as error:  # noqa: BLE001 - whatever a user's function raises is a finding
-        what = f"{where}: it fails for one word: {type(error).__name__}: {error}"
+    except Running:
+        what = f"{where}: for one word it does not answer within {target.embedding.timeout_s:g} s"
+        findings.fail("embed", what, "mend the function, or raise the target's embedding.timeout")
+    except Raised as raised:
+        what = f"{where}: it fails for one word: {type(raised.cause).__name__}: {raised.cause}"
         findings.fail("embed", what, "mend the function; it is called as embed([...]) with a list of texts")
     else:
         if isinstance(vector, BadRecordError):
             findings.fail("embed", f"{where}: {vector.what}", "mend the function")
         else:
             findings.ok("embed", f"{flow.embed} gives vectors of {flow.dimensions} dimensions")
+
+
+async def _probed(flow: Flow, target: VectorTarget, where: str) -> str | BadRecordError:
+    """Raises Running, Raised, ConfigError."""
+    assert flow.embed is not None
+    dimensions = flow.dimensions
+    assert dimensions is not None
+    caller = Caller(load_function(flow.embed, target.modules, where=where), f"embed: {flow.embed}")
+
+    def vectors(answer: object) -> list[str | BadRecordError]:
+        return vectors_of(answer, [PROBE], dimensions, where=where)
+
+    try:
+        (vector,) = await caller.call([PROBE], vectors, timeout_s=target.embedding.timeout_s)
+    except Raised as raised:
+        if isinstance(raised.cause, ConfigError):
+            raise raised.cause from None
+        raise
+    finally:
+        caller.close()
+    return vector
 
 
 def _template(findings: Findings, flow: Flow, table: str, columns: TableColumns) -> None:

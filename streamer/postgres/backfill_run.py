@@ -241,16 +241,17 @@ class TableRun:
         reading = {key for flight in self._flights.values() for key in flight.owed}
         owed = [key for key in self.progress.owed if key not in reading][:rows]
         if owed:
-            return self._given(walk, owed), frozenset(owed)
+            return self._given(walk, owed, strict=False), frozenset(owed)
         if self.request.keyed:
             wanted = self._keys[self._offset : self._offset + rows]
-            return (self._given(walk, wanted), frozenset()) if wanted else None
+            strict = not self.request.deletes
+            return (self._given(walk, wanted, strict=strict), frozenset()) if wanted else None
         if self._exhausted:
             return None
         return Range(self._after, self.request.where, rows, CHUNK_BYTES), frozenset()
 
-    def _given(self, walk: Walk, keys: Sequence[Key]) -> Given:
-        return Given([chunks.key_texts(walk, key) for key in keys], CHUNK_BYTES)
+    def _given(self, walk: Walk, keys: Sequence[Key], *, strict: bool) -> Given:
+        return Given([chunks.key_texts(walk, key) for key in keys], CHUNK_BYTES, strict)
 
     async def _chunk(
         self, connection: Connection, walk: Walk, part: Range | Given, owed: frozenset[Key]

@@ -23,7 +23,6 @@ from streamer.postgres.connection import Connection
 from streamer.postgres.pgoutput import Relation
 
 INSERT_ONLY_SUFFIX = "_inserts"
-NEW_TABLE_LOCK_TIMEOUT = "1s"  # a busy table is tried again at the next look
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +342,10 @@ class Publications:
         """The publication that carries this table."""
         return self.inserts_name if table.insert_only else self.name
 
+    def missing(self, present: Mapping[str, set[str]]) -> tuple[Table, ...]:
+        """Tables that are in no publication yet; `present` as for `statements`."""
+        return tuple(t for t in self.tables if t.qualified not in present.get(self.home(t), ()))
+
     def statements(self, present: Mapping[str, set[str]], *, both: bool) -> list[sql.Composed]:
         """The SQL that makes what is missing. `present`: publication -> qualified tables in it.
 
@@ -395,26 +398,3 @@ async def writers(connection: Connection, table: Table) -> set[str]:
         {"oid": table.oid},
     )
     return {row[0] for row in await cursor.fetchall()}
-
-
-async def add_table(connection: Connection, publication: str, table: Table, *, with_rows: bool) -> bool:
-    """Add a table made after the first snapshot; False when it has rows and is to be added only without.
-
-    SHARE ROW EXCLUSIVE waits for every writer and keeps new ones out until the publication has the
-    table, so that no row can come between the look and the change: rows written before it show in every
-    later snapshot, those written after it come by the stream.
-    """
-    async with connection.transaction():
-        await connection.execute(f"SET LOCAL lock_timeout = '{NEW_TABLE_LOCK_TIMEOUT}'")
-        await connection.execute(
-            sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table.identifier)
-        )
-        if not with_rows:
-            cursor = await connection.execute(sql.SQL("SELECT EXISTS (SELECT FROM {})").format(table.alone))
-            row: Any = await cursor.fetchone()
-            if row[0]:
-                return False
-        await connection.execute(
-            sql.SQL("ALTER PUBLICATION {} ADD TABLE {}").format(sql.Identifier(publication), table.alone)
-        )
-    return True

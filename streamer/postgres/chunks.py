@@ -11,14 +11,14 @@ A chunk is a range of the key's index, or the rows of given keys:
     keys    SELECT n, found, columns FROM (VALUES (0, 'key'::type), ...) LEFT JOIN t ON key ORDER BY n
 
 Keys that are equal may be spelt in two ways (1.0 and 1.00, citext, padding): a given key that the table holds
-spelt otherwise is read as the row, and as a key that is not there.
+spelt otherwise is read as the row, and as a key that is not there. So is one that is no value of its type.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import sql
@@ -27,6 +27,7 @@ from streamer.changes.backfill import Key
 from streamer.changes.kinds import decoder_for
 from streamer.changes.schema import Column
 from streamer.errors import BadRecordError, SourceUnavailable
+from streamer.postgres import refused_keys
 from streamer.postgres.catalog import TRAVELS, Table
 from streamer.postgres.connection import Connection, start_copy
 from streamer.postgres.relations import Described
@@ -102,10 +103,12 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The rows of these keys (as SQL values, in the order of the walk's key)."""
+    """The rows of these keys (as SQL values, in the order of the walk's key). `strict`: one that is no value
+    of its type is a mistake, else a key that is not there."""
 
     keys: Sequence[tuple[str, ...]]
     limit_bytes: int
+    strict: bool = False
 
 
 async def prepare(connection: Connection) -> None:
@@ -162,16 +165,22 @@ async def read_chunk(
     """From the open mark to the last row; the window is registered. `close_chunk` is to follow.
 
     Raises TableChanged and psycopg.Error, after which the connection can be used again; SourceUnavailable on
-    a standby, and BadRecordError for a row that cannot be encoded, after which it is to be closed. The
-    caller then forgets the window.
+    a standby, and BadRecordError for a row or a key that cannot be encoded or used, after which it is to be
+    closed. The caller then forgets the window.
     """
     await connection.execute(_mark(run, window.chunk, opens=True))
     name = sql.Literal(walk.table.identifier.as_string(connection))
     try:
         # Nothing that takes the snapshot comes before the lock: what a rewrite leaves, older ones do not see.
+        # Partitions at once or not at all: to wait for one with another in hand could be half of a deadlock.
         cursor = await connection.execute(
-            sql.SQL("{}; LOCK TABLE {} IN ACCESS SHARE MODE; {}").format(
-                sql.SQL(_BEGIN), walk.table.alone, sql.SQL(_LOOK).format(table=name)
+            sql.SQL(
+                "{}; LOCK TABLE ONLY {} IN ACCESS SHARE MODE; LOCK TABLE {} IN ACCESS SHARE MODE NOWAIT; {}"
+            ).format(
+                sql.SQL(_BEGIN),
+                walk.table.identifier,
+                walk.table.alone,
+                sql.SQL(_LOOK).format(table=name),
             )
         )
         while cursor.nextset():
@@ -276,16 +285,45 @@ def _bare(walk: Walk) -> sql.Identifier:
 
 
 async def _read_keys(connection: Connection, walk: Walk, chunk: Chunk, part: Given) -> None:
-    """Rows of given keys; where there is none of the same spelling, the key as the server prints it."""
+    """Rows of given keys, and those without one."""
+    try:
+        async with connection.transaction():  # a savepoint
+            await _read_values(connection, walk, chunk, part)
+    except psycopg.Error as error:
+        if not refused_keys.is_of_a_value(error):
+            raise
+        found = await refused_keys.sort_out(connection, part.keys, walk.types)
+        if not found.refused and found.settled == len(part.keys):
+            raise  # what the server refuses is no key
+    else:
+        chunk.whole = chunk.taken == len(part.keys)
+        return
+    if found.refused and part.strict:
+        place, why = next(iter(found.refused.items()))
+        named = ", ".join(map("{}: {}".format, walk.key, part.keys[place]))
+        raise BadRecordError(
+            f"key ({named}) of {walk.table.qualified}: {why}",
+            fix="correct the key; or have keys deleted that are not there: --delete-missing",
+        )
+    values = [place for place in range(found.settled) if place not in found.refused]
+    await _read_values(connection, walk, chunk, replace(part, keys=[part.keys[place] for place in values]))
+    chunk.taken = found.settled if chunk.taken == len(values) else values[chunk.taken]
+    chunk.whole = chunk.taken == len(part.keys)
+    for place in found.refused:
+        if place < chunk.taken:
+            texts = dict(zip(walk.key, (text.encode() for text in part.keys[place]), strict=True))
+            key, before = walk.described.encoder.key_alone(texts)
+            chunk.missing[key] = before
+            chunk.bytes += len(key) + len(before)
+
+
+async def _read_values(connection: Connection, walk: Walk, chunk: Chunk, part: Given) -> None:
+    """Where there is no row of the same spelling, the key as the server prints it. All of them are values."""
+    if not part.keys:
+        return
     places = range(len(walk.key))
     values = sql.SQL(", ").join(
-        sql.SQL("({}, {})").format(
-            sql.Literal(number),
-            sql.SQL(", ").join(
-                sql.SQL("CAST({} AS {})").format(sql.Literal(text), sql.SQL(walk.types[place]))
-                for place, text in enumerate(key)
-            ),
-        )
+        sql.SQL("({}, {})").format(sql.Literal(number), refused_keys.typed(key, walk.types))
         for number, key in enumerate(part.keys)
     )
     wanted = [sql.Identifier(f"k{place}") for place in places]
@@ -337,7 +375,6 @@ async def _read_keys(connection: Connection, walk: Walk, chunk: Chunk, part: Giv
         return True
 
     await _copy(connection, query, take)
-    chunk.whole = chunk.taken == len(part.keys)
 
 
 def _add(chunk: Chunk, encoder: RowEncoder, line: bytes) -> bytes:

@@ -69,6 +69,14 @@ def place(url: str) -> str:
     return f"{user}{info.get('host', 'localhost')}:{info.get('port', 5432)}/{info.get('dbname', '')}"
 
 
+def connect_grant(error: psycopg.Error) -> str:
+    """The SQL that lets the role connect, where that is what a connection was refused for; else ''."""
+    if error.pgconn is None or "permission denied for database" not in str(error):
+        return ""
+    names = (sql.Identifier(name.decode()) for name in (error.pgconn.db, error.pgconn.user))
+    return sql.SQL("GRANT CONNECT ON DATABASE {} TO {};").format(*names).as_string(None)
+
+
 def translate(error: psycopg.Error, where: str) -> TailraceError:
     """A psycopg error as one of ours: wrong credentials and rights need a person, the rest may pass."""
     state = error.sqlstate or ""
@@ -82,16 +90,26 @@ def translate(error: psycopg.Error, where: str) -> TailraceError:
             fix=f"as an administrator run ALTER ROLE {quoted} REPLICATION;",
         )
     if state.startswith(_CONFIG_SQLSTATES) or any(words in text for words in _CONFIG_WORDS):
+        grant = connect_grant(error)
         return ConfigError(
             text,
             where=where,
-            fix="correct the user, password or rights; `tailrace doctor` names what is missing",
+            fix=f"as the database's owner run {grant}"
+            if grant
+            else "correct the user, password or rights; `tailrace doctor` names what is missing",
         )
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return SourceUnavailable(
             f"a table is held by another session: {text}",
             where=where,
             fix="nothing, once that session's transaction has ended (pg_locks shows it): it is tried again",
+        )
+    if isinstance(error, psycopg.errors.DeadlockDetected):
+        detail = " ".join((error.diag.message_detail or "").split())
+        return SourceUnavailable(
+            f"the server ended a command of ours, which waited in a circle with other sessions: {text}",
+            where=where,
+            fix=f"nothing: it is tried again{f' ({detail})' if detail else ''}",
         )
     return SourceUnavailable(text, where=where, fix="check that the server runs and can be reached from here")
 

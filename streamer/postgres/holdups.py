@@ -25,7 +25,18 @@ DEFINERS = (  # what keeps a change of its definition out, and its place in a pu
     "AccessExclusiveLock",
 )
 
-_VALUES = re.compile(r"'(?:[^']|'')*'?")  # of the application; the last may be cut
+# Tokens of the manual's "Lexical Structure", the last of which may be cut. Whether a backslash keeps a plain
+# string open is the session's setting (standard_conforming_strings), and a comment may be in a comment: then
+# all that follows is taken for part of it.
+_TOKENS = re.compile(
+    r"""(?P<kept>"(?:[^"]|"")*"?)  # a quoted name
+      | (?P<comment>--[^\n]*|/\*(?:(?!/\*|\*/).)*(?:\*/|/\*.*|\Z))
+      | (?P<text>(?<![\w$])[eE]'(?:[^'\\]|\\.|'')*(?:'|\\?\Z)
+               | '(?:[^'\\]|''|\\(?!'))*(?:'|\\'.*|\Z)
+               | (?<![\w$])(?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?:(?P=tag)|\Z))
+      | (?P<number>(?<![\w$])(?:0[xXoObB][\da-fA-F_]+|(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?))""",
+    re.DOTALL | re.VERBOSE,
+)
 _HIDDEN = "<insufficient privilege>"
 
 
@@ -112,5 +123,13 @@ def shortened(query: str) -> str:
     """One line without the application's values."""
     if query == _HIDDEN:
         return ""
-    text = " ".join(_VALUES.sub("'...'", query).split())
+    text = " ".join(_TOKENS.sub(_hidden, query).split())
     return text if len(text) <= QUERY_LIMIT else f"{text[:QUERY_LIMIT]}..."
+
+
+def _hidden(token: re.Match[str]) -> str:
+    if token["kept"] is not None:
+        return token["kept"]
+    if token["comment"] is not None:
+        return " "
+    return "'...'" if token["text"] is not None else "..."

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 
 from orjson import dumps
@@ -207,6 +207,17 @@ class RowEncoder:
             raise self._explain_copy(fields) from None
         key_of = self._key_of
         return self._key_template % key_of(values) if key_of else None, self._template % tuple(values)
+
+    def key_alone(self, texts: Mapping[str, bytes]) -> tuple[bytes, bytes]:
+        """The key's columns as the server would print them -> (key, before), as a delete has them."""
+        values = [NULL] * len(self._copied)
+        for i in self._key_indexes:
+            try:
+                values[i] = self._copied[i](texts[self._sent[i]])
+            except _MALFORMED as error:
+                raise self._column_error(f"column {self._sent[i]} cannot be read: {error}", 0) from None
+        assert self._key_of is not None  # tables without a key are refused
+        return self._key_template % self._key_of(values), self._template % tuple(values)
 
     def _read(self, payload: bytes, at: int) -> tuple[list[bytes], int, bool]:
         """The columns at `at` -> their JSON, the offset behind them, and whether one is unchanged.

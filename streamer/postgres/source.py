@@ -130,7 +130,12 @@ class Session:
                 if self.source.snapshot.mode == "only":
                     return
                 stream = await self._take_slot(control, replication)
-            assert stream is not None
+            if stream is None:  # between the copy and the stream; the next session tells what is lost
+                raise SourceUnavailable(
+                    f"slot {self.source.slot.name} was dropped as the stream began",
+                    where=self._where,
+                    fix="nothing now: the next try says what is to be done",
+                )
             relations = self._relations(start.system.database, position.epoch, frozen)
             older = await _running(control) if isinstance(start.plan, history.Copy) else frozenset()
             await self._run_stream(control, stream, position, relations, Windows(older))
@@ -198,8 +203,12 @@ class Session:
             plan = history.Resume(replace(plan.position, timeline=system.timeline))
         return _Start(plan, system, loaded, stream)
 
-    async def _take_slot(self, control: Connection, replication: Connection) -> CopyStream:
-        """START_REPLICATION makes the slot ours; nothing is read before the position is known."""
+    async def _take_slot(self, control: Connection, replication: Connection) -> CopyStream | None:
+        """START_REPLICATION makes the slot ours; nothing is read before the position is known.
+
+        None when there is no slot: a capture that is killed while its slot is made leaves one that goes with
+        its walsender.
+        """
         publications = await require_publications(control, self.source)
         waited_s = 0.0
         while True:
@@ -210,6 +219,10 @@ class Session:
                     publications,
                     server_version=control.info.server_version,
                 )
+            except errors.UndefinedObject:
+                if await read_slot(control, self.source.slot.name) is not None:
+                    raise
+                return None
             except errors.ObjectInUse as error:
                 self._report(
                     "waiting", f"slot {self.source.slot.name} is still in use: {error.diag.message_primary}"

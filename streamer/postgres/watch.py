@@ -25,7 +25,6 @@ from streamer.errors import ConfigError, FatalError
 from streamer.postgres.catalog import (
     Publications,
     Table,
-    add_table,
     left_out,
     list_tables,
     publication_tables,
@@ -36,7 +35,7 @@ from streamer.postgres.identity import harmed_tables, odd_partitions, unidentifi
 from streamer.postgres.membership import judge, keyless_with_rows, rows_of
 from streamer.postgres.omissions import omissions, unlogged_tables
 from streamer.postgres.partitions import Cures, not_harmless
-from streamer.postgres.publishing import adding
+from streamer.postgres.publishing import add_table, adding
 from streamer.postgres.windows import Snapshot
 from streamer.resetting import key_steps, reset_fix, reset_steps
 

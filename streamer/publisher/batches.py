@@ -40,21 +40,29 @@ _ZSTD_LEVEL = 1
 _NO_HEADERS: Final[list[tuple[str, bytes]]] = []
 
 
-class OversizeError(BadRecordError):
-    """A row above the message limit; nothing of it was appended."""
+RAISE_LIMIT = "raise kafka.topics.max_message (and the topic's max.message.bytes: kafka-configs --alter)"
+_LEAVE_OUT = (
+    f"{RAISE_LIMIT}, or leave its table out with `exclude` in `tables:` of its source "
+    "(what it has missed when it is put back, only `tailrace reset` copies)"
+)
 
-    def __init__(self, topic: str, key: bytes | None, size: int, limit: int) -> None:
+
+class OversizeError(BadRecordError):
+    """A row above the message limit; nothing of it was appended. `fix`: of a source without tables."""
+
+    def __init__(
+        self, topic: str, key: bytes | None, size: int, limit: int, *, fix: str = _LEAVE_OUT
+    ) -> None:
         shown = "null" if key is None else key.decode("utf-8", "replace")[:KEY_SHOWN_CHARS]
         super().__init__(
             f"a row of {size:,} bytes is above the message limit of {limit:,}; its key is {shown}",
             where=f"topic {topic}",
-            fix="raise kafka.topics.max_message (and the topic's max.message.bytes: kafka-configs --alter), "
-            "or leave its table out with `exclude` in `tables:` of its source "
-            "(what it has missed when it is put back, only `tailrace reset` copies)",
+            fix=fix,
         )
         self.topic = topic
         self.key = key
         self.size = size
+        self.limit = limit
 
 
 class Waiting:

@@ -24,7 +24,8 @@ from streamer.changes.envelope import (
 )
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import bad_topic, entity_topic, message_topic, shadow_topic
-from streamer.publisher import Publisher, Topic
+from streamer.publisher import OversizeError, Publisher, Topic
+from streamer.publisher.batches import RAISE_LIMIT
 from streamer.redis.encode import BadValue
 from streamer.redis.shadow import Changed
 from streamer.redis.shadow_records import dump_key, dump_value
@@ -103,6 +104,19 @@ class Events:
         of its rows a reverse pass found gone, of the deletes that it leads to. Rows of an entity that
         is not the config's are remembered in the shadow only.
         """
+        try:
+            self._append(changes, server_us, scan, sweep)
+        except OversizeError as error:
+            source = self._source
+            fix = (
+                f"{RAISE_LIMIT}, or shorten or delete the key, or take its entity out of"
+                f" sources.{source}.entities. Until then nothing of {source} is captured, of any entity"
+            )
+            raise OversizeError(error.topic, error.key, error.size, error.limit, fix=fix) from None
+
+    def _append(
+        self, changes: Sequence[Changed], server_us: int, scan: bool, sweep: Mapping[str, int]
+    ) -> None:
         templates: dict[tuple[str, int], RowTemplate] = {}
         headers = {entity: [(SWEEP_HEADER, b"%d" % count)] for entity, count in sweep.items()}
         now_us, epoch, remember = self._now_us(), self.epoch, self._shadow.append

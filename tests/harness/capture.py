@@ -18,7 +18,7 @@ from aiokafka.structs import ConsumerRecord
 from streamer.changes.lsn import parse_lsn
 from streamer.changes.position import epoch_without_position
 from streamer.config import Config, load
-from streamer.errors import ConfigError, FatalError
+from streamer.errors import BadRecordError, ConfigError, FatalError
 from streamer.kafka import admin, offset_ranges, read_to_end
 from streamer.postgres import stream
 from streamer.runner import run_capture
@@ -107,7 +107,7 @@ async def fails(config: Config, kind: type[C] = Capture) -> Exception:
     capture.start()
     assert capture.task is not None
     async with asyncio.timeout(WAIT_S):
-        with pytest.raises((ConfigError, FatalError)) as caught:
+        with pytest.raises((BadRecordError, ConfigError, FatalError)) as caught:
             await capture.task
     assert capture.status.record.state == "error"
     return caught.value

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from threading import Event
 from types import ModuleType
 
 import pytest
@@ -20,16 +21,20 @@ class Recorder:
     texts: list[str] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
     down: Exception | None = None
+    poison: BaseException = field(default_factory=lambda: ValueError("I do not read that"))
+    goes_on: Event | None = None  # until it is set no call ends
     dimensions: int = DIMENSIONS
     missing: int = 0
     zero: bool = False
 
     def embed(self, texts: list[str]) -> list[list[float]]:
         self.calls.append(len(texts))
+        if self.goes_on is not None:
+            self.goes_on.wait(60)
         if self.down is not None:
             raise self.down
         if any("poison" in text for text in texts):
-            raise ValueError("I do not read that")
+            raise self.poison
         self.texts += texts
         return [[0.0 if self.zero else float(len(text))] * self.dimensions for text in texts][self.missing :]
 

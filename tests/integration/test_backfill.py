@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -17,7 +18,8 @@ import pytest
 from streamer.backfills import ask, read_runs
 from streamer.changes.backfill import Request, State, Wanted, table_run
 from streamer.config import Config
-from streamer.postgres import backfill_run, chunks
+from streamer.postgres import backfill_run, chunks, refused_keys
+from streamer.runner import reset_source
 from tests.harness.backfill import backfill, differences, over, reach, recorded, request, shown, tell
 from tests.harness.capture import Capture, capturing, events, run, until, values
 
@@ -193,6 +195,53 @@ async def test_a_key_spelt_otherwise_than_its_row_is_deleted_and_the_row_is_newe
     assert row["after"] == {"c": "Ann", "p": "x   ", "n": "1.50", "v": "kept"}
     for source in deleted.values():
         assert (source["commit_lsn"], source["ordinal"]) < (row["source"]["commit_lsn"], 1)
+    assert await differences(config) == []
+
+
+async def test_a_key_that_the_source_refuses_is_not_there(
+    database: str, make_config: Callable[..., Config]
+) -> None:
+    """No row has a label that was renamed, or what a check forbids: its delete is published, and the others'
+    rows with it. Without deletes it is a mistake, and named."""
+    checked = {
+        "d": ("int", "VALUE > 0"),
+        "b": ("bool", "VALUE"),
+        "y": ("bytea", "VALUE <> '\\x00ff'"),
+        "z": ("timestamptz", "VALUE > '2000-01-01Z'"),
+        "f": ("float8", "VALUE > 0"),
+        "m": ("interval", "VALUE > '0'"),
+    }
+    good = ["open", f"{uuid4()}", 1.5, 1, True, "AAA=", "2020-01-01T00:00:00Z", 0.5, "P1D"]
+    bad = ["done", "none", 1e300, -1, False, "AP8=", "1999-12-31T23:59:59.5Z", -0.5, "P-1D"]
+    keys = [[*good[:at], text, *good[at + 1 :]] for at, text in enumerate(bad)]
+    columns = ["s st", "u uuid", "r real", *(f"{name} {name}_" for name in checked)]
+    names = [column.split()[0] for column in columns]
+    await run(
+        database,
+        "CREATE TYPE st AS ENUM ('open', 'done')",
+        *(f"CREATE DOMAIN {n}_ AS {t} CHECK ({check})" for n, (t, check) in checked.items()),
+        f"CREATE TABLE t ({', '.join(columns)}, v text, PRIMARY KEY ({', '.join(reversed(names))}))",
+        f"INSERT INTO t VALUES ('open', '{good[1]}', 1.5, 1, true, '\\x0000', '{good[6]}', 0.5, 'P1D', 'v')",
+        "ALTER TYPE st RENAME VALUE 'done' TO 'closed'",
+    )
+    config = make_config(database)
+    async with capturing(config) as capture:
+        gone = await backfill(capture, "t", [*keys, good], deletes=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(refused_keys, "TRIES", 6)  # some keys a chunk
+            few = await backfill(capture, "t", [*keys, good], deletes=True)
+        wrong = await backfill(capture, "t", [good, keys[0]])
+        await capture.caught_up()
+    assert (gone.state, gone.rows, gone.deletes) == (State.DONE, 1, len(keys)), gone.reason
+    assert (few.state, few.rows, few.deletes) == (State.DONE, 1, len(keys)), few.reason
+    assert few.chunks > gone.chunks == 1
+    assert wrong.state is State.FAILED
+    assert "s: done" in wrong.reason
+    assert 'of public.t: invalid input value for enum st: "done"' in wrong.reason
+    deleted = [v["before"] for v in await again(config, "t") if v["op"] == "d"]
+    assert sorted(map(repr, (list(before.values()) for before in deleted))) == sorted(
+        repr([*key, None]) for key in keys * 2
+    )
     assert await differences(config) == []
 
 
@@ -464,6 +513,26 @@ async def test_dropped_or_altered_in_the_middle(
     found = await again(config, "t")
     assert [v["after"].get("w", "none") for v in found if v["after"]["id"] == 1] == ["none"]
     assert [v["after"]["w"] for v in found if v["after"]["id"] == ROWS] == [ROWS]
+
+
+async def test_a_reset_in_the_middle(database: str, make_config: Callable[..., Config]) -> None:
+    """The run goes on in the next epoch, whose first copy has the changes that no capture has seen."""
+    await run(database, "CREATE TABLE t (id int PRIMARY KEY, v int)")
+    await run(database, "INSERT INTO t SELECT g, g FROM generate_series(1, 1500) g")
+    config = make_config(database)
+    async with capturing(config) as capture:
+        name = await request(capture, "t", rate=1_000)
+        await reach(capture, name, lambda entry: entry["rows"] > 0)
+    await run(database, "UPDATE t SET v = 0 WHERE id % 2 = 0", "DELETE FROM t WHERE id % 10 = 1")
+    epoch = await reset_source(config, "shop", brokers=config.kafka.brokers)
+    async with capturing(config) as capture:
+        progress = await over(capture, name)
+        await capture.caught_up()
+    assert (progress.state, progress.reason) == (State.DONE, "")
+    epochs = [v["source"]["epoch"] for v in await again(config, "t")]
+    assert {epoch - 1, epoch} == set(epochs)
+    assert len(epochs) == progress.rows < 1500
+    assert await differences(config) == []
 
 
 @pytest.mark.thorough

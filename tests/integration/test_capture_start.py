@@ -124,9 +124,13 @@ async def test_h08_while_the_slot_is_made_every_migration_goes_on(
 
 
 async def test_a_slot_that_waits_says_for_whom_and_a_stop_ends_it(
-    database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+    database: str,
+    make_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(copy_start, "TOLD_AFTER_S", 0.1)
+    caplog.set_level("INFO")
     await run(database, *TABLES)
     capture = Capture(make_config(database))
     async with session(database) as writer:
@@ -137,12 +141,14 @@ async def test_a_slot_that_waits_says_for_whom_and_a_stop_ends_it(
         await capture.until(lambda: f"pid {pid} (user {user}, since " in capture.status.record.reason)
         reason = capture.status.record.reason
         assert reason.startswith("the slot waits for transactions that have written: ")
-        assert reason.endswith("query: INSERT INTO a VALUES (2)) must end first")
+        assert reason.endswith("query: INSERT INTO a VALUES (...)) must end first")
         assert capture.status.record.state == "starting"
         monkeypatch.setattr(copy_start, "WAITING_AFTER_S", 0.1)
         await capture.state("waiting")
         assert capture.status.record.reason == reason
         await capture.end()  # the transaction is still open
+        (stopped,) = [r for r in caplog.records if "stopped before the first copy began" in r.message]
+        assert stopped.levelname == "INFO"
         cursor = await writer.execute(
             "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()"
         )
@@ -230,6 +236,15 @@ async def test_a_capture_whose_table_is_locked_goes_on_looking_and_says_why_it_c
     [
         ("UPDATE t\n   SET a = 'it''s', b = 'x'", "UPDATE t SET a = '...', b = '...'"),
         ("ALTER ROLE r PASSWORD 'cut off", "ALTER ROLE r PASSWORD '...'"),
+        ("SELECT $$it's$$, $b$a$$ cost$b$, $1 FROM t", "SELECT '...', '...', $1 FROM t"),
+        ("DO $do$BEGIN PERFORM 'x'; END$d", "DO '...'"),
+        (r"SELECT E'it\'s', e'\\', date'2020-01-01' FROM t", "SELECT '...', '...', date'...' FROM t"),
+        (r"SELECT 'its\', 'a secret'", "SELECT '...'"),  # by the session's setting one string, or two
+        (
+            'UPDATE t1 SET a$2 = -12.5e+3, b_2 = .5, c = 0xFF WHERE "it\'s 7" IN (4711, 2)',
+            'UPDATE t1 SET a$2 = -..., b_2 = ..., c = ... WHERE "it\'s 7" IN (..., ...)',
+        ),
+        ("SELECT 1 -- don't\n, 'a' /* it's */, 'b' /* a /* b */ c' */", "SELECT ... , '...' , '...'"),
         ("<insufficient privilege>", ""),
         ("SELECT " + "x" * 200, "SELECT " + "x" * 113 + "..."),
     ],

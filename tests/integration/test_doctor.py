@@ -140,6 +140,9 @@ async def test_what_it_says_makes_a_role_with_nothing_a_target(
     assert {c.check for c in failed(report)} == {"schemas", "tables", "columns"}
     kept = told(report, "constraints", Level.WARN)
     assert "mirror.customers has foreign keys (children_customer_fkey), which hold" in kept.what
+    statements = {sql for c in failed(report) for sql in c.sql}
+    change = 'ALTER COLUMN "email" TYPE character varying(40) USING "email"::character varying(40);'
+    assert any(sql.endswith(change) for sql in statements), statements
     kinds = " ".join(c.what for c in failed(report))
     for words in (
         "the schema _tailrace is not there",

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
+from struct import unpack
 from typing import Any
 
+import psycopg
 import pytest
 
 from tests.harness import kinds
@@ -46,11 +48,17 @@ MORE = (  # beside the changed columns: statements of both dialects
     "UPDATE {} SET n = 12 WHERE id = 3911",  # and two their values
     "UPDATE {} SET n = 11 WHERE id = 3912",
 )
+PAYLOAD = bytes.fromhex("7ff8000000000001")  # of a NaN, which only the binary protocol writes
 MORE_FOUND = (
     *[("missing", key) for key in ("1", "2", "3999")],
     *[("extra", key) for key in ("0", "70000")],
     *[("different", key, "n") for key in ("3901", "3902", "3911", "3912")],
 )
+
+
+async def write_nan(url: str, statement: str) -> None:
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        assert (await connection.execute(statement.encode(), unpack(">d", PAYLOAD))).rowcount == 1
 
 
 async def test_every_fault_in_postgres_is_found(pipeline: Pipeline) -> None:
@@ -77,6 +85,7 @@ async def test_every_fault_in_postgres_is_found(pipeline: Pipeline) -> None:
     for table in ("exact", "loose"):
         faults = kinds.updates(f"mirror.{table}", kinds.FAULTS, step=STEP)
         await execute(pipeline.target_url, *faults, *[text.format(f"mirror.{table}") for text in MORE])
+        await write_nan(pipeline.target_url, f"UPDATE mirror.{table} SET nan = %b WHERE id = 3921")
     await execute(
         pipeline.target_url,
         "UPDATE mirror.byname SET n = 400.0 WHERE n = 400",
@@ -86,8 +95,9 @@ async def test_every_fault_in_postgres_is_found(pipeline: Pipeline) -> None:
     code, found = await reconcile(pipeline, *ALL)
     report = by_table(found)
     assert code == 1
-    assert named(report["exact"]) == expected(kinds.FAULTS, *MORE_FOUND)
-    assert named(report["loose"]) == expected(kinds.FAULTS, *MORE_FOUND)
+    payload = ("different", "3921", "nan")
+    assert named(report["exact"]) == expected(kinds.FAULTS, *MORE_FOUND, payload)
+    assert named(report["loose"]) == expected(kinds.FAULTS, *MORE_FOUND, payload)
     assert named(report["byname"]) == {
         ("different", 'é "x" 100', "::", "n"),
         ("missing", 'é "x" 100', "::1"),

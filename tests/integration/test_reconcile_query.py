@@ -253,3 +253,50 @@ async def test_what_is_no_query_or_lacks_its_key_is_named(
             assert "sources.links.key" in str(caught.value)
             assert "did you mean 'entri'?; the query has: topic, entri" in str(caught.value)
     assert await rows(database, "SELECT count(*) FROM topic_tags") == [(20,)]
+
+
+EQUAL_KEYS = """SELECT n, j, x, r, a, count(*) AS rows FROM (VALUES
+    (2.500, '{"a": [1.0, "1.0", "\\"1.0"], "b": null}'::jsonb, 0::float8, '[1.0,2.50)'::numrange,
+     '{1.0,NULL}'::numeric[]),
+    (2.500, '{"a": [10, "1.0"]}', '-0', '(,-1.0]', '{}'), (10, '-0.50', 1, 'empty', '{{1.00},{2}}'),
+    ('NaN', '[]', 'NaN', '[1.0,infinity]', '{NaN,-10.0}'), (0.10, '"2.0"', 100, '[-infinity,1.0]', '{1e3}')
+  ) v (n, j, x, r, a) GROUP BY 1, 2, 3, 4, 5"""
+KEPT = """INSERT INTO entry_topics VALUES
+    (2.5, '{"a": [1, "1.0", "\\"1.0"], "b": null}', '-0', '[1,2.5)', '{1,NULL}', 1),
+    (2.5, '{"a": [10.0, "1.0"]}', 0, '(,-1]', '{}', 1), (10.0, '-0.5', 1, 'empty', '{{1},{2.0}}', 1),
+    ('NaN', '[]', 'NaN', '[1,infinity]', '{NaN,-10}', 1),
+    (0.1, '"2.0"', 100, '[-infinity,1]', '{1000.0}', 1)"""
+
+
+async def test_keys_are_compared_by_what_is_equal_and_not_by_their_texts(
+    database: str, target_database: str, tmp_path: Path
+) -> None:
+    """GROUP BY gives any of a group's equal values: a derived row shows another one, and is the same row."""
+    await execute(
+        target_database,
+        "CREATE TABLE entry_topics (n numeric, j jsonb, x float8, r numrange, a numeric[], rows bigint)",
+        KEPT,
+    )
+    config = config_of(
+        tmp_path,
+        database,
+        {"kind": "postgres", "url": target_database},
+        sql=EQUAL_KEYS,
+        key="n, j, x, r, a",
+    )
+    table = await prove(config)
+    assert (table.verdict, table.source_rows, found(table)) == ("equal", 5, set())
+    await execute(
+        target_database,
+        "UPDATE entry_topics SET r = '[1,infinity)' WHERE n = 'NaN'",
+        "UPDATE entry_topics SET j = '\"2\"' WHERE n = 0.1",
+        "UPDATE entry_topics SET rows = 2 WHERE n = 10",
+    )
+    table = await prove(config)
+    assert {(sample.kind, sample.key[0]) for sample in table.samples} == {
+        ("missing", "NaN"),
+        ("extra", "NaN"),
+        ("missing", "0.1"),
+        ("extra", "0.1"),
+        ("different", "10"),
+    }

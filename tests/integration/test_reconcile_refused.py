@@ -45,7 +45,7 @@ reconcile: {{nightly: {job}}}
 def reconciled(capsys: pytest.CaptureFixture[str]) -> Reconcile:
     def reconciled(path: Path, **wish: Any) -> tuple[int, dict[str, Any]]:
         """(exit code, report)."""
-        code = reconcile(path, Wish(["nightly"], **wish), as_json=True)
+        code = reconcile(path, Wish(**{"names": ["nightly"], **wish}), as_json=True)
         report = orjson.loads(capsys.readouterr().out)
         jsonschema.validate(report, orjson.loads(SCHEMA.read_bytes()))
         return code, report
@@ -79,7 +79,7 @@ def test_only_a_run_that_was_killed_and_was_asked_the_same_is_gone_on_with(
     for url in (database, target_database):
         run(url, *TABLES, *KEYS)
     path = write(tmp_path, database, target_database)
-    with pytest.raises(ConfigError, match='column "z" does not exist') as refused:
+    with pytest.raises(ConfigError, match=r'for public\.a: .*column "z" does not exist') as refused:
         reconciled(path, where="z > 0")
     assert "a condition takes the source's names" in refused.value.fix
     for url in (database, target_database):
@@ -111,3 +111,51 @@ def test_only_a_run_that_was_killed_and_was_asked_the_same_is_gone_on_with(
     run(database, "UPDATE a SET z = 1")
     code, report = reconciled(path)
     assert (code, report["resumed"], report["run"]) == (0, True, names[-1])
+
+
+def test_each_of_two_jobs_of_a_flow_goes_on_where_it_was(
+    database: str, target_database: str, tmp_path: Path, reconciled: Reconcile
+) -> None:
+    for url in (database, target_database):
+        run(url, *TABLES, *KEYS)
+    path = write(tmp_path, database, target_database, "{flow: mirror}, weekly: {flow: mirror}")
+    both = {"names": ["nightly", "weekly"]}
+    control = tmp_path / ".tailrace" / "control.db"
+    reconciled(path, **both)
+    with closing(sqlite3.connect(control)) as line, line:  # a run's end keeps its progress, as a kill does
+        keep = "CREATE TRIGGER keep BEFORE DELETE ON reconcile_tables BEGIN SELECT RAISE(IGNORE); END"
+        line.execute(keep)
+    code, first = reconciled(path, **both)
+    assert (code, len(first["tables"])) == (0, 6)
+    with closing(sqlite3.connect(control)) as line, line:  # the second job has but one table behind it
+        line.execute("DROP TRIGGER keep")
+        line.execute(
+            "UPDATE reconcile_runs SET ended_us = NULL, verdict = NULL WHERE run = ?", [first["run"]]
+        )
+        line.execute("DELETE FROM reconcile_tables WHERE flow LIKE '%weekly%' AND source_table <> 'public.a'")
+    code, again = reconciled(path, **both)
+    assert (code, again["run"], again["verdict"]) == (0, first["run"], "equal")
+    resumed = {(table["job"], table["source"]) for table in again["tables"] if table["resumed"]}
+    assert resumed == {*[("nightly", f"public.{name}") for name in "abc"], ("weekly", "public.a")}
+
+
+@pytest.mark.thorough
+def test_the_json_of_a_query_with_groups_and_a_refused_repair_is_as_documented(
+    database: str, target_database: str, tmp_path: Path, reconciled: Reconcile
+) -> None:
+    run(database, *TABLES)
+    run(target_database, TABLES[0], "DELETE FROM a WHERE id = 3")
+    path = tmp_path / "tailrace.yaml"
+    path.write_text(f"""
+name: acme
+sources:
+  shop: {{kind: postgres, url: "{database}", tables: {{"public.*": {{}}}}}}
+  ids: {{kind: query, on: shop, key: [id], sql: SELECT id FROM a, dirty: {{public.a: id}}}}
+targets: {{copy: {{kind: postgres, url: "{target_database}"}}}}
+reconcile: {{nightly: {{flow: {{from: ids, to: copy.public.a}}, group_by: [id], repair: {{mode: auto}}}}}}
+""")
+    code, report = reconciled(path, values=True)
+    (table,) = report["tables"]
+    assert (code, table["missing"], table["repair"]["left"]) == (1, 1, 1)
+    assert "nothing publishes its rows" in table["repair"]["refused"]
+    assert [cell["group"] for cell in table["groups"]["cells"] if cell["drift"]] == [["3"]]

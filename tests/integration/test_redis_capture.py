@@ -250,6 +250,24 @@ async def test_what_an_entity_cannot_use_goes_to_the_topic_of_bad_values(
     assert wrong["reason"] == "the key is a string, and the entity takes a hash"
 
 
+async def test_a_value_above_the_message_limit_is_named_with_what_a_redis_source_can_do(
+    redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
+) -> None:
+    await client.set("note:big", "x" * 70_000)
+    made = make_redis_config(redis_server.url, ("notes", "sessions"))
+    topics = made.kafka.topics.model_copy(update={"max_message_bytes": 64 * 2**10})
+    config = made.model_copy(update={"kafka": made.kafka.model_copy(update={"topics": topics})})
+    error = str(await fails_redis(config))
+    assert 'its key is {"id":"big"}' in error
+    assert "shorten or delete the key" in error
+    assert "sources.game.entities. Until then nothing of game is captured" in error
+    assert "`tables:`" not in error
+    await client.delete("note:big")
+    async with capturing_redis(config):
+        await client.set("note:n", "short")
+        await until_rows(config, "notes", keyed([{"id": "n", "value": "short", "until": None}], "id"))
+
+
 async def test_a_wrong_password_and_missing_rights_are_named(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
 ) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
+import pytest
+from pydantic import SecretStr
 
+from consumers.apply import holdups as apply_holdups
+from consumers.targets.postgres import PostgresTarget
+from streamer.config import PostgresTarget as Settings
+from streamer.config.base import NAME_KEY
+from streamer.doctor.check import Findings
+from streamer.doctor.postgres import connected
+from streamer.errors import ConfigError
+from streamer.postgres.connection import connect
 from streamer.sandbox import KafkaServer
 from tests.harness.feeder import Feeder, Table, applying, config_of
 
@@ -209,6 +221,70 @@ async def test_a_missing_privilege_is_waited_for_with_its_cure(feeder: Feeder, t
     assert "password authentication failed" in error
     assert "wrong-word" not in error
     await execute(target_database, f"DROP OWNED BY {role} CASCADE", f"DROP ROLE {role}")
+
+
+async def test_a_role_that_may_not_connect_is_told_the_grant_wherever_it_asks(target_database: str) -> None:
+    """The target, the source and doctor say the same statement, which lets the role in."""
+    database = psycopg.conninfo.conninfo_to_dict(target_database)["dbname"]
+    role = f"guest of {database}"
+    grant = f'GRANT CONNECT ON DATABASE "{database}" TO "{role}";'
+    await execute(
+        target_database,
+        f"""CREATE ROLE "{role}" LOGIN PASSWORD 'secret-word'""",
+        f"REVOKE CONNECT ON DATABASE {database} FROM PUBLIC",
+    )
+    at = psycopg.conninfo.conninfo_to_dict(target_database)
+    url = f"postgresql://{quote(role)}:secret-word@{at['host']}:{at['port']}/{database}"
+    settings = Settings.model_validate({NAME_KEY: "copy", "kind": "postgres", "url": url})
+    try:
+        for opens in (PostgresTarget(settings, "acme.copy", []).open, partial(connects, url)):
+            with pytest.raises(ConfigError) as caught:
+                await opens()
+            assert caught.value.fix == f"as the database's owner run {grant}"
+        findings = Findings("target copy")
+        async with connected(findings, SecretStr(url)) as found:
+            assert found is None
+        assert [(c.fix, c.sql) for c in findings.checks] == [("as the database's owner run", (grant,))]
+        await execute(target_database, grant)
+        await connects(url)
+    finally:
+        await execute(target_database, f'DROP OWNED BY "{role}"', f'DROP ROLE "{role}"')
+
+
+async def connects(url: str) -> None:
+    async with connect(url):
+        pass
+
+
+@pytest.mark.parametrize(
+    "lock", ["UPDATE mirror.people SET name = 'secret' WHERE id = 1", "LOCK TABLE _tailrace.checkpoints"]
+)
+async def test_who_has_a_lock_that_apply_waits_for_is_named_until_it_ends(
+    feeder: Feeder, target_database: str, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    """Of a row, and of what apply itself looks at when no change comes."""
+    monkeypatch.setattr(apply_holdups, "LONG_S", 0.1)
+    monkeypatch.setattr(apply_holdups, "ASK_S", 0.1)
+    table = await feeder.table("people", COLUMNS)
+    table.create({"id": 1, "name": "a", "note": None}, 100)
+    await feeder.flush()
+    async with applying(config_of(feeder, target_database)) as run:
+        await run.rows(target_database, "SELECT name FROM mirror.people", [("a",)])
+        async with await psycopg.AsyncConnection.connect(target_database) as other:
+            await other.execute(lock.encode())
+            if lock.startswith("UPDATE"):
+                table.create({"id": 1, "name": "b", "note": None}, 200)
+                await feeder.flush()
+            pid = other.info.backend_pid
+            await run.until(lambda: f"waits for pid {pid} (user " in run.status.record.reason, "it is named")
+            assert run.status.record.state == "waiting"
+            assert "secret" not in run.status.record.reason
+            await other.rollback()
+        table.create({"id": 1, "name": "c", "note": None}, 300)
+        await feeder.flush()
+        await run.rows(target_database, "SELECT name FROM mirror.people", [("c",)])
+        await run.until(lambda: run.status.record.state == "streaming", "nothing is waited for")
+        assert run.status.record.reason == ""
 
 
 async def test_a_kafka_that_is_down_is_waited_for(

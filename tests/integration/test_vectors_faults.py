@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from asyncio import CancelledError
+from contextlib import suppress
+from pathlib import Path
+from threading import Event
 from typing import Any
 
 import psycopg
@@ -13,7 +18,7 @@ from consumers.targets.vectors import VectorTarget
 from consumers.targets.vectors_search import search
 from streamer.config import VectorTarget as Settings
 from streamer.doctor import examine
-from streamer.errors import ConfigError, TargetUnavailable
+from streamer.errors import ConfigError, FatalError, TargetUnavailable
 from tests.harness.given import execute, rows
 from tests.harness.recorder import Recorder
 from tests.harness.vectors import config_for, note, opened
@@ -50,7 +55,50 @@ async def test_a_model_that_is_away_is_waited_for(recorder: Recorder, target_dat
         assert len(await s.chunks()) == 1
 
 
-async def test_what_is_wrong_with_the_function_is_said(recorder: Recorder, target_database: str) -> None:
+@pytest.mark.parametrize("error", [StopIteration(), SystemExit(3), KeyboardInterrupt(), CancelledError()])
+async def test_a_text_at_which_the_function_exits_is_a_refused_row(
+    recorder: Recorder, target_database: str, error: BaseException
+) -> None:
+    recorder.poison = error
+    async with opened(target_database) as s:
+        for number in range(4):
+            s.table.create(note(number, "poison" if number == 2 else f"n{number}"))
+        with pytest.raises(RowsRefused) as caught:
+            await s.apply()
+        (row,) = caught.value.rows
+        assert row.write.row["id"] == 2
+        assert f"refuses the text: {type(error).__name__}" in row.message
+
+
+async def test_a_call_that_hangs_is_the_only_one_until_it_ends(
+    recorder: Recorder, target_database: str
+) -> None:
+    """Or until the process does, as nothing else ends a thread."""
+    recorder.goes_on = Event()
+    now_s = [100.0]
+    limits = {"embedding": {"timeout": "10ms"}}
+    async with opened(target_database, target=limits, clock=lambda: now_s[0]) as s:
+        s.table.create(note(1))
+        for _ in range(40):  # more than a pool of threads has
+            with pytest.raises(TargetUnavailable, match="has been running for 0 s"):
+                await s.apply()
+        assert recorder.calls == [1]
+        now_s[0] += 61
+        with pytest.raises(FatalError, match="has been running for 61 s and does not end"):
+            await s.apply()
+        recorder.goes_on.set()
+        async with asyncio.timeout(20):
+            while True:
+                with suppress(FatalError):
+                    await s.apply()
+                    break
+        assert recorder.calls == [1, 1]
+        assert len(await s.chunks()) == 1
+
+
+async def test_what_is_wrong_with_the_function_is_said(
+    recorder: Recorder, target_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def error(flow: dict[str, Any]) -> str:
         async with opened(target_database, flow) as s:
             s.table.create(note(1))
@@ -58,6 +106,10 @@ async def test_what_is_wrong_with_the_function_is_said(recorder: Recorder, targe
             return await s.stops()
 
     assert "the module 'no_such_module' cannot be imported" in await error({"embed": "no_such_module:embed"})
+    (tmp_path / "a_program.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    program = await error({"embed": "a_program:embed"})
+    assert "the module 'a_program' cannot be imported: SystemExit: 3" in program
     assert "did you mean recorded:embed?" in await error({"embed": "recorded:embd"})
     assert "'recorded:number' is an int, and not a function" in await error({"embed": "recorded:number"})
     found = await error({"text": "{titel}"})
@@ -148,9 +200,9 @@ async def test_the_doctor_tries_extension_function_and_columns(
 ) -> None:
     await execute(database, "CREATE TABLE notes (id int PRIMARY KEY, title text, body text, tag text)")
 
-    async def found(flow: dict[str, Any]) -> dict[tuple[str, str], str]:
+    async def found(flow: dict[str, Any], target: dict[str, Any] | None = None) -> dict[tuple[str, str], str]:
         """Of the target, without what every Postgres target is asked."""
-        text = config_for(target_database, flow)
+        text = config_for(target_database, flow, target)
         sources = {"shop": text.sources["shop"].model_copy(update={"url": SecretStr(database)})}
         report = await examine(text.model_copy(update={"sources": sources}))
         return {
@@ -176,3 +228,7 @@ async def test_the_doctor_tries_extension_function_and_columns(
     assert "have all embedded anew" in checks["columns", "fail"]
     recorder.down = RuntimeError("no key for the API")
     assert "no key for the API" in (await found({}))["embed", "fail"]
+    recorder.goes_on = Event()
+    hangs = await found({}, {"embedding": {"timeout": "10ms"}})
+    recorder.goes_on.set()
+    assert "for one word it does not answer within 0.01 s" in hangs["embed", "fail"]

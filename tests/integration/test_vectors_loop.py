@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.harness.capture import capturing, until
 from tests.harness.feeder import Feeder, applying
 from tests.harness.given import execute, rows
 from tests.harness.parked import letters
+from tests.harness.pipeline import STOP_S, Pipeline
 from tests.harness.recorder import DIMENSIONS, Recorder
 from tests.harness.vectors import COLUMNS, note
 
@@ -94,6 +96,36 @@ async def test_the_loop_applies_parks_and_waits(
         await feeder.flush()
         await run.rows(target_database, "SELECT tag FROM search.notes WHERE id = 2", [("new tag",)])
         assert len(recorder.texts) == embedded + 1
+
+
+STUCK = "import time\ndef embed(texts):\n    time.sleep(5000)\n"
+
+
+@pytest.mark.thorough
+async def test_a_call_that_hangs_does_not_hold_up_a_stop(pipeline: Pipeline) -> None:
+    (pipeline.config_path.parent / "stuck.py").write_text(STUCK)
+    config = pipeline.config
+    embedding = {"timeout": "100ms"}
+    config["targets"]["copy"] = {"kind": "pgvector", "url": pipeline.target_url, "embedding": embedding}
+    texts = {"text": "{title}", "embed": "stuck:embed", "dimensions": DIMENSIONS}
+    config["flows"] = {"notes": {"from": f"{pipeline.source}.public.notes", "to": "copy.search", **texts}}
+    pipeline.write_config()
+    await execute(
+        pipeline.source_url,
+        "CREATE TABLE notes (id int PRIMARY KEY, title text)",
+        "INSERT INTO notes VALUES (1, 'a')",
+    )
+    pipeline.start("capture")
+    apply = pipeline.start("apply")
+
+    async def waits() -> bool:
+        records = await pipeline.status("apply")
+        return any("has been running for" in record.reason for record in records)
+
+    await pipeline.until("the reason of the wait is told", waits)
+    began_s = time.monotonic()
+    assert await apply.stop() == 0
+    assert time.monotonic() - began_s < STOP_S
 
 
 def captured(path: Path, url: str, embed: str) -> Config:

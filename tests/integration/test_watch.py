@@ -17,6 +17,7 @@ import pytest
 
 from consumers.control.database import Database
 from consumers.control.feed import Event, Feed
+from consumers.demo.verdict import TableName
 from consumers.schedule import watch as watching
 from consumers.schedule import watchdog
 from consumers.schedule.watch import Watch
@@ -27,6 +28,7 @@ from tests.harness.receiver import Receiver, Request, receiving
 
 WAIT_S = 60.0
 PROMISED_S = 60.0  # from the trouble to the alarm
+PROCESSOR_S = 30.0  # of a processor that stands still
 
 
 @pytest.fixture
@@ -329,3 +331,47 @@ async def test_a_stuck_flow_and_a_silent_process_are_events_within_a_minute(pipe
     finally:
         apply.popen.send_signal(signal.SIGCONT)
     await events.over("apply:copy")
+
+
+BLOCKS = """
+import time
+from consumers.processors import agent
+
+@agent
+async def blocks(change):
+    if change.key["id"] == 7:
+        time.sleep(600)
+    return change.after
+"""
+
+
+@pytest.mark.thorough
+async def test_a_processor_that_blocks_is_an_event_within_30_s_and_its_status_says_so(
+    pipeline: Pipeline,
+) -> None:
+    """No heartbeat tells of it; `tailrace run` starts it again and again, and each says that it works."""
+    (pipeline.config_path.parent / "blocks.py").write_text(BLOCKS)
+    topic, out = f"{pipeline.source}.public.item", f"{pipeline.name}_blocks"
+    pipeline.config |= {
+        "processors": {out: {"agent": "blocks:blocks", "in": [topic], "out": out}},
+        "flows": {"mirror": {"from": out, "to": "copy.mirror.item"}},
+        "alerts": {"channels": {"log": {}}, "rules": [{"when": ["stalled"], "to": ["log"]}]},
+    }
+    pipeline.write_config()
+    await execute(
+        pipeline.source_url, "CREATE TABLE item (id int PRIMARY KEY)", "INSERT INTO item VALUES (1)"
+    )
+    run = pipeline.start("run", "--json")
+    await pipeline.equal(pairs=[(TableName("public", "item"), TableName("mirror", "item"))])
+    events = Events(load(pipeline.config_path))
+    began_s = time.monotonic()
+    await execute(pipeline.source_url, "INSERT INTO item VALUES (7)")
+    while not (told := await events.all()):
+        assert time.monotonic() - began_s < PROCESSOR_S
+        await asyncio.sleep(0.2)
+    assert [(event.rule, event.subject) for event in told] == [("stalled", f"process:{out}")]
+    assert "the event loop stood still for 15 s" in told[0].text
+    while time.monotonic() - began_s < PROCESSOR_S:  # whatever its processes are doing
+        code, shown = await pipeline.run("status")
+        assert (code, f"process:{out}" in shown, "start it with" in shown) == (1, True, False), shown
+    assert await run.stop() == 0

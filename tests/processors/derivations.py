@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from consumers.processors import Definition, Row
+from consumers.processors import Definition, Row, agent
 from consumers.processors.helpers import (
     aggregate,
     avg,
@@ -184,6 +184,11 @@ HELPERS["looked"] = Helper(
         " LEFT JOIN labels l ON l.word = o.status"
     },
     inputs=("orders", "labels"),
+)
+HELPERS["owned"] = Helper(
+    lambda orders: agent(lambda change: _by_code(change.after)),
+    HELPERS["codes"].queries,
+    key=("code",),
 )
 HELPERS["sliding"] = Helper(
     lambda orders: window("placed", "1h", every="20m", by=["status"], n=count(), units=sum_("qty")),

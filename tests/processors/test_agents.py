@@ -15,6 +15,7 @@ from consumers.processors.context import Row
 from consumers.processors.rehearsal import Rehearsal
 from consumers.processors.schemas import InputSchemas
 from consumers.testing import Log
+from streamer.errors import FatalError
 from tests.harness.feeder import Feeder
 from tests.harness.processing import NAME, config_of, processing
 from tests.processors.agents import doubled, large
@@ -53,7 +54,22 @@ async def test_a_function_takes_back_the_rows_it_gives_no_more(feeder: Feeder, t
         await made.rows({'{"id":3}': {"id": 3, "n": 33}})
 
 
-@pytest.mark.parametrize("error", [SystemExit(7), asyncio.CancelledError("given up"), MemoryError("none")])
+class Odd(BaseException):
+    """No Exception."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SystemExit(7),
+        asyncio.CancelledError("given up"),
+        MemoryError("none"),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        Odd("odd"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
 async def test_whatever_a_body_raises_parks_the_row_and_nothing_else(error: BaseException) -> None:
     """A library that calls sys.exit, or gives a request up by itself, must not end the worker each time."""
 
@@ -64,9 +80,7 @@ async def test_whatever_a_body_raises_parks_the_row_and_nothing_else(error: Base
         return change.after
 
     def body(row: Row) -> Row:
-        if row["id"] == 1 and not isinstance(
-            error, asyncio.CancelledError
-        ):  # nothing cancels a plain function
+        if row["id"] == 1:
             raise error
         return row
 
@@ -76,7 +90,7 @@ async def test_whatever_a_body_raises_parks_the_row_and_nothing_else(error: Base
         orders.create({"id": number})
     topic = "shop.public.orders"
     schemas = {topic: list(log.schemas.values())}
-    for definition, refused in ((own, 1), (map_(body), int(not isinstance(error, asyncio.CancelledError)))):
+    for definition in (own, map_(body)):
         rehearsal = Rehearsal(
             definition, Given("made", (topic,), "out", (), schemas), partitions=log.partitions
         )
@@ -86,8 +100,27 @@ async def test_whatever_a_body_raises_parks_the_row_and_nothing_else(error: Base
         reasons = [
             one.event["reason"]["code"] for one in sent if one.event and one.topic == rehearsal.dead_letters
         ]
-        assert reasons == [type(error).__name__] * refused
+        assert reasons == [type(error).__name__]
         assert len(sent) == 3
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), asyncio.CancelledError()], ids=["exit", "cancelled"])
+async def test_a_body_that_gives_up_before_its_first_change_says_so(error: BaseException) -> None:
+    @agent
+    async def own(changes: Changes) -> AsyncIterator[Derived]:
+        if error is not None:
+            raise error
+        async for change in changes:
+            yield change.to(after=change.after)
+
+    log = Log("shop")
+    log.table("orders", {"id": "integer"}).create({"id": 1})
+    given = Given("made", ("shop.public.orders",), "out", (), {})
+    rehearsal = Rehearsal(own, given, partitions=log.partitions)
+    [record] = [record for records in log.records.values() for record in records]
+    with pytest.raises(FatalError, match=f"raised {type(error).__name__} with no change in hand"):
+        await rehearsal.handle(record)
+    await rehearsal.close()
 
 
 @agent
@@ -107,7 +140,7 @@ async def sorted_out(changes: Changes) -> AsyncIterator[Derived | list[Derived]]
 
 
 async def test_rows_go_to_topics_of_their_own_and_by_other_keys(feeder: Feeder, tmp_path: Path) -> None:
-    orders = await feeder.table("orders", COLUMNS)
+    orders = await feeder.table("orders", COLUMNS, partitions=1)  # so a stream's rows have any key
     for number in range(4):
         orders.create({"id": number, "n": 10 + number}, lsn=100 + number)
     await feeder.flush()

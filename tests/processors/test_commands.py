@@ -229,6 +229,9 @@ def test_a_first_agent_comes_with_its_test(
     init_processor.init("big-orders", tmp_path, force=True, as_json=True)
     with pytest.raises(ConfigError, match="no name for a processor"):
         init_processor.init("9th", tmp_path, force=False, as_json=True)
+    with pytest.raises(ConfigError, match="'class' is a word of Python's own") as caught:
+        init_processor.init("class", tmp_path, force=False, as_json=True)
+    init_processor.init(caught.value.fix.split()[-1], tmp_path, force=False, as_json=True)
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,28 @@ def test_what_json_does_not_have_is_refused_and_not_null(kind: str, value: Any) 
         fitted(kind, value, "out.n")
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("text", "a\0"),
+        ("number", "\0"),
+        ("array:text", ["a", ["\0"]]),
+        ("json", {"a": ["\0"]}),
+        ("json", {"\0": 1}),
+        ("json", ["a", "b\0"]),
+    ],
+)
+def test_a_text_that_no_target_can_have_is_refused_where_it_is_made(kind: str, value: Any) -> None:
+    assert not is_plain(kind, value)
+    with pytest.raises(BadRecordError, match="NUL character"):
+        fitted(kind, value, "out.t")
+    body = map_(lambda row: {**row, "made": value})
+    with pytest.raises(AssertionError, match=r"derived\.made: a text has a NUL character"):
+        derive(body, rows_of({"id": 1, "status": "a"}))
+    flat = derive(flatten(lambda row: {**row, "made": value}), rows_of({"id": 1, "status": "a"}))
+    assert json.loads(flat.sent[0].value or b"null")["made"] == value  # other readers may have it
+
+
 def test_nan_of_a_body_stays_nan() -> None:
     rough = map_(lambda row: {**row, "rough": nan if row["id"] == 1 else -inf, "fine": 0.5})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from itertools import count as counted
 from typing import Any
 
@@ -13,6 +14,7 @@ from consumers.processors import (
     Given,
     Row,
     aggregate,
+    avg,
     count,
     expand,
     explode,
@@ -277,3 +279,29 @@ def test_a_column_that_is_not_there_is_said_once_and_no_more_when_it_comes(
     with pytest.raises(Exception, match="has no 'id'"):
         hops.drain()
     assert given.doubts == {}
+
+
+def test_a_sum_of_more_digits_than_pythons_guard_lets_pass() -> None:
+    guard = sys.get_int_max_str_digits()
+    log = Log("shop")
+    wide = table("wide", log, g="integer", n="numeric")
+    for id_, text in ((1, "9" * 5_000), (2, "1"), (3, "0." + "5" * 3_000), (4, "-" + "9" * 5_000)):
+        wide.create({"id": id_, "g": 1, "n": text})
+    try:
+        (row,) = derive(aggregate(by=["g"], all=sum_("n")), log).rows
+    finally:
+        sys.set_int_max_str_digits(guard)
+    assert row["all"] == "1." + "5" * 3_000
+
+
+def test_a_sum_of_floats_beyond_their_range_is_infinite_until_it_is_not() -> None:
+    log = Log("shop")
+    rough = table("rough", log, g="integer", n="double precision")
+    measured = aggregate(by=["g"], all=sum_("n"), mean=avg("n"))
+    for id_ in (1, 2):
+        rough.create({"id": id_, "g": 1, "n": -1.7e308})
+    (row,) = derive(measured, log).rows
+    assert (row["all"], row["mean"]) == ("-Infinity", -1.7e308)
+    rough.delete({"id": 1})
+    (row,) = derive(measured, log).rows
+    assert (row["all"], row["mean"]) == (-1.7e308, -1.7e308)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,30 @@ def test_a_folder_is_held_by_one_and_keeps_what_was_committed(tmp_path: Path) ->
     other = open_store(tmp_path / "0", cluster_id="another", topic="t")  # Kafka was replaced: begun again
     assert (other.get(b"t\0a"), other.mark) == (None, None)
     other.close()
+
+
+@pytest.mark.parametrize("damaged", ["CURRENT", "MANIFEST", "sst", "db", "folder"])
+def test_a_folder_that_cannot_be_read_is_made_again(damaged: str, tmp_path: Path) -> None:
+    folder = tmp_path / "0"
+    first = open_store(folder, cluster_id="c", topic="t")
+    first.write({b"t\0a": b"1"}, Mark(7, "seven"))
+    first.close()
+    if damaged in ("db", "folder"):
+        shutil.rmtree(place := folder if damaged == "folder" else folder / "db")
+        place.write_text("no database")
+    else:
+        for path in (folder / "db").glob(f"*{damaged}*"):
+            path.unlink() if damaged == "MANIFEST" else path.write_bytes(b"damaged")
+    again = open_store(folder, cluster_id="c", topic="t")
+    assert (again.get(b"t\0a"), again.mark) == (None, None)
+    again.close()
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "processors").write_text("in the way")
+    with pytest.raises(RetryableError, match="the state folder cannot be opened") as raised:
+        open_store(tmp_path / "processors" / "0", cluster_id="c", topic="t")
+    assert "remove" in raised.value.fix
 
 
 def test_a_folder_of_another_format_is_refused(tmp_path: Path) -> None:

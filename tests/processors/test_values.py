@@ -7,14 +7,17 @@ from typing import Any
 
 import psycopg
 import pytest
-from orjson import loads
+from orjson import dumps, loads
 
-from consumers.processors.operators.equality import comparable
+from consumers.processors import Given, count, window
+from consumers.processors.operators.equality import canonical, comparable
 from consumers.processors.operators.inputs import kind_of
 from consumers.processors.operators.ordering import sortable
-from consumers.processors.operators.windows import windows_of
+from consumers.processors.operators.windows import binned, windows_of
+from consumers.testing import Log
 from streamer.changes.kinds import encoder_for
 from streamer.changes.schema import Column
+from streamer.errors import BadRecordError
 
 SETTINGS = "-c IntervalStyle=iso_8601 -c TimeZone=UTC -c extra_float_digits=1 -c lc_monetary=C"
 MOMENTS = (
@@ -49,6 +52,11 @@ KIND = {
     "bigint": "number",
     "boolean": "bool",
     "money": "money",
+    "json": "json",
+    "jsonb": "json",
+    "numeric[]": "array:numeric",
+    "jsonb[]": "array:json",
+    "interval[]": "text",
 }  # else text
 ORDERED = {
     "interval": INTERVALS,
@@ -70,7 +78,37 @@ ORDERED = {
     "timestamp with time zone": MOMENTS,
     "boolean": ("t", "f"),
 }  # fmt: skip
+DOCUMENTS = (
+    '{"a": 1}', '{"a": 1.0}', '{"a": "1.0"}', '{"a": 10}', '[1, 2]', '[1.0, 2.00]', '1', '1.000', '"1.0"',
+    '{"1.0": 1}', '{"1": 1}', '-0.0', '0', '{"b": [{"c": -1.50}], "a": null}',
+    '{"a": null, "b": [{"c": -1.5}]}',
+    '"\\"1.0\\\\"', '"\\"1\\\\"', 'true', '1e2', '100.0',
+)  # fmt: skip
+RANGES = (
+    "[1,2]",
+    "[1.0,2.00]",
+    "(1,2)",
+    "(1.0,2)",
+    "[1.0,)",
+    "[1,)",
+    "empty",
+    "(1,1)",
+    "(,)",
+    "[-0.0,1]",
+    "[0,1]",
+)
 JOINED = (
+    ("jsonb", "jsonb", DOCUMENTS),
+    ("jsonb[]", "jsonb[]", ('{"1","[1.0]"}', '{"1.0","[1]"}', '{"1","2"}', "{}")),
+    (
+        "numeric[]",
+        "numeric[]",
+        ("{1,2.50}", "{1.0,2.5}", "{1,NULL}", "{1.00,NULL}", "{{1.0},{2}}", "{{1},{2}}"),
+    ),
+    ("numrange", "numrange", RANGES),
+    ("nummultirange", "nummultirange", ("{[1,2],(3.0,4]}", "{[1.0,2.00],(3,4]}", "{}", "{[1,2]}")),
+    ("int4range", "int4range", ("[1,2]", "[1,3)", "(0,2]", "(1,1)", "empty")),
+    ("daterange", "daterange", ("[2026-01-01,2026-01-02]", "[2026-01-01,2026-01-03)", "(,2026-01-03)")),
     *product(("smallint", "integer"), ("bigint", "numeric", "real", "double precision"), [("0", "1", "100")]),
     *product(("bigint",), ("numeric", "double precision"), [("0", "100", "4611686018427387904")]),
     *product(("numeric", "double precision"), ("real", "double precision"), [NUMERICS[:-3]]),
@@ -100,7 +138,7 @@ async def rows(postgres: psycopg.AsyncConnection, query: str) -> list[tuple[Any,
 
 def array(values: tuple[str, ...], type_: str) -> str:
     listed = ", ".join(f"'{value}'" for value in values)
-    return f"unnest(ARRAY[{listed}]::text[]::{type_}[])"
+    return f"(SELECT t::{type_} FROM unnest(ARRAY[{listed}]::text[]) t)"
 
 
 def value(text: str, type_: str) -> Any:
@@ -120,7 +158,7 @@ async def test_values_sort_as_postgres_sorts_them(postgres: psycopg.AsyncConnect
         shown = "format('%s', v)" if type_ == "character(5)" else "v::text"
         found = await rows(
             postgres,
-            f"SELECT {shown}, dense_rank() OVER (ORDER BY {collated}) FROM {array(values, type_)} v",
+            f"SELECT {shown}, dense_rank() OVER (ORDER BY {collated}) FROM {array(values, type_)} v(v)",
         )
         order = [sortable(value(text, type_), kind(type_)) for text, _ in found]
         ranks = sorted(set(order))
@@ -131,12 +169,50 @@ async def test_values_join_where_postgres_says_that_they_are_equal(postgres: psy
     for left, right, values in JOINED:
         found = await rows(
             postgres,
-            f"SELECT l::text, r::text, l = r FROM {array(values, left)} l, {array(values, right)} r",
+            f"SELECT l::text, r::text, l = r FROM {array(values, left)} l(l), {array(values, right)} r(r)",
         )
         assert any(equal for _, _, equal in found), (left, right)
         for one, other, equal in found:
             ours = comparable(value(one, left), kind(left)) == comparable(value(other, right), kind(right))
             assert ours == equal, (left, one, right, other)
+
+
+GROUPED = {
+    "jsonb": DOCUMENTS, "numrange": RANGES, "numeric": NUMERICS, "double precision": FLOATS,
+    "real": FLOATS[:-1], "numeric[]": ("{1,2.50}", "{1.0,2.5}", "{1,NULL}", "{1.00,NULL}"),
+    "inet": ADDRESSES, "cidr": NETS,
+    "timestamp with time zone": MOMENTS, "character(5)": TEXTS, "boolean": ("t", "f"),
+}  # fmt: skip
+
+
+async def test_values_are_one_group_where_postgres_says_that_they_are(
+    postgres: psycopg.AsyncConnection,
+) -> None:
+    for type_, values in GROUPED.items():
+        shown = "format('%s', v)" if type_ == "character(5)" else "v::text"
+        found = await rows(
+            postgres, f"SELECT {shown}, dense_rank() OVER (ORDER BY v) FROM {array(values, type_)} v(v)"
+        )
+        groups = {(dumps(canonical(value(text, type_), kind(type_), "by")), rank) for text, rank in found}
+        assert len(groups) == len({form for form, _ in groups}) == len({rank for _, rank in groups}), type_
+
+
+REFUSED = {
+    "json": "1", "xml": "<a/>", "point": "(1,2)", "place": "(1.0,a)", "interval": "1 day", "citext": "A",
+    "interval[]": "{P1D}", "jsonb[]": ["1"], "floatrange": "[1,2)", "numeric[]": "[0:1]={1.0,2}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("type_", REFUSED)
+def test_what_has_several_texts_or_no_equality_is_refused_by_name(type_: str) -> None:
+    held: Any = REFUSED[type_]
+    with pytest.raises(BadRecordError, match=r"`by` cannot have") as raised:
+        canonical(held, kind(type_), "by")
+    assert "in a processor before this one" in raised.value.fix
+    if type_ not in ("interval", "jsonb[]"):
+        with pytest.raises(BadRecordError, match=r"`on` cannot have"):
+            comparable(held, kind(type_))
+    assert canonical("(none)", kind("mood"), "by") == "(none)"  # a label of an enum
 
 
 async def test_windows_begin_where_postgres_says(postgres: psycopg.AsyncConnection) -> None:
@@ -147,8 +223,21 @@ async def test_windows_begin_where_postgres_says(postgres: psycopg.AsyncConnecti
         )  # a week before there is no time
         query = (
             f"SELECT v::text, date_bin('{size_s} s', v, timestamptz 'epoch')::text"
-            f" FROM {array(moments, 'timestamp with time zone')} v"
+            f" FROM {array(moments, 'timestamp with time zone')} v(v)"
         )
         for moment, start in await rows(postgres, query):
             at, begins = (value(text, "timestamp with time zone") for text in (moment, start))
             assert [window["start"] for window in windows({"at": at})] == [begins], moment
+
+
+async def test_windows_have_the_type_that_postgres_gives(postgres: psycopg.AsyncConnection) -> None:
+    local, zoned = "timestamp(3) without time zone", "timestamp(3) with time zone"
+    for type_ in (local, zoned, "date"):
+        query = f"SELECT pg_typeof(date_bin('1 hour', now()::{type_}, 'epoch'))::text"
+        assert await rows(postgres, query) == [(binned(type_),)], type_
+    log = Log("shop")
+    log.table("t", {"id": "int", "at": "timestamp"}).create({"id": 1, "at": "2026-01-01T10:30:00Z"})
+    schemas = {"shop.public.t": list(log.schemas.values())}
+    given = Given("made", tuple(schemas), "out", (), schemas)
+    hours = window("at", "1h", n=count())
+    assert hours.columns(given) == {"window_start": "timestamp without time zone", "n": "bigint"}

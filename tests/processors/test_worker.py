@@ -18,6 +18,7 @@ from consumers.processors.names import Names
 from consumers.processors.operations import wait_through
 from consumers.processors.rocks import RocksStore
 from consumers.processors.state import Mark
+from consumers.processors.task import Task
 from consumers.processors.transaction import Transactions
 from consumers.processors.watch import StandsStill
 from streamer.errors import ConfigError, FatalError, FencedError
@@ -152,6 +153,19 @@ async def test_an_agent_that_stands_still_ends_the_worker(feeder: Feeder, tmp_pa
     assert isinstance(error, StandsStill)
     assert f"{orders.topic}[0]" in str(error)
     assert "4 records wait" in str(error) or "5 records wait" in str(error)
+
+
+async def test_work_that_is_cancelled_without_a_stop_is_an_error(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gives_up(self: Task, batches: object) -> None:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(Task, "work", gives_up)
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(1), 100)
+    async with processing(config_of(feeder, [orders.topic], tmp_path), counted) as made:
+        assert "nobody had asked for a stop" in str(await made.fails())
 
 
 async def test_an_idle_processor_does_not_stand_still(feeder: Feeder, tmp_path: Path) -> None:

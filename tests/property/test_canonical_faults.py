@@ -6,12 +6,15 @@ a sum of linear hashes would take for none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from struct import unpack
 
 import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.types.numeric import Float4
 
 from consumers.reconcile import fast
 from consumers.reconcile.dialects.postgres import VALIDITY_MAJOR, SqlColumn, row_hash
@@ -200,6 +203,21 @@ def test_both_hashes_of_a_target_see(stores: Stores, type_name: str, one: str, o
     target = SqlColumn("v", held, forms(held, held)[1])
     for hashing in (row_hash([target], major=stores.major), fast.row_hash([target], [])):
         assert len(set(stores.postgres.execute(hashing.hashes([], "t")).fetchall())) == 2
+
+
+@pytest.mark.parametrize(("type_name", "wrap"), [("double precision", float), ("real", Float4)])
+def test_both_hashes_of_a_target_see_the_payload_of_a_nan(
+    stores: Stores, type_name: str, wrap: Callable[[float], float]
+) -> None:
+    """Which only the binary protocol writes."""
+    stores.fresh(f"n int, v {type_name}")
+    for number, bits in enumerate(("7ff8000000000000", "7ff9000000000000", "7ffc000000000000")):
+        (nan,) = unpack(">d", bytes.fromhex(bits))
+        stores.postgres.execute("INSERT INTO t VALUES (%s, %b)", (number, wrap(nan)))
+    held = Held("float", type_name)
+    target = SqlColumn("v", held, forms(held, held)[1])
+    for hashing in (row_hash([target], major=stores.major), fast.row_hash([target], [])):
+        assert len(set(stores.postgres.execute(hashing.hashes([], "t")).fetchall())) == 3
 
 
 def has_icu(stores: Stores) -> bool:

@@ -52,6 +52,37 @@ def test_jsonb_as_postgres_prints_it(stores: Stores, documents: list[str]) -> No
     assert [jsonb_text(document) for document in documents] == printed
 
 
+@pytest.mark.parametrize("depth", [600, 1020, 20_000])
+def test_a_document_may_be_nested_deeper_than_pythons_stack(depth: int) -> None:
+    assert jsonb_text("[" * depth + "1e1" + "]" * depth) == "[" * depth + "10" + "]" * depth
+    assert jsonb_text('{"a":' * depth + "[ ]" + "}" * depth) == '{"a": ' * depth + "[]" + "}" * depth
+
+
+BROKEN = [
+    "",
+    " ",
+    "[",
+    "[1",
+    "[1,]",
+    "[1 2]",
+    "{",
+    '{"a"}',
+    '{"a":1,}',
+    "{1:2}",
+    "1 2",
+    "[]]",
+    "NaN",
+    "]",
+    ",",
+]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_is_no_json_is_told(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - its own words, or the library's
+        jsonb_text(text)
+
+
 CASTS = [
     ("bigint", "number", encode_int, "numeric(24,2)", None, "numeric"),
     ("bigint", "number", encode_int, "double precision", None, "float"),

@@ -43,7 +43,11 @@ def config() -> Config:
         (Wish("shop", ["orders"], where="id = 5) or (1=1"), "the condition is no expression: its ')' at"),
         (Wish("shop", [], all=True, keys="file"), "--keys is of one table"),
         (Wish("shop", ["orders"], delete_missing=True), "name the keys: --keys FILE"),
-        (Wish("shop", ["orders"], rate="fast"), "--rate 'fast' is not a rate: write it as 500/s"),
+        (
+            Wish("shop", ["orders"], rate="x/s"),
+            "--rate 'x/s' is not a rate\n  -> write rows a second: 5000/s;",
+        ),
+        (Wish("shop", ["orders"], rate="5/fortnight"), "is not a rate\n  -> write rows a second"),
         (Wish("shop", ["orders"], rate="0"), "without --rate there is no limit"),
         (Wish("shop", ["orders"], rate="1/h"), "is not from 1 to 10,000,000 rows a second"),
     ],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +15,11 @@ import pytest
 import typer
 
 from consumers.cli import app
+from consumers.commands import show
 from streamer import __version__
 from streamer.cli import run_command
+from streamer.config import load
+from streamer.errors import KafkaUnavailable
 from streamer.sandbox.kafka import STATE_FILE
 
 CLOSED = "127.0.0.1:1"  # no Kafka listens there
@@ -306,3 +311,50 @@ def test_nothing_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     shown = capsys.readouterr().err
     assert "nothing to run" in shown
     assert "a pull source is not built yet" in shown
+
+
+# The signal comes with the first module that the command imports for its work.
+_TERMINATED = """
+import os, signal, sys
+from consumers.cli import main
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("streamer.commands.", "consumers.commands.")):
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder())
+sys.argv[1:] = sys.argv[1].split()
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["capture shop", "apply warehouse", "run"])
+def test_a_part_that_is_stopped_before_it_has_begun_ends_well(command: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _TERMINATED, command], check=False, cwd=ROOT, capture_output=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_a_proof_that_is_stopped_before_it_has_begun_proves_nothing() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _TERMINATED, "reconcile"],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+    )
+    assert ended.returncode == -15
+
+
+async def test_a_kafka_that_takes_connections_and_answers_nothing_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is frozen: its kernel goes on."""
+    monkeypatch.setattr(show, "ANSWER_LIMIT_S", 0.2)
+    silent = socket.create_server(("127.0.0.1", 0))
+    (tmp_path / "tailrace.yaml").write_text(CONFIG.replace(CLOSED, f"127.0.0.1:{silent.getsockname()[1]}"))
+    config = load(tmp_path / "tailrace.yaml")
+    with silent, pytest.raises(KafkaUnavailable) as caught:
+        async with asyncio.timeout(8):  # below the first limit of its client
+            await show.read_here(config, config.kafka.brokers)
+    assert caught.value.what == "Kafka did not answer within 0 s"

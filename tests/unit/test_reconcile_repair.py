@@ -65,49 +65,60 @@ def repair_of(table: Faulty) -> RepairReport:
 
 def test_extra_rows_need_the_option() -> None:
     without, with_ = faulty(), faulty()
-    (planned,) = plan(job(), [without])
+    (planned,) = plan(job(), [without], samples=10)
     assert list(planned.keys.values()) == [(7,), (8,)]
-    (planned,) = plan(job(delete_extra=True), [with_])
+    (planned,) = plan(job(delete_extra=True), [with_], samples=10)
     assert list(planned.keys.values()) == [(7,), (8,), (9,)]
     assert (repair_of(without).planned, repair_of(with_).planned) == (2, 3)
 
 
 def test_the_limit_is_of_all_tables_of_the_job() -> None:
     tables = [faulty(), faulty()]
-    assert plan(job(), tables) == []
+    assert plan(job(), tables, samples=10) == []
     for table in tables:
         assert "4 rows of nightly would be repaired, and the limit is 3" in repair_of(table).refused
         assert "`tailrace backfill shop public.item`" in repair_of(table).refused
         assert table.report.verdict == "drift"
-    assert len(plan(job(limit=4), [faulty(), faulty()])) == 2
+    assert len(plan(job(limit=4), [faulty(), faulty()], samples=10)) == 2
 
 
 def test_a_table_with_much_drift_is_refused_alone() -> None:
     much, some = faulty(rows=50), faulty()
-    (planned,) = plan(job(), [much, some])
+    (planned,) = plan(job(), [much, some], samples=10)
     assert planned.faulty is some
     assert "the drift of 6.00% is above 5.00%" in repair_of(much).refused
+
+
+def test_no_backfill_is_advised_against_rows_that_only_the_target_has() -> None:
+    extra = [("extra", (str(n),)) for n in range(7)]
+    much, many, mixed = faulty(extra), faulty(extra, rows=1000), faulty([*extra, FAULTS[0]])
+    assert plan(job(delete_extra=True), [much, many, mixed], samples=10) == []
+    refused = repair_of(much).refused
+    assert "`tailrace reconcile nightly --repair --delete-extra --refuse-above 8%` deletes" in refused
+    assert "tailrace backfill" not in refused + repair_of(many).refused
+    assert "-> raise --limit" in repair_of(many).refused
+    assert "`tailrace backfill shop public.item`; or raise --refuse-above" in repair_of(mixed).refused
 
 
 def test_what_is_not_known_row_by_row_is_refused() -> None:
     part, none = faulty(complete=False), faulty([])
     none.report.reason = "the target has no such table"
-    assert plan(job(), [part, none]) == []
+    assert plan(job(), [part, none], samples=10) == []
     assert "not compared to its end" in repair_of(part).refused
     assert "`tailrace backfill shop public.item`" in repair_of(none).refused
 
 
-def test_a_key_that_no_event_has_is_left_and_named() -> None:
-    table = faulty([("extra", ("seven",)), ("missing", ("7",))])
-    (planned,) = plan(job(delete_extra=True), [table])
+def test_keys_that_no_event_has_are_left_and_some_are_named() -> None:
+    table = faulty([*[("extra", (word,)) for word in ("seven", "eight", "nine")], ("missing", ("7",))])
+    (planned,) = plan(job(delete_extra=True), [table], samples=2)
     assert list(planned.keys.values()) == [(7,)]
-    assert repair_of(table).still == [["seven"]]
+    assert repair_of(table).still == [["seven"], ["eight"]]
 
 
 def test_a_key_with_a_nul_is_no_text_of_a_source_and_is_left() -> None:
     name = replace(RECORD, columns=(Column("id", "text", -1, "text", True),))
     table = replace(faulty([("extra", ("a\0",)), ("extra", ("b",))]), record=name, kinds={"id": "text"})
-    (planned,) = plan(job(delete_extra=True), [table])
+    (planned,) = plan(job(delete_extra=True), [table], samples=10)
     assert list(planned.keys.values()) == [("b",)]
     assert repair_of(table).still == [["a\0"]]
 

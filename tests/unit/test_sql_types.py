@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.targets.sql_types import ARRAYS, KINDS, affinity_of, constant, stored_as, why_unfit
+from consumers.targets.sql_types import ARRAYS, KINDS, affinity_of, cast_to, constant, stored_as, why_unfit
 from streamer.changes.kinds import DECODERS
 from streamer.errors import BadRecordError
 
+INF = float("inf")
 PAGE = (Path(__file__).parents[2] / "docs" / "targets.md").read_text(encoding="utf-8")
 
 
@@ -95,6 +96,38 @@ def test_texts_are_kept_unless_they_hold_a_nul(values: list[str | None]) -> None
             encode(values)
     else:
         assert encode(values) == values
+
+
+@pytest.mark.parametrize(
+    ("cast", "given", "kept"),
+    [
+        ("integer", ["7.00", 7.0, " 7 ", "70e-1", "0e999999999", None], [7, 7, 7, 7, 0, None]),
+        ("integer", [2**63 - 1, str(-(2**63)), "+5"], [2**63 - 1, -(2**63), 5]),
+        (
+            "real",
+            ["NaN", "nan", "-Infinity", "inf", "1.5", 2, "1e5"],
+            ["NaN", "NaN", -INF, INF, 1.5, 2.0, 1e5],
+        ),
+    ],
+)
+def test_a_cast_takes_what_is_a_number(cast: str, given: list[Any], kept: list[Any]) -> None:
+    found = cast_to(cast, "numeric", where="").encode(given)
+    assert [(type(value), value) for value in found] == [(type(value), value) for value in kept]
+
+
+@pytest.mark.parametrize(
+    ("cast", "value"),
+    [
+        *[
+            ("integer", value)
+            for value in ("1_000", "\u0663", "7.5", 7.5, 2**63, "1e999999999", "NaN", "", [1])
+        ],
+        *[("real", value) for value in ("1e400", "-1e400", "1_0", "\u0663", "0x1p3", "", {})],
+    ],
+)
+def test_a_cast_refuses_what_is_none_or_does_not_fit(cast: str, value: Any) -> None:
+    with pytest.raises(BadRecordError, match=f"cannot be cast to {cast}"):
+        cast_to(cast, "text", where="").encode([value])
 
 
 def test_constants() -> None:

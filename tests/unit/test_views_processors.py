@@ -40,8 +40,8 @@ def record(part: str, **changes: Any) -> StatusRecord:
     kind, name = part.split(":")
     given: dict[str, Any] = {"started_us": NOW_US - 100 * S, "at_us": NOW_US, "state": "streaming", **changes}
     given.setdefault("seen_us", given["at_us"])
-    host = given.pop("instance", "host-1")
-    return StatusRecord(part, kind, name, host, 1, "host", **given)
+    host, pid = given.pop("instance", "host-1"), given.pop("pid", 1)
+    return StatusRecord(part, kind, name, host, pid, "host", **given)
 
 
 def capture(**changes: Any) -> StatusRecord:
@@ -123,6 +123,40 @@ def test_a_derived_flow_is_as_well_as_its_processor(
     assert words in found.verdict
     (wrong,) = alarms.of_status(config, found, young=False)
     assert (wrong.rule, wrong.subject) == ("stalled", "process:totals")
+
+
+def test_one_that_stands_still_under_run_says_so_and_is_not_to_be_started(config: Config) -> None:
+    """Its body blocks: no heartbeat comes until it is ended, and the next process does the same."""
+    reason = "the event loop stood still for 15 s: the process ends\n  -> nothing"
+    kept = {"state": "running", "pid": 1, "restarts": 2, "reason": reason, "started_us": NOW_US - 9 * S}
+    run = record("run:acme", state="running", detail={"parts": {"process:totals": kept}})
+    again = "was started again 2 times, last because: the event loop stood still for 15 s: the process ends"
+    still = status(config, capture(), process(at_us=NOW_US - 8 * S), apply(), run)
+    assert still.flows[0]["state"] == "STALLED"
+    assert still.verdict.startswith(
+        f"process:totals is silent since 8s (process host-1): it runs, and stands still; it {again}"
+    )
+    for state in ("starting", "streaming"):
+        begun = status(config, capture(), record("process:totals", state=state), apply(), run)
+        assert begun.flows[0]["state"] == "STALLED"
+        assert begun.flows[0]["reason"] == f"process:totals {again}; it has done nothing since"
+    assert status(config, capture(), process(), apply(), run).flows[0]["state"] == "IDLE", "it works again"
+    gone = process(at_us=NOW_US - 16 * S, pid=7)
+    following = status(config, capture(), gone, apply(), run)
+    assert following.verdict.startswith(f"process:totals is silent since 16s (process host-1): it {again}")
+    elsewhere = record("run:acme", state="running", detail={"parts": {"process:totals": {**kept, "pid": 2}}})
+    frozen = process(started_us=NOW_US - 9 * S, at_us=NOW_US - 6 * S)
+    assert "start it with `tailrace run`" in status(config, capture(), frozen, apply(), elsewhere).verdict
+
+
+def test_a_capture_that_run_starts_again_says_why(config: Config) -> None:
+    kept = {"state": "running", "pid": 1, "restarts": 1, "reason": "killed by SIGKILL", "started_us": NOW_US}
+    run = record("run:acme", state="running", detail={"parts": {"capture:shop": kept}})
+    (flow,) = status(config, capture(state="starting"), process(), apply(), run).flows
+    assert (flow["state"], flow["reason"]) == (
+        "SLOW",
+        "capture:shop is starting: it was started again once, last because: killed by SIGKILL",
+    )
 
 
 def test_one_that_never_ran_is_named_with_what_starts_it(config: Config) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from orjson import dumps, loads
 
 from consumers.processors.context import Change, Context, Forwarded, Given, Hop, Input, Row
-from consumers.processors.operators.equality import canonical
+from consumers.processors.operators.equality import canonical, same
 from consumers.processors.operators.inputs import Inputs
 from consumers.processors.operators.measures import Entry, Measure
 from consumers.processors.operators.rows import Turn, contributor_of
@@ -38,7 +38,8 @@ class Aggregate:
     measures: Mapping[str, Measure]
     where: Callable[[Row], bool] | None = None
     spread: Groups | None = None  # further columns of the group, none or several a row
-    spread_columns: Mapping[str, str] = field(default_factory=dict)  # their types
+    spread_columns: Mapping[str, str] = field(default_factory=dict)  # derived column -> input column
+    spread_type: Callable[[str], str] = str  # of such a column, by that of the input's
 
     def __post_init__(self) -> None:
         """Raises ConfigError: its groups have no key, or a column has two meanings."""
@@ -64,7 +65,9 @@ class Aggregate:
         for name, column in self.by.items():
             if (type_ := known.get(column)) is not None:
                 types[name] = type_
-        types.update(self.spread_columns)
+        for name, column in self.spread_columns.items():
+            if (type_ := known.get(column)) is not None:
+                types[name] = self.spread_type(type_)
         for name, measure in self.measures.items():
             if (type_ := measure.type(known)) is not None:
                 types[name] = type_
@@ -100,7 +103,7 @@ class _Contributions:
         contributor = contributor_of(change)
         for group in {**lost, **gained}:
             before, after = lost.get(group), gained.get(group)
-            if before != after:
+            if not same(before, after):
                 context.forward(group.encode(), dumps([contributor, before, after]))
         if turn.now is not None:
             turn.note(gained)
@@ -126,7 +129,7 @@ def _shown(row: Row, column: str, kinds: Mapping[str, str]) -> Any:
     """The column's value in the group's key."""
     value = row[column]
     try:
-        return canonical(value, kinds.get(column, ""))
+        return canonical(value, kinds.get(column, ""), "by")
     except BadRecordError as error:
         raise BadRecordError(f"column {column}: {error.what}", fix=error.fix) from None
 
@@ -168,5 +171,5 @@ class _Groups:
             row[name] = measure.result(state, entry)
         group["row"] = row
         groups.put(record.key, dumps(group))
-        if row != before:
+        if not same(row, before):
             context.emit(loads(record.key), row, before=before)

@@ -5,61 +5,100 @@ order. So every input row is a contributor of its own here: it says a row, or th
 the derived row is that of the contributor with the highest version. A row that goes from one group to another
 therefore never ends deleted, whichever of the two messages comes first.
 
-    forwarded   key: the derived key; value: [contributor, version, row | null]
-    table "by"  derived key, NUL, contributor -> [version, row]
-    table "out" derived key -> the row that was emitted last
+    forwarded   key: the place; value: [contributor, version, row | null, {column: type}]
+    place       the derived key; of a table that the body has named: 0x01, table, NUL, the derived key
+    table "by"  place, NUL, contributor -> [version, row, {column: type}]
+    table "out" place -> the row that was emitted last
+
+The types are those of values that have none in JSON (Decimal, dates, UUID), for columns whose type is
+inferred; where there are none, they are left out.
 """
 
 from __future__ import annotations
 
-from orjson import dumps, loads
+from collections.abc import Callable, Mapping
+from datetime import date, datetime
+from types import NoneType
+from typing import Any, Final
+from uuid import UUID
+
+from orjson import loads
 
 from consumers.processors.context import Context, Forwarded, Input, Row, Version
+from consumers.processors.fitting import Exact
+from consumers.processors.shapes import dumps, inferred
 
 BY = "by"
 OUT = "out"
 
+_NAMED: Final = b"\x01"  # no key's JSON begins with it
+_PLAIN: Final = frozenset((str, int, float, bool, NoneType, list, dict))
+_READ: Final[Mapping[str, Callable[[str], Any]]] = {
+    "numeric": Exact,
+    "date": date.fromisoformat,
+    "timestamp without time zone": lambda text: datetime.fromisoformat(text).replace(tzinfo=None),
+    "timestamp with time zone": datetime.fromisoformat,
+    "uuid": UUID,
+}
+
+
+def place_of(key: bytes, table: str | None) -> bytes:
+    """The key to forward; `key`: the derived one."""
+    return key if table is None else b"%b%b\x00%b" % (_NAMED, table.encode(), key)
+
 
 def contribution(contributor: str, version: Version, row: Row | None) -> bytes:
-    """The value to forward."""
-    return dumps([contributor, version, row])
+    """The value to forward. Raises BadRecordError."""
+    said = [contributor, version, row]
+    if row is not None and not _PLAIN.issuperset(map(type, row.values())):
+        types = {name: inferred(name, value).type for name, value in row.items() if type(value) not in _PLAIN}
+        said.append({name: type_ for name, type_ in types.items() if type_ in _READ})
+    return dumps(said)
 
 
 class Contributors:
     def handle(self, record: Input, context: Context) -> None:
         assert isinstance(record, Forwarded)
-        contributor, version, row = loads(record.value)
+        contributor, version, row, *types = loads(record.value)
         by = context.table(BY)
         place = record.key + b"\x00" + contributor.encode()
         if row is None:
             by.delete(place)
         else:
-            by.put(place, dumps([version, row]))
-        settle(record.key, self._best(record.key, context), context)
+            by.put(place, dumps([version, row, *types]))
+        _settle(record.key, self._best(record.key, context), context)
 
     @staticmethod
     def _best(key: bytes, context: Context) -> Row | None:
         best: tuple[Version, bytes] | None = None
         chosen: Row | None = None
+        types: Mapping[str, str] = {}
         for place, value in context.table(BY).scan(key + b"\x00"):
-            version, row = loads(value)
+            version, row, *said = loads(value)
             rank = (tuple(version), place)
             if best is None or rank > best:
-                best, chosen = rank, row
+                best, chosen, types = rank, row, said[0] if said else {}
+        if chosen is not None:
+            chosen.update({name: _READ[type_](chosen[name]) for name, type_ in types.items()})
         return chosen
 
 
-def settle(key: bytes, row: Row | None, context: Context) -> None:
+def _settle(place: bytes, row: Row | None, context: Context) -> None:
     """Emit the derived row if it is another than the one that was emitted last."""
     out = context.table(OUT)
-    noted = out.get(key)
+    noted = out.get(place)
+    before = None if noted is None else loads(noted)
+    table, key = None, place
+    if place.startswith(_NAMED):
+        name, _, key = place[1:].rpartition(b"\x00")
+        table = name.decode()
     if row is None:
         if noted is not None:
-            out.delete(key)
-            context.emit(loads(key), None, before=loads(noted))
+            out.delete(place)
+            context.emit(loads(key), None, before=before, table=table)
         return
     bytes_now = dumps(row)
     if bytes_now == noted:
         return
-    out.put(key, bytes_now)
-    context.emit(loads(key), row, before=None if noted is None else loads(noted))
+    out.put(place, bytes_now)
+    context.emit(loads(key), row, before=before, table=table)

@@ -17,7 +17,9 @@ from consumers.processors.fitting import kept
 from consumers.processors.names import routed_table
 from consumers.processors.operators.contributors import Contributors, contribution
 from consumers.processors.operators.documents import elements, members, value_of
+from consumers.processors.operators.equality import same
 from consumers.processors.operators.inputs import Inputs
+from consumers.processors.operators.keys import Keys
 from consumers.processors.operators.rows import Turn, contributor_of
 from streamer.errors import BadRecordError, ConfigError
 
@@ -62,6 +64,7 @@ class _Derived:
         self._table = derive.table
         self._reads = derive.reads
         self._inputs = Inputs(given)
+        self._keys = Keys(given, derive.columns)
         self._key = given.key
         self._out = given.out
         self._where = f"processor {given.processor}"
@@ -79,7 +82,7 @@ class _Derived:
         alone = not self._key or set(change.key) <= set(self._key)
         for place in {**before, **after}:
             old, new = before.get(place), after.get(place)
-            if old == new:
+            if same(old, new):
                 continue
             table, key = self._split(place)
             if alone:
@@ -110,7 +113,8 @@ class _Derived:
             )
         found: dict[str, Row] = {}
         for derived in rows:
-            place = dumps(self._key_of(derived, change)).decode()
+            key = self._key_of(derived, change)
+            place = dumps(key).decode()
             if self._table is not None:
                 value = self._table(derived)
                 routed_table(value, self._out)  # said of the row before anything is made of it
@@ -121,7 +125,7 @@ class _Derived:
                     where=self._where,
                     fix="name more columns in the processor's `key:`, or make one row of them",
                 )
-            found[place] = kept(derived, self._where)
+            found[place] = kept({**derived, **key} if self._key else derived, self._where)
         return found
 
     def _key_of(self, derived: Row, change: Change) -> Row:
@@ -133,16 +137,14 @@ class _Derived:
                 where=self._where,
                 fix="let the body return it, or name the derived row's own key columns in `key:`",
             )
-        key = {name: derived[name] for name in names}
-        if not self._key or set(change.key) <= set(self._key):
-            changed = [name for name, value in change.key.items() if derived[name] != value]
-            if changed:
-                raise BadRecordError(
-                    f"the body changed {changed[0]!r}, which is of the key",
-                    where=self._where,
-                    fix="put what it makes into another column, and name that in `key:`",
-                )
-        return key
+        if self._key:
+            key = self._keys.formed({name: derived[name] for name in names}, change)
+            self._keys.is_own(key, change)
+            return key
+        for name, value in change.key.items():
+            if derived[name] != value:
+                raise self._keys.changed(name)
+        return change.key
 
 
 def renamed(columns: Mapping[str, str], drop: Iterable[str]) -> tuple[Body, Types]:

@@ -3,25 +3,30 @@
 The kind of a column is that of streamer.changes.kinds, but where its type says more than its form does:
 
     bigint, real    in the place of number, float
+    json            jsonb is jsonb, which has an equality
     text            char(n) is bpchar, citext is citext, inet and cidr are inet, an enum "type mood": only
                     of text, varchar, name, uuid and macaddr is the text all that there is to say
+    array:<kind>    as its elements
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
 from consumers.processors.context import Change, Given, Input, Row
 from consumers.processors.operators.equality import REAL
+from streamer.changes.kinds import ARRAY
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.errors import BadRecordError
 
 log = logging.getLogger(__name__)
 
 BIGINT = "bigint"  # stands for the kind of its columns: their sums are numeric, in Postgres as here
+JSONB = "jsonb"
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _TEXTS: Final = frozenset(
     ("text", "character varying", "name", '"char"', "uuid", "macaddr", "macaddr8", "varchar", "")
@@ -118,9 +123,12 @@ class Inputs:
 
 
 def kind_of(column: Column) -> str:
+    if column.kind.startswith(ARRAY):
+        element = replace(column, type=column.type.removesuffix("[]"), kind=column.kind.removeprefix(ARRAY))
+        return ARRAY + kind_of(element)
     base = column.type.partition("(")[0].strip()
-    if base == BIGINT:
-        return BIGINT
+    if base in (BIGINT, JSONB):
+        return base
     if column.kind == "float":
         return REAL if base == REAL else "float"
     if column.kind != "text" or base in _TEXTS:

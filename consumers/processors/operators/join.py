@@ -27,8 +27,9 @@ from orjson import dumps, loads
 
 from consumers.processors.context import Change, Context, Forwarded, Given, Hop, Input, Row, Version
 from consumers.processors.operators.contributors import Contributors, contribution
-from consumers.processors.operators.equality import comparable
+from consumers.processors.operators.equality import comparable, same
 from consumers.processors.operators.inputs import Inputs
+from consumers.processors.operators.keys import Keys
 from consumers.processors.operators.rows import Turn, key_of
 from streamer.errors import BadRecordError, ConfigError
 
@@ -91,6 +92,7 @@ class _Sides:
     def __init__(self, join: Join, given: Given) -> None:
         self._join = join
         self._inputs = Inputs(given)
+        self._keys = Keys(given, join.columns)
         self._where = f"processor {given.processor}"
         taken = set(join.take.values())
         self._left_key = tuple(column for column in given.key if column not in taken)
@@ -112,7 +114,7 @@ class _Sides:
             if was is not None and was != value:
                 context.forward(was.encode(), dumps([side, key, change.version, None]))
             if turn.now is not None and value is not None:
-                row = turn.now if side == LEFT else self._taken(turn.now)
+                row = self._keyed(turn.now if side == LEFT else self._taken(turn.now), side, change)
                 context.forward(value.encode(), dumps([side, key, change.version, row]))
         if turn.now is not None:
             turn.note(after)
@@ -122,6 +124,15 @@ class _Sides:
             return {column: row[column] for column in self._join.take}
         except KeyError as error:
             raise self._inputs.no_column(str(error.args[0]), row) from None
+
+    def _keyed(self, row: Row, side: str, change: Change) -> Row:
+        """With the derived key's columns in their one form."""
+        key = self._left_key if side == LEFT else self._right_key
+        if not key:
+            return row
+        names = {column: column if side == LEFT else self._join.take[column] for column in key}
+        formed = self._keys.formed({name: row[column] for column, name in names.items()}, change)
+        return {**row, **{column: formed[name] for column, name in names.items()}}
 
     def _value(self, row: Row, side: str, change: Change) -> str:
         """Where the row's matches are. Raises BadRecordError."""
@@ -209,7 +220,7 @@ class _Pairs:
             rights.delete(place)
         else:
             rights.put(place, dumps(row))
-        if not self._join.follow or _has_null(value) or row == old:
+        if not self._join.follow or _has_null(value) or same(row, old):
             return
         alone = not self._join.inner and not any(
             other != place for other, _ in rights.scan(value + SPLIT)
@@ -258,7 +269,7 @@ class _Pairs:
     ) -> None:
         if then is not None and (now is None or then[0] != now[0]):
             context.forward(then[0], contribution(who, version, None))
-        if now is not None and now != then:
+        if now is not None and (then is None or now[0] != then[0] or not same(now[1], then[1])):
             context.forward(now[0], contribution(who, version, now[1]))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
+from math import copysign
 from typing import Any, Protocol
 
 from orjson import dumps, loads
@@ -22,6 +23,7 @@ from consumers.processors.operators.inputs import BIGINT
 from consumers.processors.operators.ordering import descending, sortable
 from streamer.errors import BadRecordError, ConfigError
 
+_MINUS_ZERO = "-0"  # in a state: how many values are
 TOP_LIMIT = 1000  # rows of one JSON value, made anew at each change of the group
 
 State = dict[str, Any]  # JSON
@@ -128,19 +130,19 @@ class Sum:
         elif kind == "float":
             total = Fraction(state.get("floats", "0")) + sign * Fraction(value)
             state["floats"] = str(total)
+            if value == 0 and copysign(1, value) < 0:
+                state[_MINUS_ZERO] = state.get(_MINUS_ZERO, 0) + sign
         else:
             _add_exact(state, value, sign)
 
     def result(self, state: State, entry: Entry) -> Any:
         if not state.get("n"):
             return None
-        nan, above, below = (state.get(name, 0) for name in NOT_FINITE)
-        if nan or (above and below):
-            return "NaN"
-        if above or below:
-            return "Infinity" if above else "-Infinity"
+        if (endless := _not_finite(state)) is not None:
+            return endless
         if state["kind"] == "float" or state.get("floats", "0") != "0":
-            return float(_total(state))
+            # A sum is -0 where all of its values are.
+            return -0.0 if state.get(_MINUS_ZERO) == state["n"] else _rounded(_total(state))
         text = _exact(state)
         return int(text) if state["kind"] == "number" else text
 
@@ -153,10 +155,11 @@ class Average(Sum):
         return "double precision"
 
     def result(self, state: State, entry: Entry) -> Any:
-        total = Sum.result(self, state, entry)
-        if total is None or total in NOT_FINITE:
-            return total
-        return float(_total(state) / state["n"])
+        if not state.get("n"):
+            return None
+        if (endless := _not_finite(state)) is not None:
+            return endless
+        return _rounded(_total(state) / state["n"])
 
 
 class Indexed:
@@ -250,6 +253,27 @@ def _kind_by_form(value: Any) -> str:
     if isinstance(value, str):
         return "text"
     return "json"
+
+
+def _not_finite(state: State) -> str | None:
+    """What the sum is when not all of its values are numbers."""
+    nan, above, below = (state.get(name, 0) for name in NOT_FINITE)
+    if nan or (above and below):
+        return "NaN"
+    if above or below:
+        return "Infinity" if above else "-Infinity"
+    return None
+
+
+def _rounded(total: Fraction) -> float | str:
+    """Once, as IEEE 754 rounds: what is beyond the range is infinite until values that make it so are gone.
+
+    Refused, it could never be mended: the group would pass through the same sum again at each retry.
+    """
+    try:
+        return float(total)
+    except OverflowError:
+        return "Infinity" if total > 0 else "-Infinity"
 
 
 def _total(state: State) -> Fraction:

@@ -30,6 +30,12 @@ def seconds(text: str, what: str) -> int:
     return int(parts[1]) * _SECONDS[parts[2]]
 
 
+def binned(type_: str) -> str:
+    """The type of date_bin of a column: with time zone, of a date too, unless the column's has none."""
+    is_local = type_ == "timestamp" or "without time zone" in type_
+    return "timestamp without time zone" if is_local else "timestamp with time zone"
+
+
 def windows_of(column: str, size_s: int, every_s: int, name: str) -> Callable[[Row], Sequence[Row]]:
     """Of a row: the starts of the windows [start, start + size) that its time is in, as UTC timestamps.
 

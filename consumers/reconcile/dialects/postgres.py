@@ -16,6 +16,10 @@ from streamer.changes.kinds import ARRAY
 VALIDITY_MAJOR = 16  # the first that has pg_input_is_valid; before, a text that is no value fails the query
 INVALID = "invalid: "  # before a text that is no value of the type it ought to be of
 _NAN = "'NaN'::double precision"
+_OF_NUMERICS = frozenset({"numeric", "numeric[]", "jsonb", "numrange", "nummultirange"})
+_PIECES = (
+    r"""E'("(?:[^"\\\\]|\\\\.)*"|-?[0-9][0-9.]*|[^"0-9-]+|.)'"""  # quoted texts, numbers, what is between
+)
 _NO_FLAGS = "E'\\\\x00000000'"  # an array's flag for nulls tells how it was built, not what is in it
 
 
@@ -135,6 +139,8 @@ def _canonical(value: str, type_: str, form: Form) -> str:
     kind = form.kind
     if kind == "float":
         return _float(value, type_, form)
+    if form.is_equal and type_.partition("(")[0] in _OF_NUMERICS:
+        return _trimmed(value, type_)
     if kind == "money":
         return f"{value}::numeric"
     if kind == ARRAY + "money":
@@ -144,6 +150,15 @@ def _canonical(value: str, type_: str, form: Form) -> str:
     if kind == ARRAY + "float":
         return f"overlay(array_send({value}::text::double precision[]) PLACING {_NO_FLAGS} FROM 5)"
     return value
+
+
+def _trimmed(value: str, type_: str) -> str:
+    """Numerics without the zeros behind their points; those in a value of parts by way of its text."""
+    if type_.partition("(")[0] == "numeric" and not type_.endswith("[]"):
+        return f"trim_scale({value})"
+    piece = "CASE WHEN m[1] ~ '^-?[0-9]' THEN trim_scale(m[1]::numeric)::text ELSE m[1] END"
+    pieces = f"regexp_matches(({value})::text, {_PIECES}, 'g') WITH ORDINALITY r(m, n)"
+    return f"CASE WHEN {value} IS NOT NULL THEN (SELECT string_agg({piece}, '' ORDER BY n) FROM {pieces}) END"
 
 
 def _float(value: str, type_: str, form: Form) -> str:

@@ -15,7 +15,7 @@ from psycopg.pq.abc import PGresult
 from consumers.reconcile import expressions, fast, settle
 from consumers.reconcile.dialects.postgres import printed
 from consumers.reconcile.expressions import quote
-from consumers.reconcile.mapping import Compared
+from consumers.reconcile.mapping import Compared, by_equality
 from consumers.reconcile.origins.base import Captured, Logged, Refused, SourceSide
 from consumers.reconcile.origins.postgres import settle_casts
 from consumers.reconcile.sides import postgres
@@ -92,6 +92,7 @@ class QueryTable:
 
     async def settle(self, compared: Compared) -> None:
         await settle_casts(self._session, compared)
+        compared.pairs = [by_equality(pair) if pair.name in compared.key else pair for pair in compared.pairs]
         if self.log is None:
             compared.notes.append(settle.NOTE)
 

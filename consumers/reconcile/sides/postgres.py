@@ -401,7 +401,7 @@ class Session:
     async def rows(self, query: str) -> list[tuple[Any, ...]]:
         try:
             found = await (await self.connection.execute(query.encode())).fetchall()
-        except psycopg.DataError as error:
+        except (psycopg.DataError, psycopg.IntegrityError) as error:  # of a domain, also within a composite
             what = f"the server refuses a value: {error.diag.message_primary or error}"
             raise _NoSuchValue(
                 what, where=self.place, fix="look at the row that it names, and at the flow's casts"
