@@ -29,7 +29,7 @@ from consumers.tail import Record, Wanted, tail
 from consumers.targets.base import Gate, Parked
 from consumers.targets.registry import target_of
 from streamer.config import Config, Flow
-from streamer.config.base import nearest
+from streamer.config.base import for_shell, nearest
 from streamer.config.derived import processor_of
 from streamer.errors import ConfigError
 
@@ -69,7 +69,8 @@ class Answer:
 async def why(config: Config, brokers: str, table: str, key: str) -> AsyncGenerator[Answer, None]:
     """An answer for each flow that takes the table. Raises ConfigError for a table or key that is none."""
     proofs = await LastProofs(config).now()
-    found, known = False, []
+    found = False
+    known: set[str] = set()
     for flow in config.flows.values():
         reason = refused(config, flow)
         if reason:
@@ -85,12 +86,13 @@ async def why(config: Config, brokers: str, table: str, key: str) -> AsyncGenera
             tables = await stack.enter_async_context(aclosing(origin.tables(flow)))
             async for captured in tables:
                 derived = captured.qualified == flow.source_pattern
-                known.append(captured.qualified if derived else f"{flow.source}.{captured.qualified}")
+                where = captured.qualified if derived else f"{flow.source}.{captured.qualified}"
+                known |= {captured.name, where}
                 if not _is_meant(table, flow, captured):
                     continue
                 found = True
                 schema, name = flow.place(captured.schema, captured.name)
-                answer = Answer(flow.name, known[-1], f"{flow.target}.{schema}.{name}", {})
+                answer = Answer(flow.name, where, f"{flow.target}.{schema}.{name}", {})
                 answer.proof = proofs.get(flow.name)
                 if isinstance(captured, Refused):
                     answer.text = captured.why
@@ -107,7 +109,7 @@ async def why(config: Config, brokers: str, table: str, key: str) -> AsyncGenera
         raise ConfigError(
             f"no flow takes a table {table!r}",
             where=str(config.path),
-            fix=nearest(table, sorted({name.rpartition(".")[2] for name in known} | set(known))),
+            fix=nearest(table, sorted(known), for_shell),
         )
 
 

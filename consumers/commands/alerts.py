@@ -13,6 +13,7 @@ import typer
 import uvloop
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from consumers import screens
 from consumers.alerts import webhook
@@ -28,6 +29,7 @@ from streamer.status import now_us
 
 SHOWN = 50  # of those that are over; of those that are open all
 OPEN_SHOWN = 1_000
+WIDE = 120  # columns of a terminal, from which each column of the table has its room
 
 _LIST, _TEST = "list", "test"
 _ACTIONS = (_LIST, _TEST)
@@ -65,23 +67,9 @@ def _list(config: Config, *, as_json: bool) -> int:
 def _draw(config: Config, open_: list[Event], over: list[Event], failed: list[dict[str, Any]]) -> None:
     if not open_:
         typer.echo("nothing is wrong, as far as the watchers have told")
-    table = Table(box=None, header_style="bold")
-    for title in ("EVENT", "STATE", "SINCE", "LASTED", "RULE", "SUBJECT", "WHAT"):
-        table.add_column(title, no_wrap=title != "WHAT", overflow="fold")
-    now = now_us()
-    for event in [*open_, *over]:
-        ended_us = event.resolved_us
-        table.add_row(
-            str(event.event),
-            "OPEN" if ended_us is None else "over",
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.since_us / 1e6)),
-            duration(((now if ended_us is None else ended_us) - event.since_us) / 1e6),
-            event.rule,
-            event.subject,
-            event.text,
-        )
-    if table.row_count:
-        screens.show(Console(), table)
+    console = Console()
+    if open_ or over:
+        screens.show(console, _table([*open_, *over], is_wide=console.width >= WIDE))
     for each in failed:
         state = "given up" if each["done_us"] is not None else "is tried again"
         typer.echo(
@@ -90,6 +78,27 @@ def _draw(config: Config, open_: list[Event], over: list[Event], failed: list[di
         )
     if not config.alerts.rules:
         typer.echo("the file has no rules of `alerts`: nobody is told (docs/alerts.md)")
+
+
+def _table(events: list[Event], *, is_wide: bool) -> Table:
+    """Where there is little room, rule and subject are the first line of what is told."""
+    table = Table(box=None, header_style="bold")
+    for title in ("EVENT", "STATE", "SINCE", "LASTED", *(("RULE", "SUBJECT") if is_wide else ()), "WHAT"):
+        table.add_column(title, no_wrap=title != "WHAT", overflow="fold")
+    now, between = now_us(), " " if is_wide else "\n"
+    for event in events:
+        ended_us = event.resolved_us
+        about = [event.rule, event.subject, event.text]
+        if not is_wide:
+            about = [f"{event.rule}, {event.subject}:\n{event.text}"]
+        table.add_row(
+            str(event.event),
+            "OPEN" if ended_us is None else "over",
+            time.strftime(f"%Y-%m-%d{between}%H:%M:%S", time.localtime(event.since_us / 1e6)),
+            duration(((now if ended_us is None else ended_us) - event.since_us) / 1e6),
+            *map(Text, about),
+        )
+    return table
 
 
 # A test of the channels

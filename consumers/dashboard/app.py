@@ -16,7 +16,7 @@ from consumers.dashboard import pages, routes_act, routes_schedule, routes_see
 from consumers.dashboard.actions import Commands
 from consumers.dashboard.auth import Doors
 from consumers.dashboard.errors import answer, handle_errors
-from consumers.dashboard.guard import Guard
+from consumers.dashboard.guard import STREAM_PATH, Guard
 from consumers.dashboard.stream import VIEWERS_LIMIT, EventStream
 from consumers.dashboard.watch import Watch
 from consumers.schedule.service import Schedule
@@ -49,7 +49,7 @@ def build(parts: Parts, host: str, clock_s: Callable[[], float] = time.monotonic
     app.include_router(routes_act.routes(config, parts.schedule, commands))
     app.include_router(routes_schedule.routes(parts.schedule))
     app.include_router(pages.routes(app))
-    app.router.routes.append(Route("/api/stream", _Viewing(watch), methods=["GET"]))
+    app.router.routes.append(Route(STREAM_PATH, _Viewing(watch), methods=["GET"]))
     return Guard(app, Doors(config, host, clock_s))
 
 

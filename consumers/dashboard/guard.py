@@ -25,6 +25,7 @@ log = Log("dashboard")
 
 OPEN_PATHS = ("/healthz", "/readyz", "/docs", "/openapi.json")  # they say nothing about the data
 OPEN_PREFIX = "/page/"
+STREAM_PATH = "/api/stream"
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
 
 
@@ -82,7 +83,7 @@ class Guard:
             await refuse(answer, refusal)
             return
         if scope["method"] not in WRITES:
-            await self._ask(scope, receive, answer)
+            await self._ask(_read_as(scope), receive, answer)
             return
         body = await _body(receive)
         if isinstance(body, Refusal):
@@ -123,6 +124,12 @@ class Guard:
         if path == "/" or path in OPEN_PATHS or path.startswith(OPEN_PREFIX):
             return None
         return self._doors.read(headers)
+
+
+def _read_as(scope: Scope) -> Scope:
+    """HEAD is answered as GET is; the server leaves the body out. A stream is all body."""
+    is_head = scope["method"] == "HEAD" and scope["path"] != STREAM_PATH
+    return {**scope, "method": "GET"} if is_head else scope
 
 
 async def refuse(send: Send, refusal: Refusal, where: str = "") -> None:

@@ -6,7 +6,6 @@ when that is gone. It does so on its own machine alone. What their end means for
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -14,7 +13,7 @@ from contextlib import suppress
 from consumers.control.database import is_gone, is_here
 from consumers.control.jobs import UNSEEN_S, OpenRun
 from consumers.schedule.plan import Planned
-from consumers.schedule.process import KILL_AFTER_S
+from consumers.schedule.warden import KILL_AFTER_S, signal_all
 from streamer.logs import Log
 
 LATE_S = UNSEEN_S  # beyond max_runtime: a scheduler that lives has ended it by then
@@ -23,7 +22,7 @@ log = Log("schedule")
 
 
 class Elsewhere:
-    def __init__(self, signal_group: Callable[[int, int], None] = os.killpg) -> None:
+    def __init__(self, signal_group: Callable[[int, int], None] = signal_all) -> None:
         self._signal_group = signal_group
         self._ended_us: dict[int, int] = {}  # by run: since when it is to end
 
@@ -44,7 +43,7 @@ class Elsewhere:
                 self._signal(other, signal.SIGTERM)
 
     def _signal(self, other: OpenRun, number: int) -> None:
-        """To its process and what that has started, which are of one session."""
+        """To its process and what that has started."""
         with suppress(ProcessLookupError, PermissionError):
             self._signal_group(int(other.process.rsplit(":", 2)[1]), number)
 

@@ -48,6 +48,11 @@ class _Running:
     def process_name(self) -> str:
         return "" if self.process is None else self.process.name
 
+    def works_by(self, process: JobProcess) -> None:
+        self.process = process
+        if self.ended:  # while it was being started
+            process.end()
+
 
 class Runner:
     """`now`: the wall clock. `plans`, `states` and `decision` are what the last turn saw, for heartbeats and
@@ -204,7 +209,7 @@ class Runner:
         except OSError as error:
             running.tail.append(f"its process cannot be started: {error}")
             return None, Outcome.FAILED
-        running.process = process
+        running.works_by(process)
         with suppress(RetryableError):  # the next turn tells it, too
             await asyncio.to_thread(self._jobs.seen, {running.run: process.name}, to_us(self._now()))
         log.info("job begins", job=plan.name, run=running.run, pid=process.pid)
@@ -221,9 +226,6 @@ class Runner:
         plan = running.plan
         said = steps.Said(plan.name, running.run, None if outcome is None else outcome.value)
 
-        def began(process: JobProcess) -> None:
-            running.process = process
-
         fine = True
         for index, action in enumerate(plan.job.before if key == "before" else plan.job.on_done):
             if running.ended or (not fine and key == "before"):
@@ -231,7 +233,7 @@ class Runner:
             if not await self._goes_on(running):
                 return False
             place = f"{plan.name}.{key}.{index}"
-            problem = await steps.take(self._config, action, said, place, running.tail, began)
+            problem = await steps.take(self._config, action, said, place, running.tail, running.works_by)
             if problem:
                 fine = False
                 kind = "exec" if action.exec is not None else "http"

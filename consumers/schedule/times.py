@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from functools import lru_cache
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -18,6 +19,8 @@ from streamer.config.cron import CronLine
 
 DAYS_AHEAD = 3  # within which each time of the day comes at least once, whatever the clocks do
 CLOCKS_MOVED = timedelta(hours=2)  # at once, at most: within it the wall clock's order is not that of time
+LINES_KEPT = 1_000  # read once: more than a config's jobs
+MOMENTS_KEPT = 4_000  # each turn asks for the next moment after the same one, until that has come
 CRON_YEARS = 4  # looked ahead: 29 February comes within them, but for a century's
 
 
@@ -61,20 +64,41 @@ class Cron:
     zone: ZoneInfo
 
     def after(self, moment: datetime) -> datetime | None:
-        """By the wall clock, for which every day has 24 hours; then put into the zone."""
-        line = CronLine(self.line)
-        folds = (0, 1) if line.every_hour else (0,)
-        wall = moment.astimezone(self.zone).replace(tzinfo=UTC, fold=0) - CLOCKS_MOVED
-        last = wall + timedelta(days=366 * CRON_YEARS)
-        best: datetime | None = None
-        found = line.at_or_after(wall)
-        while found is not None and found <= last:
-            for fold in folds:
-                real = on_clock(found.date(), found.time().replace(fold=fold), self.zone)
-                if real > moment and (best is None or real < best):
-                    best, last = real, found + CLOCKS_MOVED
-            found = line.at_or_after(found + timedelta(microseconds=1))
-        return best
+        return _cron_after(self.line, self.zone, moment.astimezone(UTC))
+
+
+@lru_cache(maxsize=MOMENTS_KEPT)
+def _cron_after(text: str, zone: ZoneInfo, moment: datetime) -> datetime | None:
+    """By the wall clock, for which every day has 24 hours; then put into the zone."""
+    line = _cron_line(text)
+    folds = (0, 1) if line.every_hour else (0,)
+    wall = moment.astimezone(zone).replace(tzinfo=UTC, fold=0)
+    if _clocks_move(zone, moment):
+        wall -= CLOCKS_MOVED
+    last = wall + timedelta(days=366 * CRON_YEARS)
+    best: datetime | None = None
+    found = line.at_or_after(wall)
+    while found is not None and found <= last:
+        for fold in folds:
+            real = on_clock(found.date(), found.time().replace(fold=fold), zone)
+            if real > moment and (best is None or real < best):
+                if not _clocks_move(zone, real):
+                    return real
+                best, last = real, found + CLOCKS_MOVED
+        found = line.at_or_after(found + timedelta(microseconds=1))
+    return best
+
+
+@lru_cache(maxsize=LINES_KEPT)
+def _cron_line(text: str) -> CronLine:
+    return CronLine(text)
+
+
+def _clocks_move(zone: ZoneInfo, at: datetime) -> bool:
+    """So near to this moment that the wall clock's order there may not be that of time."""
+    around = (at - 2 * CLOCKS_MOVED, at + 2 * CLOCKS_MOVED)
+    before, after = (each.astimezone(zone).utcoffset() for each in around)
+    return before != after
 
 
 def on_clock(day: date, clock: time, zone: ZoneInfo) -> datetime:

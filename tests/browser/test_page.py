@@ -129,7 +129,10 @@ class Page:
             ".filter((e) => e.getBoundingClientRect().right > width + 1 && !own(e))"
             ".map((e) => `${e.tagName}.${e.className} ${e.getBoundingClientRect().right}`)"
         )
-        return [str(each) for each in self.driver.execute_script(script)]
+        found = [str(each) for each in self.driver.execute_script(script)]
+        room = "const all = document.documentElement; return [all.scrollWidth, all.clientWidth]"
+        wide, shown = self.driver.execute_script(room)
+        return found if wide == shown else [*found, f"the page is {wide} wide, and {shown} are shown"]
 
     def shoot(self, name: str, width: int = 1280) -> None:
         """All of it, however high it is."""
@@ -220,6 +223,10 @@ async def test_states_are_seen_and_acted_on(
     page = Page(browser, await url_of(pipeline), shots)
 
     await _all_is_well(page, pipeline)
+    await _nothing_hangs_over_a_narrow_page(page)
+    await _addresses_that_are_none_show_the_overview(page)
+    await _the_content_is_skipped_to(page)
+    await _a_key_that_cannot_be_sent_is_not_taken(page)
     await _a_job_is_paused_by_keyboard(page)
     await _a_schedule_is_changed_and_taken_back(page)
     await _a_held_truncate_is_approved(page, pipeline)
@@ -242,7 +249,7 @@ async def test_states_are_seen_and_acted_on(
 async def test_each_trouble_is_seen(
     pipeline: Pipeline, browser: webdriver.Chrome, shots: Path | None
 ) -> None:
-    """Slow, then stalled by a lock in the target; held; in error; rewound by a replay; silent when killed."""
+    """Slow by a trigger of the target, stalled by a lock in it; in error; rewound by a replay; paused."""
     configure(pipeline)
     pipeline.config["targets"]["copy"]["batch"] = {"rows": 50, "wait": "1ms"}
     pipeline.write_config()
@@ -252,7 +259,8 @@ async def test_each_trouble_is_seen(
     page = Page(browser, await url_of(pipeline), shots)
     page.open()
     await page.until("the flows are shown", lambda: "IDLE" in page.row("orders"))
-    await _a_lock_makes_it_slow_and_then_stalled(page, pipeline)
+    await _a_trigger_that_takes_long_makes_it_slow(page, pipeline)
+    await _a_lock_makes_it_stalled(page, pipeline)
     await _the_lines_of_lag_begin_before_the_page_was_opened(page)
     await _a_table_that_does_not_fit_is_an_error(page, pipeline)
     await _a_replay_is_rewound(page, pipeline)
@@ -261,17 +269,30 @@ async def test_each_trouble_is_seen(
     assert await _states_differ_without_colour(page)
 
 
-async def _a_lock_makes_it_slow_and_then_stalled(page: Page, pipeline: Pipeline) -> None:
+async def _a_trigger_that_takes_long_makes_it_slow(page: Page, pipeline: Pipeline) -> None:
+    await execute(
+        pipeline.target_url,
+        "CREATE FUNCTION mirror.dawdle() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END'",
+        "CREATE TRIGGER dawdle BEFORE INSERT ON mirror.orders FOR EACH ROW EXECUTE FUNCTION mirror.dawdle()",
+        "ALTER TABLE mirror.orders ENABLE ALWAYS TRIGGER dawdle",
+    )
+    await execute(pipeline.source_url, "INSERT INTO orders SELECT n, 1 FROM generate_series(6001, 6500) n")
+    await page.until("it is slow", lambda: "SLOW" in page.row("orders"))
+    assert "s behind" in page.row("orders")
+    page.shoot("state-slow")
+    await execute(pipeline.target_url, "DROP FUNCTION mirror.dawdle CASCADE")
+    await page.until("it goes on by itself", lambda: "IDLE" in page.row("orders"))
+
+
+async def _a_lock_makes_it_stalled(page: Page, pipeline: Pipeline) -> None:
     async with await psycopg.AsyncConnection.connect(pipeline.target_url) as locked:
         await locked.execute("LOCK TABLE mirror.orders")
         await execute(pipeline.source_url, "INSERT INTO orders VALUES (5000, 1), (5001, 2)")
-        await page.until("it is slow", lambda: "SLOW" in page.row("orders"))
-        assert "s behind" in page.row("orders")
-        page.shoot("state-slow")
         await page.until("it is stalled", lambda: "STALLED" in page.row("orders"))
-        assert "nothing moves" in page.row("orders")
-        assert "orders is STALLED" in page.text("#sentence")
-        assert "orders is STALLED" in str(page.one("#said").get_attribute("textContent")), "read out"
+        assert "waits for pid" in page.row("orders")
+        assert "LOCK TABLE mirror.orders" in page.text("#sentence"), "who is waited for"
+        assert "LOCK TABLE mirror.orders" in str(page.one("#said").get_attribute("textContent")), "read out"
         page.shoot("state-stalled")
         page.scheme("dark")
         page.shoot("state-stalled-dark")
@@ -391,6 +412,55 @@ async def _all_is_well(page: Page, pipeline: Pipeline) -> None:
         if each.is_displayed() and not each.accessible_name
     ]
     assert unnamed == []
+
+
+async def _nothing_hangs_over_a_narrow_page(page: Page) -> None:
+    """Of the overview, a flow's and a job's: all has words that only a reader of the screen hears."""
+    page.narrow()
+    for place in ("", "flow/orders", "job/audit"):
+        page.driver.execute_script("location.hash = `#/${arguments[0]}`", place)
+        wanted = "#detail" if place else "#overview"
+        await page.until(f"{place or 'all'} is shown", lambda shown=wanted: bool(page.text(f"{shown} h2")))
+        await page.until("it has its width", lambda: page.too_wide() == [], 5.0)
+    page.wide()
+    page.driver.execute_script("location.hash = '#/'")
+
+
+async def _addresses_that_are_none_show_the_overview(page: Page) -> None:
+    page.driver.execute_script("location.hash = '#/flow/orders'")
+    await page.until("its page is there", lambda: page.one("#detail").is_displayed())
+    page.driver.execute_script("location.hash = '#/flow/%E0%A4%A'")
+    await page.until("the overview is there", lambda: "orders" in page.row("orders"))
+    assert not page.one("#detail").is_displayed()
+    page.driver.refresh()
+    await page.until("it is live", lambda: page.text("#link") == "● live")
+    page.driver.execute_script("location.hash = '#/'")
+
+
+async def _the_content_is_skipped_to(page: Page) -> None:
+    """On a flow's page, too, which stays."""
+    page.driver.execute_script("location.hash = '#/flow/orders'")
+    await page.until("its page is there", lambda: page.one("#detail").is_displayed())
+    page.driver.execute_script("document.querySelector('.skip').focus()")
+    page.press(Keys.ENTER)
+    await page.until("the content has the focus", lambda: page.focused().get_attribute("id") == "main")
+    assert page.one("#detail").is_displayed()
+    assert page.driver.current_url.endswith("#/flow/orders")
+    page.press(Keys.ESCAPE)
+    await page.until("the overview is back", lambda: "orders" in page.row("orders"))
+
+
+async def _a_key_that_cannot_be_sent_is_not_taken(page: Page) -> None:
+    """No header has such a character: no request would leave the browser."""
+    page.one("#key").send_keys(Keys.ENTER)
+    await page.until("a key is asked for", lambda: page.one("#ask").is_displayed())
+    page.press("a☃key", Keys.ENTER)
+    told = "return document.getElementById('ask-input').validationMessage"
+    assert 'No key has the character "☃"' in page.driver.execute_script(told)
+    assert page.one("#ask").is_displayed()
+    page.press(Keys.ESCAPE)
+    await page.until("the page is back", lambda: not page.one("#ask").is_displayed())
+    assert page.text("#link") == "● live"
 
 
 def _gaps(page: Page) -> list[str]:

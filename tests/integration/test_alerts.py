@@ -268,6 +268,21 @@ async def test_channels_are_tested(
     assert (code, "did you mean 'ops'" in out, "hunter2" in out) == (64, True, False)
 
 
+@pytest.mark.parametrize(("columns", "lines"), [("80", 2), ("200", 1)])
+async def test_what_is_wrong_has_room_in_a_narrow_terminal(
+    quick: Make, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: str, lines: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    config = quick("")
+    feed = feed_of(config)
+    feed.note([Wrong("slot_at_risk", "source shop, wal_stop", "its disk fills: look [why]")], "one", now_us())
+    _, out = await command(capfd, config, "alerts")
+    drawn = [line.strip() for line in out.splitlines() if "slot_at_risk" in line or "[why]" in line]
+    assert len(drawn) == lines, out
+    assert drawn[0].endswith("its disk fills: look [why]" if lines == 1 else "source shop, wal_stop:")
+    assert drawn[-1].endswith("its disk fills: look [why]")
+
+
 async def test_the_feed_is_listed_open_first(quick: Make, capfd: pytest.CaptureFixture[str]) -> None:
     config = quick("")
     code, out = await command(capfd, config, "alerts")

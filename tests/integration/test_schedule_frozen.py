@@ -19,7 +19,7 @@ from consumers.control.jobs import UNSEEN_S, Jobs, processes
 from consumers.control.lease import Lease
 from consumers.schedule.elsewhere import LATE_S, Elsewhere
 from consumers.schedule.plan import JobState, Outcome, decide, planned
-from consumers.schedule.process import KILL_AFTER_S
+from consumers.schedule.warden import KILL_AFTER_S
 from streamer.config import Config
 from tests.integration.test_schedule_runner import (
     LEAP_DAY,

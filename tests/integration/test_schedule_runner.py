@@ -65,9 +65,23 @@ def step(job, run, outcome):
 def bad_step(**said):
     raise ValueError("not ready")
 
-def leaves_one():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    Path("pids").write_text(f"{os.getpid()} {child.pid}")
+def leaves_two():
+    own = subprocess.Popen(["sleep", "4321"], start_new_session=True)
+    deaf = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 4321"])
+    Path("pids").write_text(f"{own.pid} {deaf.pid}")
+
+def hangs_beside_one():
+    own = subprocess.Popen(["sleep", "4321"], start_new_session=True)
+    Path("pids").write_text(f"{os.getpid()} {own.pid}")
+    time.sleep(600)
+
+def gives():
+    note("g")
+    yield 1
+
+async def gives_later():
+    note("g")
+    yield 1
 
 def shouts():
     print("x" * 100_000)
@@ -252,13 +266,44 @@ async def test_steps_are_taken_before_and_after_a_job(
     assert "hunter2" not in said + caplog.text + a.text
 
 
-@pytest.mark.usefixtures("begun")
-async def test_what_a_job_leaves_behind_is_ended_at_its_limit(make: Make) -> None:
-    config = make("a: {exec: 'chores:leaves_one', every: 1h, max_runtime: 300ms}")
+async def test_what_a_job_leaves_behind_ends_with_it(make: Make) -> None:
+    """Though it is of a session of its own, holds the job's output open, and hears no SIGTERM."""
+    config = make("a: {exec: 'chores:leaves_two', every: 1h}")
     async with running(config) as jobs:
-        (run,) = await over(jobs, "a")
+        (run,) = await over(jobs, "a", wait_s=20.0)
+    assert (run.outcome, run.exit_code) == (Outcome.OK, 0)
+    assert "it left 3 processes behind, ended with it: " in run.text
+    assert "sleep (" in run.text
+    await gone(*pids())
+
+
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize("how", ["limit", "kill", "stop"])
+async def test_a_process_in_a_session_of_its_own_ends_with_its_job(
+    make: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """At its limit, when its warden is killed unheard, and when the scheduler is stopped."""
+    if how == "kill":
+        monkeypatch.setattr(JobProcess, "end", JobProcess.kill)
+    limit = "" if how == "stop" else ", max_runtime: 300ms"
+    config = make(f"a: {{exec: 'chores:hangs_beside_one', every: 1h{limit}}}")
+    async with running(config) as jobs:
+        await until(lambda: len(pids()) == 2)
+        if how != "stop":
+            await over(jobs, "a", wait_s=20.0)
+    (run,) = ended(jobs, "a")
     assert run.outcome is Outcome.CUT_OFF
     await gone(*pids())
+
+
+async def test_a_generator_is_no_job(make: Make) -> None:
+    config = make("a: {exec: 'chores:gives', every: 1h}, b: {exec: 'chores:gives_later', every: 1h}")
+    async with running(config) as jobs:
+        runs = [(await over(jobs, name))[0] for name in ("a", "b")]
+    assert [(run.outcome, run.exit_code) for run in runs] == [(Outcome.FAILED, 64)] * 2
+    assert "chores:gives gives a generator: nothing of it has run" in runs[0].text
+    assert "take `yield` out of it" in runs[1].text
+    assert notes() == []
 
 
 async def test_a_second_request_joins_and_a_pause_holds(make_in_each: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from tests.harness.pipeline import Pipeline, execute
@@ -12,6 +13,7 @@ ITEM = (
     "INSERT INTO item SELECT n, 'item ' || n, n FROM generate_series(1, 10) n",
     "CREATE TABLE pair (a int, b text, PRIMARY KEY (a, b))",
     "INSERT INTO pair VALUES (1, 'x')",
+    'CREATE TABLE "it\'s ""item""" (id int PRIMARY KEY)',
 )
 
 
@@ -51,3 +53,6 @@ async def test_where_a_row_is(pipeline: Pipeline) -> None:
     assert (code, "an integer was expected, not 'three'" in out) == (64, True), out
     code, out = await pipeline.run("why", "itme", "3")
     assert (code, "did you mean 'item'" in out) == (64, True), out
+    code, out = await pipeline.run("why", 'it\'s "itm"', "3")
+    words = shlex.split(out.partition("did you mean ")[2].strip().removesuffix("?"))
+    assert (code, words) == (64, ['it\'s "item"']), out

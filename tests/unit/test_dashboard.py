@@ -48,9 +48,19 @@ async def test_without_an_admin_key_nothing_changes_over_http(tmp_path: Path) ->
         assert "control.keys.admin" in refused.json()["error"]["fix"]
         for path in ("/api/status", "/api/stream", "/metrics", "/api/nothing"):
             assert (await served.http.get(path)).status_code == 401
+        assert (await served.http.head("/api/status")).status_code == 401
         assert (await served.http.get("/api/status", headers={"X-Ops": "reader"})).status_code == 200
         for path in ("/", "/healthz", "/docs", "/openapi.json", "/page/app.js"):
             assert (await served.http.get(path)).status_code == 200
+
+
+async def test_head_is_answered_as_get_without_the_body(served: Served) -> None:
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/api/status", "/page/app.js"):
+        got, head = await served.http.get(path), await served.http.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        assert head.headers["content-type"] == got.headers["content-type"]
+    assert (await served.http.head("/api/nothing")).status_code == 404
+    assert (await served.http.head("/api/stream")).status_code == 405
 
 
 async def test_a_page_of_another_site_changes_nothing(served: Served) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.schedule.times import At, Cron, Every, Times
+from streamer.config.cron import CronLine
 
 VIENNA = ZoneInfo("Europe/Vienna")
 ZONES = [ZoneInfo(name) for name in ("UTC", "Europe/Vienna", "America/St_Johns", "Australia/Lord_Howe")]
@@ -97,6 +98,24 @@ def test_a_line_of_some_hours_comes_once_in_the_repeated_hour() -> None:
         assert several(Cron(line, VIENNA), "2026-10-25 00:00", 2) == ["10-25 02:00+0200", "10-25 04:00+0100"]
     for line in ("0 */1 * * *", "0 0-23 * * *"):
         assert several(Cron(line, VIENNA), "2026-10-25 01:30", 2) == ["10-25 02:00+0200", "10-25 02:00+0100"]
+
+
+def test_a_line_of_each_minute_is_looked_at_once_for_each_of_its_moments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each second asks for what comes after the same one."""
+    looks: list[datetime] = []
+    look = CronLine.at_or_after
+
+    def counted(line: CronLine, moment: datetime) -> datetime | None:
+        looks.append(moment)
+        return look(line, moment)
+
+    monkeypatch.setattr(CronLine, "at_or_after", counted)
+    moment = datetime(2026, 11, 23, 1, 7, 30, tzinfo=UTC)
+    for _ in range(60):
+        assert Cron("* * * * *", VIENNA).after(moment) == datetime(2026, 11, 23, 1, 8, tzinfo=UTC)
+    assert len(looks) == 1
 
 
 @given(

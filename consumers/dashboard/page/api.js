@@ -75,6 +75,13 @@ export async function follow(onFrame, onLink) {
   }
 }
 
+// A header holds no other characters: a request with one is never sent.
+const UNSENT = /[^\x20-\x7e\xa0-\xff]/u;
+document.getElementById("ask-input").addEventListener("input", ({ target }) => {
+  const bad = target.value.trim().match(UNSENT)?.[0];
+  target.setCustomValidity(bad ? `No key has the character ${JSON.stringify(bad)}: look whether it was pasted whole.` : "");
+});
+
 // Whether a person says yes; with `wantsKey` the key is taken from them.
 export function ask(title, text, { yes = "OK", wantsKey = false } = {}) {
   const dialog = document.getElementById("ask");
@@ -85,6 +92,7 @@ export function ask(title, text, { yes = "OK", wantsKey = false } = {}) {
   document.getElementById("ask-label").hidden = !wantsKey;
   const input = document.getElementById("ask-input");
   input.value = "";
+  input.setCustomValidity("");
   dialog.returnValue = "no";
   dialog.showModal();
   if (wantsKey) input.focus();
@@ -95,6 +103,7 @@ export function ask(title, text, { yes = "OK", wantsKey = false } = {}) {
         const agreed = dialog.returnValue === "yes";
         if (agreed && wantsKey) key.set(input.value.trim());
         input.value = "";
+        input.setCustomValidity("");
         resolve(agreed);
       },
       { once: true },

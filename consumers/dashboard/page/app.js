@@ -15,10 +15,20 @@ let frame = null;
 let frameAt = 0;
 let spoken = "";
 
-function route() {
+// [kind, name] of what is shown alone; [] is the overview, as it is for what is no address of ours.
+function place() {
   const [, kind, name] = location.hash.match(/^#\/(flow|job)\/(.+)$/) ?? [];
+  try {
+    return kind ? [kind, decodeURIComponent(name)] : [];
+  } catch {
+    return [];
+  }
+}
+
+function route() {
+  const [kind, name] = place();
   detail?.close();
-  detail = kind ? new (kind === "flow" ? FlowPage : JobPage)(by("detail"), decodeURIComponent(name)) : null;
+  detail = kind ? new (kind === "flow" ? FlowPage : JobPage)(by("detail"), name) : null;
   by("overview").hidden = detail !== null;
   by("detail").hidden = detail === null;
   if (frame) (detail ?? overview).update(frame);
@@ -63,6 +73,10 @@ by("key").addEventListener("click", async () => {
   else if (await ask("Key", "Forget the key that this tab has?", { yes: "Forget it" })) key.set("");
 });
 
+by("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address says what is shown
+  by("main").focus();
+});
 addEventListener("hashchange", route);
 addEventListener("keydown", (event) => {
   if (by("ask").open || event.ctrlKey || event.metaKey || event.altKey) return;
