@@ -19,7 +19,15 @@ from streamer.changes.envelope import RowTemplate, SourceTemplate
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import schemas_topic
 from streamer.errors import BadRecordError
-from streamer.publisher.batches import BATCH_BYTES, BATCH_SHARE, Batch, OversizeError, Topic, Waiting
+from streamer.publisher.batches import (
+    BATCH_BYTES,
+    BATCH_SHARE,
+    RAISE_LIMIT,
+    Batch,
+    OversizeError,
+    Topic,
+    Waiting,
+)
 from streamer.publisher.state import EPOCH_HEADER
 from streamer.publisher.topics import TopicSettings
 from streamer.publisher.transactions import Queue
@@ -30,6 +38,8 @@ Place = tuple[str, int]
 COMMIT_HEADER = "us"
 ROUTES_LIMIT = 1000  # topics of a router: named by data, each with files of its own on the brokers
 _NO_HEADERS: Final[list[tuple[str, bytes]]] = []  # a list: the record builder takes nothing else
+
+_TOO_LARGE = f"{RAISE_LIMIT}, or let the row have less in it; then `tailrace dead-letters retry`"
 
 
 class Outbox:
@@ -209,7 +219,7 @@ class Outbox:
     ) -> None:
         size = len(key or b"") + len(value or b"")
         if size > topic.limit_bytes:
-            raise OversizeError(topic.name, key, size, topic.limit_bytes)
+            raise OversizeError(topic.name, key, size, topic.limit_bytes, fix=_TOO_LARGE)
         self._unit.append((topic, key, value, headers))
 
     def _table(self, value: str | None) -> str | None:

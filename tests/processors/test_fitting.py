@@ -102,6 +102,12 @@ def test_a_text_that_no_target_can_have_is_refused_where_it_is_made(kind: str, v
     assert json.loads(flat.sent[0].value or b"null")["made"] == value  # other readers may have it
 
 
+def test_a_row_above_the_message_limit_is_refused_with_its_cure() -> None:
+    body = map_(lambda row: {**row, "made": "x" * 2**23})
+    with pytest.raises(AssertionError, match=r"above the message limit(.|\n)*let the row have less in it"):
+        derive(body, rows_of({"id": 1, "status": "a"}))
+
+
 def test_nan_of_a_body_stays_nan() -> None:
     rough = map_(lambda row: {**row, "rough": nan if row["id"] == 1 else -inf, "fine": 0.5})
 
