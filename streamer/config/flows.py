@@ -24,7 +24,7 @@ _CONFLICT = re.compile(r"source|target|(?:newest|greatest)\([^()]+\)")
 class Batch(Model):
     rows: int = Field(10_000, ge=1, le=1_000_000)
     bytes: Size = Field(16 * 2**20, ge=1024)
-    wait_s: Duration = Field(0.005, alias="wait", le=60)
+    wait_s: Duration = Field(0.003, alias="wait", le=60)
 
 
 class DeadLetterLimits(Model):

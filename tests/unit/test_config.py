@@ -83,7 +83,7 @@ def test_defaults_and_names() -> None:
     assert source.slot.name == source.publication.name == "tailrace_shop"
     assert (flow.target, flow.table_schema, flow.table) == ("copy", None, None)
     assert (flow.unmapped, flow.write, flow.delete, flow.truncate) == ("add", "upsert", "apply", "apply")
-    assert (target.batch.rows, target.batch.wait_s) == (10_000, 0.005)
+    assert (target.batch.rows, target.batch.wait_s) == (10_000, 0.003)
     assert config.kafka.topics.max_message_bytes == 8 * 2**20
 
 
