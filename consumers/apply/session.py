@@ -62,12 +62,8 @@ class Session:
         False when stop came first."""
 
         async def once() -> None:
-            async with self.held():
-                try:
-                    await act(self.target)
-                except TargetUnavailable:
-                    await self.target.open()
-                    await act(self.target)
+            async with self._lock:
+                await self._act(act)
 
         task = asyncio.create_task(self._condition.patiently(TARGET, once), name="apply: target")
         try:
@@ -87,14 +83,18 @@ class Session:
         except TimeoutError:
             return None
         try:
-            async with self._timed():
-                try:
-                    await act(self.target)
-                except TargetUnavailable:
-                    await self.target.open()
-                    await act(self.target)
+            await self._act(act)
         except (RetryableError, ConfigError, FatalError) as error:
             return error
         finally:
             self._lock.release()
         return None
+
+    async def _act(self, act: Callable[[Target], Awaitable[None]]) -> None:
+        """Once more with a new session, when this one has ended."""
+        async with self._timed():
+            try:
+                await act(self.target)
+            except TargetUnavailable:
+                await self.target.open()
+                await act(self.target)

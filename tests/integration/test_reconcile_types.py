@@ -227,62 +227,59 @@ NARROWER = [  # a cast that holds less than its column
 ]
 
 
+Cast = list[tuple[str, list[str], str, str]]
+
+
+@asynccontextmanager
+async def applied(
+    cast: Cast, target: dict[str, Any], database: str
+) -> AsyncIterator[tuple[psycopg.Connection, Sides]]:
+    """A line to the target, which has what apply makes of the rows, and the two sides, equal."""
+    casts = {f"c{at}": {"cast": name} for at, (_, _, name, _) in enumerate(cast)}
+    given = ", ".join(f"c{at} {type_}" for at, (_, _, _, type_) in enumerate(cast))
+    columns = [(type_, values) for type_, values, _, _ in cast]
+    flow = {"from": "shop.public.same", "to": "copy.main", "columns": casts}
+    config = config_of(database, target, flow)
+    async with AsyncExitStack() as stack:
+        line = stack.enter_context(psycopg.connect(target["url"], autocommit=True))
+        line.execute("CREATE SCHEMA main")
+        line.execute(f"CREATE TABLE main.same (id int PRIMARY KEY, {given})".encode())
+        tables = stack.enter_context(closing(Tables(database, columns)))
+        to = await stack.enter_async_context(applying(config))
+        table, kept = await stack.enter_async_context(captured(config))
+        types = {column.name: (column.type, column.kind) for column in table.record.columns}
+        log = Log("shop", partitions=1)
+        topic = log.table("same", types)
+        for row in tables.events("wrong", types):
+            topic.create(row)
+        await log.apply(to, list(config.flows.values()))
+        tables.swap()
+        sides = await make_sides(table, kept, config.flows["wide"], where="", only=())
+        assert [pair.name for pair in sides.compared.pairs] == list(types)
+        assert await faults(sides) == {}
+        yield line, sides
+
+
 @pytest.mark.parametrize("store", ["postgres"])
 @pytest.mark.parametrize("cast", [FLOATS, NARROWER], ids=["floats", "narrower"])
 async def test_what_a_flow_casts_is_equal_as_applied(
-    cast: list[tuple[str, list[str], str, str]], store: str, target: dict[str, Any], database: str
+    cast: Cast, store: str, target: dict[str, Any], database: str
 ) -> None:
     """Also digits that the server's own cast drops, a zero with a sign, and what is rounded twice."""
-    casts = {f"c{at}": {"cast": name} for at, (_, _, name, _) in enumerate(cast)}
-    given = ", ".join(f"c{at} {type_}" for at, (_, _, _, type_) in enumerate(cast))
-    with psycopg.connect(target["url"], autocommit=True) as line:
-        line.execute("CREATE SCHEMA main")
-        line.execute(f"CREATE TABLE main.same (id int PRIMARY KEY, {given})".encode())
-        flow = {"from": "shop.public.same", "to": "copy.main", "columns": casts}
-        config = config_of(database, target, flow)
-        with closing(Tables(database, [(type_, values) for type_, values, _, _ in cast])) as tables:
-            async with applying(config) as to, captured(config) as (table, kept):
-                types = {column.name: (column.type, column.kind) for column in table.record.columns}
-                log = Log("shop", partitions=1)
-                topic = log.table("same", types)
-                for row in tables.events("wrong", types):
-                    topic.create(row)
-                await log.apply(to, list(config.flows.values()))
-                tables.swap()
-                sides = await make_sides(table, kept, config.flows["wide"], where="", only=())
-                assert [pair.name for pair in sides.compared.pairs] == list(types)
-                assert await faults(sides) == {}
-                rows = sum(len(values) for _, values, _, _ in cast) - len(cast) + 1
-                assert line.execute("SELECT count(*) FROM main.same").fetchone() == (rows,)
-                for at, name in enumerate(casts):
-                    line.execute(f"UPDATE main.same SET {name} = NULL WHERE id = {at}".encode())
-                assert await faults(sides) == {str(at): [name] for at, name in enumerate(casts)}
+    async with applied(cast, target, database) as (line, sides):
+        rows = sum(len(values) for _, values, _, _ in cast) - len(cast) + 1
+        assert line.execute("SELECT count(*) FROM main.same").fetchone() == (rows,)
+        for at in range(len(cast)):
+            line.execute(f"UPDATE main.same SET c{at} = NULL WHERE id = {at}".encode())
+        assert await faults(sides) == {str(at): [f"c{at}"] for at in range(len(cast))}
 
 
 @pytest.mark.parametrize("store", ["postgres"])
 async def test_digits_behind_those_of_the_servers_own_cast_are_compared(
     store: str, target: dict[str, Any], database: str
 ) -> None:
-    columns = [(type_, values) for type_, values, _, _ in FLOATS]
-    with psycopg.connect(target["url"], autocommit=True) as line:
-        line.execute("CREATE SCHEMA main")
-        line.execute("CREATE TABLE main.same (id int PRIMARY KEY, c0 numeric, c1 numeric, c2 numeric(8,4))")
-        casts = {"c0": {"cast": "numeric"}, "c1": {"cast": "numeric"}, "c2": {"cast": "numeric(8,4)"}}
-        flow = {"from": "shop.public.same", "to": "copy.main", "columns": casts}
-        config = config_of(database, target, flow)
-        with closing(Tables(database, columns)) as tables:
-            async with applying(config) as to, captured(config) as (table, kept):
-                types = {column.name: (column.type, column.kind) for column in table.record.columns}
-                log = Log("shop", partitions=1)
-                topic = log.table("same", types)
-                for row in tables.events("wrong", types):
-                    topic.create(row)
-                await log.apply(to, list(config.flows.values()))
-                tables.swap()
-                sides = await make_sides(table, kept, config.flows["wide"], where="", only=())
-                assert [pair.name for pair in sides.compared.pairs] == list(types)
-                assert await faults(sides) == {}
-                line.execute("UPDATE main.same SET c0 = round(c0, 15) WHERE id = 0")
-                line.execute("UPDATE main.same SET c1 = round(c1, 20) WHERE id = 1")
-                line.execute("UPDATE main.same SET c2 = c2 + 0.0001 WHERE id = 2")
-                assert await faults(sides) == {"0": ["c0"], "1": ["c1"], "2": ["c2"]}
+    async with applied(FLOATS, target, database) as (line, sides):
+        line.execute("UPDATE main.same SET c0 = round(c0, 15) WHERE id = 0")
+        line.execute("UPDATE main.same SET c1 = round(c1, 20) WHERE id = 1")
+        line.execute("UPDATE main.same SET c2 = c2 + 0.0001 WHERE id = 2")
+        assert await faults(sides) == {"0": ["c0"], "1": ["c1"], "2": ["c2"]}
