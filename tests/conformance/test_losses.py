@@ -53,7 +53,7 @@ async def test_a_table_that_came_back_takes_what_waits(adapter: Adapter) -> None
         await adapter.drop_table("people")
         table.create(person(2))
         await lost(s)
-        await adapter.make_table("people", list(PEOPLE))
+        await adapter.make_table("people", [*PEOPLE, *adapter.beside])
         await s.apply()
         assert await s.rows() == [person(2)]
 

@@ -301,7 +301,8 @@ async def test_a_frozen_watcher_that_runs_the_jobs_is_seen_by_another_serve(pipe
 
 @pytest.mark.thorough
 async def test_a_stuck_flow_and_a_silent_process_are_events_within_a_minute(pipeline: Pipeline) -> None:
-    """A lock in the target holds its rows up while more come; later the process that applies is frozen."""
+    """A trigger of the target that does not end holds its rows up while more come; then a lock, whose holder
+    is named; then the process that applies is frozen."""
     rules = [{"when": ["stalled"], "to": ["log"]}]
     pipeline.config |= {
         "control": {"http": "127.0.0.1:0"},
@@ -314,16 +315,32 @@ async def test_a_stuck_flow_and_a_silent_process_are_events_within_a_minute(pipe
     _, apply = await pipeline.start_both()
     pipeline.start("serve")
     events = Events(load(pipeline.config_path))
+    await execute(
+        pipeline.target_url,
+        "CREATE FUNCTION mirror.endless() RETURNS trigger LANGUAGE plpgsql"
+        " AS 'BEGIN PERFORM pg_sleep(600); RETURN NEW; END'",
+        "CREATE TRIGGER endless BEFORE INSERT ON mirror.item FOR EACH ROW EXECUTE FUNCTION mirror.endless()",
+        "ALTER TABLE mirror.item ENABLE ALWAYS TRIGGER endless",
+    )
+    began_s, number = time.monotonic(), 0
+    while not (told := await events.all()):
+        assert time.monotonic() - began_s < PROMISED_S
+        number += 1
+        await execute(pipeline.source_url, f"INSERT INTO item VALUES ({number})")
+        await asyncio.sleep(0.5)
+    assert [(event.rule, event.subject) for event in told] == [("stalled", "flow mirror")]
+    await execute(
+        pipeline.target_url,
+        "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'",
+        "DROP FUNCTION mirror.endless CASCADE",
+    )
+    assert (await events.over("flow mirror")).event == told[0].event
     async with await psycopg.AsyncConnection.connect(pipeline.target_url) as locked:
         await locked.execute("LOCK TABLE mirror.item")
-        began_s, number = time.monotonic(), 0
-        while not (told := await events.all()):
-            assert time.monotonic() - began_s < PROMISED_S
-            number += 1
-            await execute(pipeline.source_url, f"INSERT INTO item VALUES ({number})")
-            await asyncio.sleep(0.5)
-        assert [(event.rule, event.subject) for event in told] == [("stalled", "flow mirror")]
-    assert (await events.over("flow mirror")).event == told[0].event
+        await execute(pipeline.source_url, f"INSERT INTO item VALUES ({number + 1})")
+        async with asyncio.timeout(PROMISED_S):
+            assert "LOCK TABLE mirror.item" in (await events.open("apply:copy")).text
+    await events.over("apply:copy")
     apply.popen.send_signal(signal.SIGSTOP)
     try:
         async with asyncio.timeout(PROMISED_S):

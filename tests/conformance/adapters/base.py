@@ -32,6 +32,7 @@ class Adapter(ABC):
     # puts a kill -9 in its place, in a process of its own. None: nothing outlives the process anyway.
     killed_at: ClassVar[str | None] = None
 
+    beside: ClassVar[tuple[str, ...]] = ()  # columns of its own, without which a table is not as it was
     tells_versions: ClassVar[bool] = True  # of single keys
     writes_whole: ClassVar[bool] = True  # of a batch with a refused row, nothing
     sweeps: ClassVar[int] = 1  # until all of the store was looked at

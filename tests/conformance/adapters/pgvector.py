@@ -13,6 +13,12 @@ from tests.conformance.adapters.base import SCHEMA, Row
 from tests.conformance.adapters.postgres import PostgresAdapter, _name
 
 DIMENSIONS = 4
+_OWN = {
+    "text": "text",
+    "_tailrace_hash": "uuid",
+    "embedding": f"vector({DIMENSIONS})",
+    "_tailrace_source": "json",
+}
 
 
 def embed(texts: list[str]) -> list[list[float]]:
@@ -24,6 +30,7 @@ def embed(texts: list[str]) -> list[list[float]]:
 
 
 class PgvectorAdapter(PostgresAdapter):
+    beside: ClassVar[tuple[str, ...]] = tuple(_OWN)
     tells_versions: ClassVar[bool] = False
     abilities: ClassVar[frozenset[str]] = frozenset({"durable", "tables", "schemas", "ddl"})
     text: ClassVar[str] = "{id}"
@@ -75,7 +82,9 @@ class PgvectorAdapter(PostgresAdapter):
 
     async def make_table(self, table: str, columns: Sequence[str]) -> None:
         texts = sql.SQL("").join(
-            sql.SQL(", {} text").format(sql.Identifier(name)) for name in columns if name != "id"
+            sql.SQL(", {} {}").format(sql.Identifier(name), sql.SQL(_OWN.get(name, "text")))
+            for name in columns
+            if name != "id"
         )
         made = sql.SQL(
             "CREATE TABLE {} (id integer, _tailrace_chunk integer{}, PRIMARY KEY (id, _tailrace_chunk))"
