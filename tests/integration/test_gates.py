@@ -441,9 +441,9 @@ async def test_kill_9_while_held_with_a_real_source(
         code, out = await pipeline.run("status", "--json")
         (flow,) = orjson.loads(out)["flows"]
         assert (code, flow["state"], flow["held"][0]["rows"]) == (1, "HELD", 1000)
-        assert flow["reason"].startswith("a truncate: 1,000 of 1,00")  # the row that came after may count
+        assert flow["reason"].startswith("a truncate: 1,000 of 1,00")
         apply.kill()
-        assert await pipeline.target_value("SELECT count(*) FROM mirror.customers") == 1000
+        assert await pipeline.target_value("SELECT count(*) FROM mirror.customers WHERE name = 'a'") == 1000
         apply = pipeline.start("apply")
         await pipeline.until("it says so again", says_held, WAIT_S)
         code, out = await pipeline.run("approve", "customers")
