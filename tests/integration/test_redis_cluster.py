@@ -74,6 +74,7 @@ async def write_rows(s: Stage, batch: Batch) -> Outcome:
     return await rows.write(batch, await rows.request(batch, target._plans), target._plans, ())
 
 
+@pytest.mark.thorough
 async def test_every_layout_ends_equal(kafka: str, kafka_name: str, redis_cluster: Cluster) -> None:
     """While a node dies and comes back."""
     async with (

@@ -203,6 +203,7 @@ async def test_the_command_follows_until_ctrl_c(feeder: Feeder, tmp_path: Path) 
     assert [first["key"], second["key"]] == [{"id": 1}, {"id": 2}]
 
 
+@pytest.mark.thorough
 async def test_the_command_with_a_key_a_place_and_a_format_and_its_reader_gone(
     feeder: Feeder, tmp_path: Path
 ) -> None:

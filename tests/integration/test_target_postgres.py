@@ -287,6 +287,7 @@ async def test_who_has_a_lock_that_apply_waits_for_is_named_until_it_ends(
         assert run.status.record.reason == ""
 
 
+@pytest.mark.thorough
 async def test_a_kafka_that_is_down_is_waited_for(
     feeder: Feeder, target_database: str, kafka_server: KafkaServer
 ) -> None:

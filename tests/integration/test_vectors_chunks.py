@@ -26,6 +26,7 @@ class ChunkedAdapter(PgvectorAdapter):
     chunk: ClassVar[dict[str, int] | None] = {"tokens": 1}
 
 
+@pytest.mark.thorough
 def test_any_run_leaves_the_chunks_of_what_the_source_has(target_database: str) -> None:
     run(ChunkedAdapter(target_database), EXAMPLES, STEPS)
 
