@@ -22,9 +22,7 @@ from streamer.status import StatusReader, now_us
 from streamer.stopping import end_tasks
 
 REFRESH_S = 1.0  # as often as heartbeats come
-ANSWER_LIMIT_S = (
-    10.0  # for one look; a Kafka that is up answers in a second, a frozen one does not say that it is
-)
+ANSWER_LIMIT_S = 10.0  # for one look; a Kafka that is up answers in a second, a frozen one never
 RETRY_S = 2.0  # --watch outlives a Kafka that is away
 
 Draw = Callable[[views.Status], RenderableType]

@@ -26,6 +26,7 @@ from consumers.processors.context import Row
 from consumers.processors.fitting import NOT_FINITE, Exact, fitted, is_plain
 from streamer import __version__
 from streamer.changes.envelope import RowTemplate, SourceTemplate
+from streamer.changes.fitting import ALIASES
 from streamer.changes.schema import Column, SchemaRecord
 from streamer.errors import BadRecordError, ConfigError
 
@@ -37,23 +38,6 @@ OWN_PREFIX = "_tailrace"
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _JSON: Final = orjson.OPT_NAIVE_UTC | orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
-_ALIASES: Final = {
-    "int": "integer",
-    "int2": "smallint",
-    "int4": "integer",
-    "int8": "bigint",
-    "float": "double precision",
-    "float4": "real",
-    "float8": "double precision",
-    "bool": "boolean",
-    "decimal": "numeric",
-    "varchar": "character varying",
-    "char": "character",
-    "timestamptz": "timestamp with time zone",
-    "timestamp": "timestamp without time zone",
-    "timetz": "time with time zone",
-    "time": "time without time zone",
-}
 _KINDS: Final = {
     "smallint": "number",
     "integer": "number",
@@ -84,7 +68,7 @@ def declared(name: str, type_name: str, *, where: str = "") -> Column:
     array = text.endswith("[]")
     bare = text.removesuffix("[]")
     base, parenthesis, limits = bare.partition("(")
-    base = _ALIASES.get(base.strip(), base.strip())
+    base = ALIASES.get(base.strip(), base.strip())
     if not base or (parenthesis and not limits.endswith(")")):
         raise ConfigError(
             f"{type_name!r} is no type", where=where or name, fix="write it as Postgres does: numeric(12,2)"

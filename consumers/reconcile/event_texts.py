@@ -19,6 +19,7 @@ from consumers.reconcile.forms import Held
 from consumers.reconcile.jsonb import jsonb_text
 from consumers.reconcile.mapping import Compared
 from consumers.reconcile.sides.base import Key
+from streamer.changes.fitting import ALIASES
 
 Text = Callable[[Any], str | None]  # a value as an event has it -> its text in the compared form
 Texts = tuple[str | None, ...]
@@ -27,14 +28,7 @@ _NUMERIC = re.compile(r"numeric(?:\((\d+)(?:,\s*(-?\d+))?\))?").fullmatch
 _NUMBERS = ("number", "numeric")
 _INFINITE = ("-Infinity", "Infinity")
 _EXACT = Context(prec=150_000, rounding=ROUND_HALF_UP)  # a numeric has 147,455 digits
-_ALIASES = {
-    **dict.fromkeys(("int", "int4"), "integer"),
-    **dict.fromkeys(("int8",), "bigint"),
-    **dict.fromkeys(("int2",), "smallint"),
-    **dict.fromkeys(("float8", "doubleprecision", "float"), "double precision"),
-    **dict.fromkeys(("varchar", "charactervarying"), "character varying"),
-    **dict.fromkeys(("decimal", "dec"), "numeric"),
-}
+_SHORT = {**ALIASES, "dec": "numeric"}
 _RANGES = {"smallint": 2**15, "integer": 2**31, "bigint": 2**63}
 
 
@@ -109,7 +103,7 @@ def _cast(held: Held, via: str | None, cast: str) -> Text | None:
     if cast in _RANGES and held.kind == "number":
         return _canonical("number")
     if held.kind in (*_NUMBERS, "float") and (found := _NUMERIC(cast)):
-        scale = None if found[1] is None else int(found[2] or 0)
+        scale = _scale(found)
         digits = _digits if held.kind == "float" else str
         return lambda value: None if value is None else _scaled(digits(value), scale)
     if cast in ("text", "character varying"):
@@ -119,9 +113,8 @@ def _cast(held: Held, via: str | None, cast: str) -> Text | None:
 
 def _plain(name: str) -> str:
     """A type's name as catalogues have it, of those that are cast here."""
-    base, bracket, typmod = "".join(name.lower().split(" ")).partition("(")
-    known = _ALIASES.get(base, base)
-    return f"{known}{bracket}{typmod}"
+    base, bracket, typmod = " ".join(name.lower().split()).partition("(")
+    return f"{_SHORT.get(base.strip(), base.strip())}{bracket}{typmod.replace(' ', '')}"
 
 
 def _twice(held: Held, via: str, cast: str) -> Text | None:
@@ -129,13 +122,17 @@ def _twice(held: Held, via: str, cast: str) -> Text | None:
     first, then = _cast(held, None, via), _NUMERIC(cast)
     if first is None or not _NUMERIC(via) or then is None:
         return None
-    scale = None if then[1] is None else int(then[2] or 0)
+    scale = _scale(then)
 
     def text(value: Any) -> str | None:
         made = first(value)
         return None if made is None else _scaled(made, scale)
 
     return text
+
+
+def _scale(numeric: re.Match[str]) -> int | None:
+    return None if numeric[1] is None else int(numeric[2] or 0)
 
 
 def _digits(value: Any) -> str:

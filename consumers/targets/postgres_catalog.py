@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import psycopg
+
 from consumers.targets.postgres_state import Connection
 from streamer.errors import ConfigError
 from streamer.postgres import live_rows
+
+_NUMERIC = 1700  # the type's oid
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,3 +190,15 @@ async def read_table(connection: Connection, schema: str, name: str) -> TargetTa
 
 def _names(found: object) -> frozenset[str]:
     return frozenset(map(str, found)) if isinstance(found, list) else frozenset()
+
+
+async def casts_directly(connection: Connection, source: str, kind: str, cast: str) -> bool:
+    """Whether a flow's cast is the server's own: there is one, and it keeps the digits of a float, which that
+    to a numeric rounds to 15, or 6. Else it goes by way of text. `kind`: of the source's type."""
+    try:
+        cursor = await connection.execute(f"SELECT NULL::{source}::{cast}".encode(), prepare=False)
+    except psycopg.errors.CannotCoerce:
+        return False
+    assert cursor.description is not None
+    made = cursor.description[0].type_code  # of a domain that of its base
+    return not (kind == "float" and made == _NUMERIC)

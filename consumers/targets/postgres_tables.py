@@ -23,6 +23,7 @@ from consumers.targets.marked import refusal
 from consumers.targets.postgres_catalog import (
     TargetColumn,
     TargetTable,
+    casts_directly,
     listed,
     quote,
     read_table,
@@ -42,7 +43,6 @@ OP_COLUMN = "_tailrace_op"  # of a history: c, u, d or r
 SOFT_TYPE = "timestamp with time zone"
 LOCK_TIMEOUT = "5s"  # ALTER TABLE must not hold up the table's readers behind a long one
 
-_NUMERIC = 1700  # the type's oid
 _CUT = ("character varying", "bit varying")
 _LENGTH = re.compile(r"\([0-9]+\)")
 # Names of the source's objects, which another database may not have: they are kept as their text.
@@ -479,17 +479,9 @@ async def _check_constants(connection: Connection, table: TargetTable, mapping: 
 
 
 async def _cast(connection: Connection, column: MappedColumn, known: Mapping[str, str]) -> str:
-    """`::source::cast` where the target has such a cast, by way of text where it has not; so too from a
-    floating point number to a numeric, as the server's own cast rounds it to 15 digits, or 6."""
     assert column.column is not None
     source = column.column.type
     if source not in known:
         return f"::{column.cast}"
-    by_text = f"::{source}::text::{column.cast}"
-    try:
-        cursor = await connection.execute(f"SELECT NULL::{source}::{column.cast}", prepare=False)
-    except psycopg.errors.CannotCoerce:
-        return by_text
-    assert cursor.description is not None
-    made = cursor.description[0].type_code  # of a domain that of its base
-    return by_text if column.column.kind == "float" and made == _NUMERIC else f"::{source}::{column.cast}"
+    direct = await casts_directly(connection, source, column.column.kind, column.cast or "")
+    return f"::{source}::{column.cast}" if direct else f"::{source}::text::{column.cast}"

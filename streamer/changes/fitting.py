@@ -8,8 +8,28 @@ keeps the value, not its spelling.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 _TYPE = re.compile(r"(?P<base>[^(\[]+?)\s*(?:\((?P<args>[0-9, -]+)\))?(?P<rest>[^(\[]*)(?P<array>(?:\[\])*)")
+
+# Names as people write them, in the words of format_type.
+ALIASES: Final = {
+    "int": "integer",
+    "int2": "smallint",
+    "int4": "integer",
+    "int8": "bigint",
+    "float": "double precision",
+    "float4": "real",
+    "float8": "double precision",
+    "bool": "boolean",
+    "decimal": "numeric",
+    "varchar": "character varying",
+    "char": "character",
+    "timestamptz": "timestamp with time zone",
+    "timestamp": "timestamp without time zone",
+    "timetz": "time with time zone",
+    "time": "time without time zone",
+}
 
 _SAME = {"character varying": "varchar", "character": "char", "bit varying": "varbit"}
 

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from streamer.doctor.check import Findings
 from streamer.errors import TailraceError
-from streamer.postgres.connection import Connection, connect, place
+from streamer.postgres.connection import Connection, connect, grant_connect, place
 
 CONNECT_DEADLINE_S = 8.0  # a server that is up answers in milliseconds, over a slow line in a second or two
 STATEMENT_TIMEOUT = "15s"  # catalogue queries; longer means that the server has other troubles
@@ -88,8 +88,7 @@ def refused(findings: Findings, url: SecretStr, error: TailraceError) -> None:
         fix = "let the role log in"
         findings.fail("login", f"{where}: the role may not log in", fix, [f"ALTER ROLE {role} LOGIN;"])
     elif "permission denied for database" in low:
-        grant = sql.SQL("GRANT CONNECT ON DATABASE {} TO {};")
-        made = grant.format(sql.Identifier(database), sql.Identifier(user)).as_string(None)
+        made = grant_connect(database, user)
         findings.fail("login", f"{where}: the role may not connect to the database", _OWNER, [made])
     elif "too many" in low or "remaining connection slots" in low:
         findings.fail(

@@ -73,7 +73,11 @@ def connect_grant(error: psycopg.Error) -> str:
     """The SQL that lets the role connect, where that is what a connection was refused for; else ''."""
     if error.pgconn is None or "permission denied for database" not in str(error):
         return ""
-    names = (sql.Identifier(name.decode()) for name in (error.pgconn.db, error.pgconn.user))
+    return grant_connect(error.pgconn.db.decode(), error.pgconn.user.decode())
+
+
+def grant_connect(database: str, role: str) -> str:
+    names = sql.Identifier(database), sql.Identifier(role)
     return sql.SQL("GRANT CONNECT ON DATABASE {} TO {};").format(*names).as_string(None)
 
 

@@ -27,9 +27,9 @@ from streamer.postgres.identity import harmed_tables, odd_partitions
 # autovacuum in the way gives up. A table that is busy for longer is tried again at the next look.
 NEW_TABLE_LOCK_TIMEOUT = "1200ms"
 # With a table in hand: for its partitions, for the publication itself.
-_BRIEFLY = """SELECT set_config('lock_timeout', ms, true), set_config('statement_timeout', ms, true)
-FROM (SELECT greatest(1, least(500, setting::int / 2))::text AS ms
-      FROM pg_settings WHERE name = 'deadlock_timeout') brief"""
+_BRIEFLY = """SELECT set_config('lock_timeout', greatest(1, least(500, setting::int / 2))::text, true)
+FROM pg_settings WHERE name = 'deadlock_timeout'"""
+_ALL_OF_IT_BRIEFLY = "SELECT set_config('statement_timeout', current_setting('lock_timeout'), true)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,6 @@ def _adds(publication: str, table: Table) -> sql.Composed:
 async def _only_briefly(connection: Connection) -> None:
     """What this transaction waits for from here on, with a table in hand, is soon given up."""
     await connection.execute(_BRIEFLY)
-    await connection.execute("SET LOCAL statement_timeout = 0")
 
 
 async def add_table(connection: Connection, publication: str, table: Table, *, with_rows: bool) -> bool:
@@ -236,7 +235,8 @@ async def add_table(connection: Connection, publication: str, table: Table, *, w
         await connection.execute(
             sql.SQL("LOCK TABLE ONLY {} IN SHARE ROW EXCLUSIVE MODE").format(table.identifier)
         )
-        await connection.execute(_BRIEFLY)
+        await _only_briefly(connection)
+        await connection.execute(_ALL_OF_IT_BRIEFLY)
         try:  # the statement's timeout, as each partition may be waited for
             await connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(table.alone))
         except errors.QueryCanceled as error:

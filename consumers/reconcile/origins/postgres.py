@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 
-import psycopg
-
 from consumers.reconcile import expressions, fast, fence
 from consumers.reconcile import mapping as maps
 from consumers.reconcile.expressions import literal, quote
 from consumers.reconcile.fast import COLLATION_FACTS, SERVER_FACTS, Collation
-from consumers.reconcile.forms import Held
 from consumers.reconcile.mapping import Compared, Incomparable
 from consumers.reconcile.origins.base import Captured, Logged, Moves, Refused, SourceSide
 from consumers.reconcile.sides import postgres
 from consumers.reconcile.sides.base import Order
 from consumers.reconcile.sides.postgres import PostgresSide
 from consumers.reconcile.sides.vectors import rendered_side
+from consumers.targets.postgres_catalog import casts_directly
 from streamer.changes.backfill import Request
 from streamer.changes.lsn import format_lsn
 from streamer.changes.schema import SchemaRecord
@@ -26,8 +24,6 @@ from streamer.postgres import catalog
 from streamer.postgres.catalog import Table, list_tables
 from streamer.postgres.connection import Connection
 from streamer.postgres.pgoutput import Relation, RelationColumn
-
-_NUMERIC = 1700  # the type's oid
 
 
 class PostgresOrigin:
@@ -190,7 +186,8 @@ async def settle_casts(session: postgres.Session, compared: Compared) -> None:
         elif (via := pair.source.form.via) is not None:
             if not await _knows(session, via):
                 via = None  # the target's own, such as a domain: the column's type says what it holds
-            direct = await _casts(session, pair.source.held, via or cast or "")
+            held = pair.source.held
+            direct = await casts_directly(session.connection, held.type, held.kind, via or cast or "")
             compared.pairs[compared.pairs.index(pair)] = maps.settled(pair, via=via, direct=direct)
     if any(name not in {pair.name for pair in compared.pairs} for name in compared.key):
         raise Incomparable("a column of its key is of a type that the source does not know")
@@ -199,13 +196,3 @@ async def settle_casts(session: postgres.Session, compared: Compared) -> None:
 async def _knows(session: postgres.Session, type_: str) -> bool:
     ((found,),) = await session.rows(f"SELECT to_regtype({literal(type_)}) IS NOT NULL")
     return bool(found)
-
-
-async def _casts(session: postgres.Session, from_: Held, to: str) -> bool:
-    """Whether apply's is the server's own cast: there is one, and it keeps a float's digits."""
-    try:
-        cursor = await session.connection.execute(f"SELECT NULL::{from_.type}::{to}".encode())
-    except psycopg.errors.CannotCoerce:
-        return False
-    assert cursor.description is not None
-    return not (from_.kind == "float" and cursor.description[0].type_code == _NUMERIC)
