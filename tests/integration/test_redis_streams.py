@@ -56,15 +56,29 @@ async def test_a_stream_that_is_made_again_at_once_holds_its_own_entries_only(
 
 @pytest.mark.parametrize("emptied", ["FLUSHDB", "SWAPDB 0 1"])
 async def test_h21_a_stream_that_is_made_again_in_an_emptied_database_holds_its_own_entries_only(
-    emptied: str, redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
+    emptied: str,
+    redis_server: ValkeyServer,
+    client: aioredis.Redis,
+    make_redis_config: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its entries are read before the scan. No more rows stay than it has lost entries, the last ones."""
     config = make_redis_config(redis_server.url, ["log"])
+    made = False
+    run = heal.Heal.run
+
+    async def run_after_notifications(self: heal.Heal, why: str) -> bool:
+        if made:
+            await until_entry(config, b'{"id":"one","entry":"9-0"}')
+            await until_entry(config, b'{"id":"cut","entry":"9-0"}')
+        return await run(self, why)
+
+    monkeypatch.setattr(heal.Heal, "run", run_after_notifications)
     async with capturing_redis(config) as capture:
         for name in "one", "cut", "none":
             await add(client, f"log:{name}", 1, 2, 3)
         await until_count(config, "log", 9)
-        gaps = capture.detail("gaps_seen")
+        gaps, made = capture.detail("gaps_seen"), True
         async with client.pipeline() as pipe:
             pipe.execute_command(*emptied.split())
             await add(pipe, "log:one", 9)
