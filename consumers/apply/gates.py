@@ -301,8 +301,13 @@ class Gates:
 
     def held(self) -> list[Gate]:
         """What waits for a person, the target's and this process's own."""
-        found = {subject: gate for subject, gate in self._known.items() if gate.state == HELD}
+        found = {(gate.flow, gate.topic): gate for gate in self.noted()}
         return [gate for _, gate in sorted({**found, **self._closed}.items()) if gate.flow in self._rules]
+
+    def noted(self) -> list[Gate]:
+        """What is in the target: a person who is told of it can decide it."""
+        found = sorted((subject, gate) for subject, gate in self._known.items() if gate.state == HELD)
+        return [gate for _, gate in found if gate.flow in self._rules]
 
     async def judge(
         self, flow: Flow, topic: str, record: SchemaRecord, decoded: dict[int, Decoded]

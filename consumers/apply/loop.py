@@ -175,7 +175,7 @@ class Apply:
                 self._feed.release({flow}, topic)
             else:
                 self._reader.go_on(topic)
-        self._report.gates(gates.held())
+        self._report.gates(gates.noted())
 
     async def run(self) -> None:
         """Raises what stops every flow."""
