@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from psycopg import ProgrammingError
-from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from streamer.config.conninfo import parts_of
 from streamer.config.units import EmptyIsNone
 from streamer.errors import ConfigError
 
@@ -148,9 +147,8 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     if not text:
         raise fail("is empty", fix=fix)
     try:
-        conninfo_to_dict(text)
-    except ProgrammingError:
-        # libpq's own words hold parts of the URL, perhaps the password.
+        parts_of(text)
+    except ValueError:
         raise fail("is not a PostgreSQL URL (not shown: it may hold a password)", fix=fix) from None
     return value
 
@@ -169,7 +167,7 @@ BasePath = Annotated[Path, AfterValidator(_below_base)]
 
 def describe_postgres(url: SecretStr) -> str:
     """'user@host:port/database', for messages: never the password."""
-    parts = conninfo_to_dict(url.get_secret_value())
+    parts = parts_of(url.get_secret_value())
     host = parts.get("host") or parts.get("hostaddr") or "local socket"
     user, port = parts.get("user") or "(default user)", parts.get("port") or 5432
     return f"{user}@{host}:{port}/{parts.get('dbname') or parts.get('user') or ''}"

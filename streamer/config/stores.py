@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from os.path import realpath
 from typing import assert_never
 
-from psycopg.conninfo import conninfo_to_dict
-
+from streamer.config.conninfo import parts_of
 from streamer.config.flows import MemoryTarget, PostgresTarget, RedisTarget, SqlTarget, Target, VectorTarget
 from streamer.config.sql_urls import SQLITE, sql_backend, sqlite_path
 from streamer.redis.url import ServerUrl, read_url
@@ -29,7 +28,7 @@ def store_of(target: Target) -> Store | None:
     """Equal where two URLs name one store, whoever logs in; None: it tells nothing."""
     match target:
         case PostgresTarget() | VectorTarget():
-            return _of_postgres(conninfo_to_dict(target.url.get_secret_value()))
+            return _of_postgres(parts_of(target.url.get_secret_value()))
         case RedisTarget():
             url = read_url(target.url.get_secret_value())
             if not isinstance(url, ServerUrl):
@@ -43,9 +42,9 @@ def store_of(target: Target) -> Store | None:
     assert_never(target)
 
 
-def _of_postgres(parts: dict[str, str | int | None]) -> Store:
-    hosts = str(parts.get("hostaddr") or parts.get("host") or "").split(",")
-    ports = str(parts.get("port") or _POSTGRES_PORT).split(",")
+def _of_postgres(parts: dict[str, str]) -> Store:
+    hosts = (parts.get("hostaddr") or parts.get("host") or "").split(",")
+    ports = (parts.get("port") or _POSTGRES_PORT).split(",")
     ports = ports * len(hosts) if len(ports) == 1 else ports
     places = zip(map(_host, hosts), (port or _POSTGRES_PORT for port in ports), strict=False)
     return "postgres", tuple(sorted(places)), parts.get("dbname") or parts.get("user")

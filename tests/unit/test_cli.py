@@ -99,6 +99,17 @@ def test_help_and_a_mistyped_command_import_nothing_heavy(arguments: list[str]) 
     assert HEAVY & set(answer.stdout.split()) == set()
 
 
+def test_status_of_plain_urls_loads_no_library_of_databases(config: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; import consumers.cli, consumers.commands.show; "
+        f"from streamer.config import load; load(Path({str(config)!r})); print(*sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert {"psycopg", "sqlalchemy"} & set(answer.stdout.split()) == set()
+
+
 def helps(command: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The path of every command and of every group."""
     yield path
