@@ -62,6 +62,9 @@ CONNECT_TIMEOUT_S = 10
 SILENCE_MS = 30_000  # a target that acknowledges nothing for so long is gone
 ATTEMPTS = 8  # of one batch, at deadlocks and the like, before it counts as waiting
 PLANS_LIMIT = 1000  # prepared statements a session
+# Executions before psycopg prepares a statement that does not ask for it: never. In a pipeline it would take one
+# for prepared that stood behind an error, and is not.
+PREPARED_AFTER = 2**31
 LOOK_LIMIT_S = 5.0  # for who holds up the session: connecting and two queries on the catalogue
 LAST_WORDS_S = 2.0  # for what is still to be said when a session is closed
 
@@ -149,6 +152,7 @@ class PostgresTarget:
             conninfo, autocommit=True, cursor_factory=AsyncRawCursor, client_encoding="utf8"
         )
         connection.prepared_max = PLANS_LIMIT
+        connection.prepare_threshold = PREPARED_AFTER
         try:
             await connection.execute(_SESSION, prepare=False)
             self._silent = await _silence_triggers(connection)

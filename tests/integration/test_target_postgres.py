@@ -165,6 +165,35 @@ async def test_keys_that_are_one_to_the_target(feeder: Feeder, target_database: 
         await run.rows(target_database, "SELECT name FROM mirror.scales", [("b",)])
 
 
+SLOWLY = """CREATE FUNCTION mirror.slowly(name text) RETURNS bool LANGUAGE plpgsql AS $$
+BEGIN
+    IF name LIKE 'again%' AND nextval('mirror.' || name) = 1 THEN
+        PERFORM pg_sleep(0.02);
+        RAISE EXCEPTION 'again' USING ERRCODE = 'serialization_failure';
+    END IF;
+    RETURN name <> 'bad';
+END $$"""
+
+
+AGAIN = [f"again{n}" for n in range(6)]
+
+
+async def test_what_fails_once_all_of_a_batch_is_sent_costs_no_session(
+    feeder: Feeder, target_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was to be prepared behind it in the same pipeline is not there, and must not be thought to be."""
+    made = "CREATE TABLE mirror.people (id int PRIMARY KEY, name text CHECK (mirror.slowly(name)), note text)"
+    tries = [f"CREATE SEQUENCE mirror.{name}" for name in AGAIN]
+    await execute(target_database, "CREATE SCHEMA mirror", *tries, SLOWLY, made)
+    table = await feeder.table("people", COLUMNS, partitions=1)
+    async with applying(config_of(feeder, target_database)) as run:
+        for number, name in enumerate(["bad", *AGAIN[:3], "bad", "good", *AGAIN[3:]]):
+            table.create({"id": number, "name": name, "note": None}, 100 + number)
+            await feeder.flush()
+            await run.until(lambda end=number + 1: run.flow("mirror").get("applied") == end, "applied")
+    assert "does not take writes" not in caplog.text
+
+
 async def test_a_newer_format_is_refused(feeder: Feeder, target_database: str) -> None:
     await feeder.table("people", COLUMNS)
     await feeder.flush()
