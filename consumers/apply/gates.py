@@ -387,8 +387,17 @@ class Gates:
     # How far its batches are
 
     def count(self, prepared: Prepared) -> None:
-        """The batch goes to the writer: count what passes in it, and write letters of what does not."""
-        for subject, verdict in self._staged.items():
+        """Count what passes in a batch that goes to the writer, and write letters of what does not.
+
+        Places that were let go while it was judged are not in it: they are read, and judged, again. With
+        nothing left it does not go, and `written` is not called.
+        """
+        staged, self._staged = self._staged, {}
+        moved = {(move.place.flow, move.place.topic) for move in prepared.batch.moves}
+        if not moved:
+            return
+        staged = {subject: verdict for subject, verdict in staged.items() if subject in moved}
+        for subject, verdict in staged.items():
             for partition, rows in verdict.passed.items():
                 prepared.batch.deleted[Place(*subject, partition)] = rows
             for partition, events in verdict.dropped.items():
@@ -399,8 +408,7 @@ class Gates:
                 prepared.letters += letters_of(place, events, decision, prepared.batch.records)
             deleted, made = self._on_way.get(subject, (0, 0))
             self._on_way[subject] = deleted + sum(verdict.passed.values()), made + verdict.made
-        self._batches.append(self._staged)
-        self._staged = {}
+        self._batches.append(staged)
 
     def written(self) -> None:
         """A batch that was counted is in the target, or never will be. Called with the session held, so that
@@ -432,8 +440,8 @@ class Gates:
             gate = await self._counted(closed)
             there = known.get(subject)
             if there is None or there.state == HELD or not there.covers(gate):
-                known[subject] = await self._note(gate, there)
-            del self._closed[subject]
+                known[subject] = self._known[subject] = await self._note(gate, there)
+            self._closed.pop(subject, None)
             self._truncates.pop(subject, None)
         held, go_on = await self._floors.look(known)
         for gate in held:

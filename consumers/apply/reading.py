@@ -119,10 +119,10 @@ class Reader:
         for place in prepared.held:
             all_of_it = self._judge is None or self._judge.holds(place.flow, place.topic)
             feed.release({place.flow}, place.topic, None if all_of_it else place.partition)
-        if not prepared.batch.moves:
-            return
         if self._judge is not None:
             self._judge.count(prepared)
+        if not prepared.batch.moves:
+            return
         self._handed_s = self._began_s
         if prepared.records:
             self._row_bytes += 0.2 * (prepared.bytes / prepared.records - self._row_bytes)

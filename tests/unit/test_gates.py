@@ -253,6 +253,11 @@ def flow_both() -> Flow:
 
 
 def prepared() -> Prepared:
+    return Prepared(Batch([], [Move(Place("both", TOPIC, 0), 0, 100, None)], {"s": RECORD}, "cluster"), 0)
+
+
+def let_go() -> Prepared:
+    """Its places were released while it was judged."""
     return Prepared(Batch([], [], {"s": RECORD}, "cluster"), 0)
 
 
@@ -290,6 +295,22 @@ async def test_a_hold_is_noted_decided_and_passed(clock: Clock) -> None:
         handed = prepared()
         gates.count(handed)
         assert (handed.batch.deleted, handed.letters) == ({}, [])
+
+
+async def test_a_truncate_is_noted_though_what_came_beside_it_was_let_go(clock: Clock) -> None:
+    """The keeper, which sees the hold, may release the topic before the batch is made."""
+    store = MemoryStore("acme.copy", clock_us=clock)
+    store.make_table("b", "people", ["id"])
+    gates = await gates_of(store, clock)
+    beside = Decoded()
+    beside.events = [event("c", 0, 7)]
+    parts = {**decoded(event("t", 0)), 1: beside}
+    assert await gates.judge(flow_both(), TOPIC, RECORD, parts) == {0: 0}
+    assert await gates.poll() == set()
+    assert gates.noted() == [], "what came beside it may be on its way"
+    gates.count(let_go())
+    assert await gates.poll() == set()
+    assert [gate.kind for gate in gates.noted()] == ["truncate"]
 
 
 async def test_what_was_refused_is_taken_out_with_a_letter_each(clock: Clock) -> None:
@@ -565,7 +586,8 @@ async def test_a_reset_that_is_refused_leaves_its_record(clock: Clock) -> None:
     parts = decoded(floor_of(2, 100))
     assert await gates.judge(flow_both(), TOPIC, table.record, parts) == {}
     assert parts[0].events == []
-    handed = Prepared(Batch([], [], {table.record.id: table.record}, "cluster"), 0)
+    handed = prepared()
+    handed.batch.records[table.record.id] = table.record
     gates.count(handed)
     (letter,) = handed.letters
     assert (letter.code, letter.action) == ("floor", "refused")
