@@ -62,8 +62,8 @@ CONNECT_TIMEOUT_S = 10
 SILENCE_MS = 30_000  # a target that acknowledges nothing for so long is gone
 ATTEMPTS = 8  # of one batch, at deadlocks and the like, before it counts as waiting
 PLANS_LIMIT = 1000  # prepared statements a session
-# Executions before psycopg prepares a statement that does not ask for it: never. In a pipeline it takes one for
-# prepared that stood behind an error, and is not.
+# Executions before psycopg prepares a statement that does not ask for it: never. In a pipeline it takes one
+# for prepared that stood behind an error, and is not.
 PREPARED_AFTER = 2**31
 LOOK_LIMIT_S = 5.0  # for who holds up the session: connecting and two queries on the catalogue
 LAST_WORDS_S = 2.0  # for what is still to be said when a session is closed
