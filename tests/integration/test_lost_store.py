@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from consumers.apply.assemble import Prepared
 from consumers.apply.writing import Writer
 from consumers.commands.parked import opened
-from streamer.binding import bind
+from streamer.binding import bind, bound_to
 from streamer.config import Config, SqlTarget, parse
 from streamer.doctor.bound import bound_stores
 from streamer.doctor.check import Findings
@@ -107,7 +107,11 @@ async def test_h30_a_store_that_was_emptied_while_nothing_applied_is_adopted(
         async with opened(config, "copy") as target:
             await bind(feeder.brokers, None, group, target.id)
 
+    async def is_bound() -> bool:
+        return await bound_to(feeder.brokers, None, group) is not None
+
     async with lite(feeder, file) as (run, _):
+        await until(is_bound)
         with pytest.raises(FatalError, match="still runs"):
             await adopt()
         await run.stop()

@@ -144,9 +144,10 @@ async def test_a_bug_is_answered_in_json_and_logged_once(
 
 
 async def test_more_changes_than_a_person_makes_wait(served: Served) -> None:
-    answers = [(await served.post("/api/jobs/audit/pause")).status_code for _ in range(31)]
-    assert answers.count(200) >= 30
-    last = await served.post("/api/jobs/audit/pause")
+    passed = 0
+    while (last := await served.post("/api/jobs/audit/pause")).status_code == 200:
+        passed += 1
+    assert passed >= 30
     assert last.status_code == 429
     assert int(last.headers["retry-after"]) >= 1
     guesses = [(await served.post("/api/jobs/audit/run", key=f"guess {n}")).status_code for n in range(35)]
