@@ -124,7 +124,7 @@ async def ensure_topics(
         ]
         answer = await _ask(admin.create_topics(wanted), f"making topics {', '.join(missing)}")
         for name, code, *rest in answer.topic_errors:
-            _created(name, code, rest[0] if rest else None, replicas, brokers)
+            check_made(name, code, rest[0] if rest else None, replicas, brokers)
     described = await _with_leaders(admin, topics)
     for name, (partitions, config) in topics.items():
         if config.get("cleanup.policy") == "compact" and described[name] != partitions:
@@ -138,12 +138,16 @@ async def ensure_topics(
     return set(missing)
 
 
-def _created(name: str, code: int, message: str | None, replicas: int, brokers: int) -> None:
+def check_made(name: str, code: int, message: str | None, replicas: int, brokers: int) -> None:
+    """Of Kafka's answer to a topic with so many replicas in a cluster of so many brokers. Raises ConfigError,
+    KafkaUnavailable where it may be made later."""
     error = kafka.for_code(code)
     if error in {kafka.NoError, kafka.TopicAlreadyExistsError}:
         return
     what = message or error.__name__
     if error in {kafka.InvalidReplicationFactorError, kafka.InvalidReplicationAssignmentError}:
+        if replicas <= brokers:  # some of them are fenced: they start, or are too busy to say that they live
+            raise KafkaUnavailable(f"topic {name} was not made: {what}", fix="look into the brokers' log")
         raise ConfigError(
             f"topic {name} cannot have {replicas} replicas, the cluster has {brokers} brokers: {what}",
             where="kafka.topics.replication_factor",

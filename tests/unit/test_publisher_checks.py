@@ -9,7 +9,7 @@ from streamer.changes.position import Position, Stage, TopicState
 from streamer.errors import ConfigError, FencedError, KafkaUnavailable, PositionError, TailraceError
 from streamer.kafka import client_options, translate
 from streamer.publisher.state import check_chain
-from streamer.publisher.topics import weak_points
+from streamer.publisher.topics import check_made, weak_points
 from streamer.resetting import reset_steps
 
 POSITION = Position("shop", 0, 1, Stage.STREAMING, "7000", 1, 100, flush=9)
@@ -110,3 +110,12 @@ def test_a_missing_tls_file_is_a_config_error() -> None:
     security = Security.model_validate({"protocol": "SSL", "ca_file": "/nowhere/ca.pem"})
     with pytest.raises(ConfigError, match="TLS files for Kafka cannot be used"):
         client_options("k:9092", security)
+
+
+def test_brokers_that_are_fenced_for_now_are_waited_for() -> None:
+    """A broker that is too busy to say that it lives is; more replicas than brokers is the config's fault."""
+    code, what = kafka.InvalidReplicationFactorError.errno, "All brokers are currently fenced"
+    with pytest.raises(KafkaUnavailable, match="All brokers are currently fenced"):
+        check_made("shop.public.orders", code, what, 1, 1)
+    with pytest.raises(ConfigError, match="cannot have 3 replicas, the cluster has 1 brokers"):
+        check_made("shop.public.orders", code, what, 3, 1)
