@@ -9,11 +9,15 @@ import sys
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says something of the machine, and nothing of the property.
-# The same examples each time: what fails, fails by the change. `make thorough` looks for others.
+# The same examples each time: what fails, fails by the change. `make thorough` looks for others, and more.
 settings.register_profile(
-    "same", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+    "same",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=True,
+    max_examples=50,
 )
-settings.register_profile("others", settings.get_profile("same"), derandomize=False)
+settings.register_profile("others", settings.get_profile("same"), derandomize=False, max_examples=100)
 settings.load_profile("same")
 
 # A shell starts what is in its background with SIGINT ignored, and tests press Ctrl-C in processes of theirs.

@@ -193,6 +193,7 @@ async def test_h14_a_copy_that_retention_may_have_cut_is_not_believed(mirrored: 
     await mirrored.equal()
 
 
+@pytest.mark.thorough
 async def test_h14_a_reset_before_the_checkpoint_mends_nothing(mirrored: Mirrored) -> None:
     """The target has that epoch's rows: of what the topic held since, nobody knows."""
     await mirrored.reset()

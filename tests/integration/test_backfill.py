@@ -653,6 +653,7 @@ async def test_what_is_asked_for_twice_is_one_run_and_what_is_long_over_is_forgo
         await until(forgotten)
 
 
+@pytest.mark.thorough
 async def test_tables_published_by_hand_are_copied_whether_a_capture_runs_or_not(
     database: str, make_config: Callable[..., Config]
 ) -> None:

@@ -196,6 +196,7 @@ async def test_two_tables_whose_topics_have_one_name_are_told_apart(database: st
     assert "tailrace reset shop" in str(await fails(config))
 
 
+@pytest.mark.thorough
 async def test_h04_an_idle_source_is_resumed_where_its_heartbeat_ended(
     database: str, make_config: Make
 ) -> None:

@@ -107,6 +107,7 @@ async def test_h05_one_partition_truncated_is_a_finding_that_a_repair_ends(
     assert [v["op"] for v in found if v["after"] and v["after"]["id"] == 5] == ["r"]
 
 
+@pytest.mark.thorough
 async def test_h05_partitions_truncated_while_no_capture_ran_are_found_until_their_root_is(
     database: str, make_config: Make
 ) -> None:

@@ -19,6 +19,7 @@ ASKED = {"cron": "0 0 29 2 *"}  # of jobs that run when they are asked
 ITEM = ("CREATE TABLE item (id int PRIMARY KEY)", "INSERT INTO item SELECT generate_series(1, 100)")
 
 
+@pytest.mark.thorough
 async def test_a_reconcile_runs_as_a_job_and_its_finding_is_told(pipeline: Pipeline) -> None:
     pipeline.config["reconcile"] = {"audit": {"flow": "mirror"}}
     pipeline.config["schedules"] = {

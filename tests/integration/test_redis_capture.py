@@ -282,6 +282,7 @@ async def test_a_wrong_password_and_missing_rights_are_named(
     assert "ACL SETUSER app" in str(error)
 
 
+@pytest.mark.thorough
 async def test_a_replica_is_captured_as_well(
     redis_server: ValkeyServer,
     client: aioredis.Redis,
