@@ -12,6 +12,7 @@ Whoever starts a process of a run asks `goes_on` before: from then on it has non
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.exc import IntegrityError
 
 from consumers.control.database import Database, is_gone
 from consumers.control.lease import Lease
@@ -115,7 +117,8 @@ class Jobs:
     def _know(self, connection: Connection, names: Iterable[str], now_us: int) -> None:
         for name in names:
             first = {"job": name, "known_us": now_us, "tries": 0, "paused": False}
-            connection.execute(insert(jobs), first)
+            with suppress(IntegrityError), connection.begin_nested():  # another process was first
+                connection.execute(insert(jobs), first)
 
     def states(self) -> dict[str, JobState]:
         with self._database.begin() as connection:

@@ -395,6 +395,12 @@ async def test_a_slot_of_another_plugin_is_not_ours(
     assert "is a test_decoding slot" in str(error)
 
 
+async def published(url: str, table: str) -> bool:
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        cursor = await connection.execute("SELECT FROM pg_publication_tables WHERE tablename = %s", (table,))
+        return await cursor.fetchone() is not None
+
+
 async def promoted(url: str) -> bool:
     """A server that is ready may still be at the end of its recovery."""
     async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
@@ -457,6 +463,7 @@ async def test_h27_what_a_publication_made_by_hand_leaves_out_stops_the_first_st
         (finding,) = [found for found in capture.findings if found.startswith("public.u is UNLOGGED")]
         await run(database, finding.partition(" run ")[2])
         await capture.until(lambda: not any("public.u" in found for found in capture.findings))
+        await until(lambda: published(database, "u"))
         await run(database, "INSERT INTO u VALUES (1)")
         await capture.caught_up()
     assert [v["op"] for t in "tpu" for v in values(await events(config, t))] == ["c", "c", "d", "c"]

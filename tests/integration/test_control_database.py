@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select
 
 from consumers.control.database import Database, is_gone, owner
+from consumers.control.jobs import Jobs
 from streamer.config import Config
 from streamer.errors import ConfigError, FatalError, RetryableError
 from tests.harness.control import control_config
@@ -48,6 +49,19 @@ def test_many_make_it_at_once_and_all_write(config: Config) -> None:
         list(pool.map(work, range(24)))
     with Database(config).begin() as connection:
         assert sorted(connection.execute(select(numbers.c.n)).scalars()) == list(range(24))
+
+
+def test_two_that_know_of_a_job_at_once(config: Config) -> None:
+    """`tailrace serve`, and a `run-job` right behind it: the job is noted between the look and the note."""
+    one, other = Jobs(Database(config)), Jobs(Database(config))
+    one.open()
+
+    def names() -> Iterator[str]:
+        other.know(["audit"], 5)
+        yield from ("audit", "mark")
+
+    one.know(names(), 6)
+    assert sorted(one.states()) == ["audit", "mark"]
 
 
 def test_a_newer_format_is_refused(config: Config) -> None:
