@@ -104,7 +104,7 @@ def _plain(record: Record, sent: list[Sent], letters: str, inferred: list[str]) 
             {
                 "topic": each.topic,
                 "key": _text(each.key),
-                "value": None if each.value is None else orjson.Fragment(each.value),
+                "value": _value(each),
             }
             for each in sent
             if each.topic != letters
@@ -119,14 +119,31 @@ def _lines(record: Record, sent: list[Sent], letters: str, inferred: list[str]) 
     lines += [f"  !  {said}" for said in inferred]
     for each in sent:
         event = each.event
-        if event is None:
+        if each.value is None:
             lines.append(f"  -> {each.topic}  {_text(each.key)}  tombstone")
+        elif event is None:
+            lines.append(f"  -> {each.topic}  {_text(each.key)}  {_text(each.value)}".rstrip())
         elif each.topic == letters:
             lines.append(f"  !  refused: {event['reason']['message']} [{event['reason']['code']}]")
         else:
             row = "" if event.get("after") is None else orjson.dumps(event["after"]).decode()
             lines.append(f"  -> {each.topic}  {event['op']}  {_text(each.key)}  {row}".rstrip())
     return lines
+
+
+def _value(sent: Sent) -> Any:
+    """A message without an envelope is bytes: shown as JSON where they are an object or an array, else as
+    text, so that `null` is no tombstone."""
+    value = sent.value
+    if value is None:
+        return None
+    if sent.is_plain:
+        try:
+            if not isinstance(orjson.loads(value), dict | list):
+                return _text(value)
+        except orjson.JSONDecodeError:
+            return _text(value)
+    return orjson.Fragment(value)
 
 
 def _text(raw: bytes | None) -> str | None:

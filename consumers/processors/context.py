@@ -158,6 +158,8 @@ class Given:
     processor runs: the record of a change is there before the change is handled."""
     doubts: dict[str, str] = field(default_factory=dict)
     """What operators have found that no change is at fault for, by subject: for `status`."""
+    taken: dict[str, str] = field(default_factory=dict)
+    """Types that derived columns were taken to have, as nobody says them. It grows."""
 
 
 class Hop(Protocol):

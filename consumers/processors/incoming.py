@@ -17,6 +17,7 @@ from consumers.apply.dead_letters import DISCARDED, REFUSED
 from consumers.processors import control
 from consumers.processors.change import Floor, decode, deleted_row
 from consumers.processors.context import Change, Forwarded, Version
+from consumers.processors.key_forms import NotedForms
 from consumers.processors.letters import Letters
 from consumers.processors.outbox import Outbox
 from consumers.processors.parked import Item, Lot, Refusals
@@ -43,6 +44,7 @@ class Incoming:
         overlay: Overlay,
         outbox: Outbox,
         *,
+        forms: NotedForms,
         lot: Lot,
         letters: Letters,
         refusals: Refusals,
@@ -55,6 +57,7 @@ class Incoming:
         self._number = number
         self._overlay = overlay
         self._outbox = outbox
+        self._forms = forms
         self.lot = lot
         self._letters = letters
         self._refusals = refusals
@@ -174,6 +177,7 @@ class Incoming:
             return  # of an input that the processor has no more
         self._overlay.begin()
         rows.raise_floor(floor.version)
+        self._forms.covered(floor.topic, floor.version)
         for key, note in rows.covered():
             change = deleted_row(floor.topic, self._number, key, rows.floor, floor.commit_us)
             yield Work(0, change, floor.topic, key, None, -1, None, note)

@@ -93,6 +93,7 @@ class Membership:
         self._topics = tuple(topics)
         self._consumer: AIOKafkaConsumer | None = None
         self._released = asyncio.Event()
+        self._served: set[TopicPartition] = set()  # since every place had its turn
         self.turned = asyncio.Event()  # the group goes on, or a stop was asked for: no waiting for records
         self.fresh: frozenset[int] | None = None
         self.is_revoking = False
@@ -243,7 +244,7 @@ class Membership:
         self.turned.clear()
         if self.is_revoking or self.fresh is not None:
             return {}
-        fetch = asyncio.ensure_future(self.consumer.getmany(timeout_ms=timeout_ms, max_records=records))
+        fetch = asyncio.ensure_future(self._in_turn(records, timeout_ms))
         turn = asyncio.ensure_future(self.turned.wait())
         try:
             limit_s = timeout_ms / 1000 + SETTLE_S
@@ -254,6 +255,18 @@ class Membership:
             return {}
         finally:
             await end_tasks(fetch, turn)
+
+    async def _in_turn(self, records: int, timeout_ms: int) -> Mapping[TopicPartition, Any]:
+        """aiokafka empties what it has of one place before it looks at another, and that may be a minute's
+        work: who was not served yet comes first."""
+        consumer, found = self.consumer, dict[TopicPartition, Any]()
+        if self._served and (others := consumer.assignment() - self._served):
+            found = await consumer.getmany(*others, timeout_ms=0, max_records=records)
+        if not found:
+            self._served.clear()
+            found = await consumer.getmany(timeout_ms=timeout_ms, max_records=records)
+        self._served.update(found)
+        return found
 
     async def follow(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """The group's offsets, for lag tools and for who waits until something is out. False: try again, and

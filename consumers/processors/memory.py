@@ -11,6 +11,8 @@ from consumers.processors.state import Mark, after_prefix
 class MemoryStore:
     """A dictionary, and its keys in order."""
 
+    failure: None = None
+
     def __init__(self) -> None:
         self._rows: dict[bytes, bytes] = {}
         self._keys: list[bytes] = []

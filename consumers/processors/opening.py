@@ -29,7 +29,7 @@ from consumers.processors.task import Task
 from consumers.processors.transaction import Guarantee, Transactions
 from streamer.changes.topics import schemas_topic
 from streamer.config import Config
-from streamer.errors import FatalError
+from streamer.errors import FatalError, KafkaUnavailable
 from streamer.kafka import read_batches
 from streamer.publisher.topics import data_config
 
@@ -40,6 +40,7 @@ LOCK_WAIT_S = 10.0  # a state folder whose last owner, on this machine, is about
 LOCK_POLL_S = 0.1
 END_WAIT_S = 5.0  # after an election a log's end may lag for a moment
 END_POLL_S = 0.2
+OFFSETS_TRIES = 4  # each with its own deadline: Kafka is busy after an election, or where much begins at once
 STATE_FOLDER = Path(".tailrace") / "processors"
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,9 @@ class Opening:
         guarantee: Guarantee,
         refusals: Refusals,
         ranges: Callable[[int], Awaitable[Ranges]],
+        waits: Callable[[str], None],
     ) -> None:
+        """`waits`: is told for what."""
         self._config = config
         self._brokers = config.kafka.brokers
         self._security = config.kafka.security
@@ -73,6 +76,7 @@ class Opening:
         self._guarantee = guarantee
         self._refusals = refusals
         self._ranges_of = ranges
+        self._waits = waits
         self._app: Any = None
 
     async def open(self, number: int) -> Task:
@@ -104,6 +108,8 @@ class Opening:
                 make_topics=self._make_topics, known=self._schemas.ids, learn=self._learn,
             )  # fmt: skip
             ranges = await self._settled(task)
+            for topic in plan.inputs:
+                task.forms.begin(topic, ranges[topic][1], fresh=topic not in task.offsets)
             self._place(task, ranges)
             await self._recognise(task, ranges)
             hop = plan.hops[0]
@@ -157,11 +163,21 @@ class Opening:
         """Of its topics; an end that is below the task's offset gets a moment to rise."""
         deadline_s = time.monotonic() + END_WAIT_S
         while True:
-            ranges = await self._ranges_of(task.number)
+            ranges = await self._answered(task.number)
             short = any(task.offsets.get(topic, 0) > end for topic, (_, end) in ranges.items())
             if not short or time.monotonic() > deadline_s:
                 return ranges
             await asyncio.sleep(END_POLL_S)
+
+    async def _answered(self, number: int) -> Ranges:
+        """Kafka's word, though it is late. Raises KafkaUnavailable."""
+        for _ in range(OFFSETS_TRIES - 1):
+            try:
+                return await self._ranges_of(number)
+            except KafkaUnavailable as error:
+                self._waits(str(error))
+                await asyncio.sleep(END_POLL_S)
+        return await self._ranges_of(number)
 
     async def _recognise(self, task: Task, ranges: Ranges) -> None:
         """Raises FatalError for an input that holds another record where the task has seen one (H14)."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from consumers.processors.context import Change, Forwarded, Hop
+from consumers.processors.key_forms import KeyForms
 from consumers.processors.names import Names
 from consumers.processors.parked import Item
 
@@ -25,6 +26,7 @@ class Plan:
     inputs: tuple[str, ...]
     key: tuple[str, ...]
     hops: Sequence[Hop]
+    key_forms: KeyForms
     partitions: int
     message_bytes: int
     retention_s: float  # of topics
@@ -66,6 +68,11 @@ class Counts:
     commit_us: int = 0  # of the newest input event that was committed
     committed_at_us: int = 0
     topics: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def handled(self) -> int:
+        """Units, whatever became of them: each moves it."""
+        return self.done + self.dropped + self.refused
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from aiokafka import ConsumerRecord
 from consumers.processors.agents import AgentHop
 from consumers.processors.context import Definition, Given, Row
 from consumers.processors.hops import hops_of
+from consumers.processors.key_forms import KeyForms
 from consumers.processors.memory import MemoryStore
 from consumers.processors.names import Names
 from consumers.processors.outbox import Outbox
@@ -30,20 +31,26 @@ from streamer.changes.topics import partition_for
 from streamer.config import DeadLetterLimits, Topics
 
 REFUSALS = DeadLetterLimits(limit=100_000, share=1.0)  # every one is shown
+_ALL = 2**63  # records of a log: what it holds is history, as for a worker that begins behind it
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A derived row, or a dead letter. `value` None: a tombstone. `origin`: the record that it comes from."""
+    """A derived row, or a dead letter. `value` None: a tombstone. `origin`: the record that it comes from.
+    `is_plain`: without an envelope, of any bytes."""
 
     topic: str
     key: bytes | None
     value: bytes | None
     origin: ConsumerRecord[bytes, bytes]
+    is_plain: bool = False
 
     @property
     def event(self) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = None if self.value is None else orjson.loads(self.value)
+        """None of a tombstone, and of what is plain."""
+        if self.value is None or self.is_plain:
+            return None
+        found: dict[str, Any] = orjson.loads(self.value)
         return found
 
     @property
@@ -58,6 +65,11 @@ class _Outbox(Outbox):
     def __init__(self, *given: Any, **options: Any) -> None:
         super().__init__(*given, **options)
         self.sent: list[tuple[str, int | None, bytes | None, bytes | None, list[tuple[str, bytes]]]] = []
+        self.plain: set[str] = set()  # topics
+
+    def publish(self, key: bytes | None, value: bytes | None, table: str | None) -> None:
+        super().publish(key, value, table)
+        self.plain.add(self._unit[-1][0].name)
 
     def keep(self) -> None:
         self.sent += [(topic.name, None, key, value, headers) for topic, key, value, headers in self._unit]
@@ -113,12 +125,14 @@ class Rehearsal:
             inputs=given.schemas,
             known=own,
             said=self.inferred.append,
+            taken=given.taken,
         )
         self._plan = Plan(
             names=names,
             inputs=given.inputs,
             key=given.key,
             hops=hops,
+            key_forms=KeyForms(definition, given),
             partitions=partitions,
             message_bytes=settings.max_message_bytes,
             retention_s=settings.retention_s,
@@ -141,7 +155,7 @@ class Rehearsal:
                 if topic in self._plan.topics:
                     waiting.append(self._inner(topic, partition, key, value, headers, record.timestamp))
                 else:
-                    found.append(Sent(topic, key, value, record))
+                    found.append(Sent(topic, key, value, record, topic in outbox.plain))
         return found
 
     async def close(self) -> None:
@@ -184,6 +198,8 @@ class Rehearsal:
                 self._plan, number, Overlay(MemoryStore()), outbox, nothing, refusals=self._refusals,
                 make_topics=_no_topics, known=_Every(), learn=_nothing_to_learn,
             )  # fmt: skip
+            for topic in self._plan.inputs:
+                task.forms.begin(topic, _ALL, fresh=True)
             hop = self._plan.hops[0]
             if isinstance(hop, AgentHop):
                 task.actor = self._actor(hop, task)

@@ -1,24 +1,27 @@
 """State in RocksDB, one folder a task: `<data folder>/processors/<processor>/<partition>/`.
 
-    FORMAT   {"format":1,"cluster":<id>,"topic":<changelog>}
+    FORMAT   {"format":1,"cluster":<id>,"topic":<changelog>,"made_again_s":<unix time, 0: never>}
+    DAMAGED  is there: what is in db/ was found damaged while it was in use
     db/      RocksDB's own files; the mark is the value of the key that no table has
 
-A folder of another format is refused; one of another cluster, or that cannot be read, is made again from the
-changelog, as it is only a copy of it.
+A folder of another format is refused; one of another cluster, or that is damaged, is made again from the
+changelog, as it is only a copy of it. Damage that shows in use ends the process: what it has read by then may
+be too little. Where it comes again soon, or the disk refuses, it is a person's to mend.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from consumers.processors.state import Mark, after_prefix
-from streamer.errors import ConfigError, FatalError, RetryableError
+from streamer.errors import ConfigError, FatalError, RetryableError, TailraceError
 
 if TYPE_CHECKING:
     from rocksdict import Rdict
@@ -26,8 +29,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 WRITE_BUFFER_BYTES = 16 * 2**20  # two a task; a worker of 16 tasks stays below 600 MB
 LOG_FILES = 2
+AGAIN_S = 3600.0  # damage that comes again within it is the disk's: reading all back would go on for ever
 _MARK = b"\0mark"
 _DAMAGE = ("corruption", "no such file", "file exists", "not a directory")  # as RocksDB says it
+_REFUSAL = "io error"
+_FORMAT_FILE, _DAMAGED_FILE = "FORMAT", "DAMAGED"
 
 _LOCKED = ("while lock file", "lock hold by")  # not any "lock": the folder's name is in the text, too
 
@@ -38,7 +44,7 @@ class Locked(RetryableError):
     """Another process of this machine has the folder open."""
 
 
-class _Damaged(RetryableError):
+class Damaged(RetryableError):
     """What is in the folder is no whole database."""
 
 
@@ -58,14 +64,18 @@ def not_installed(where: str) -> ConfigError:
     )
 
 
-def open_store(folder: Path, *, cluster_id: str, topic: str) -> RocksStore:
-    """Raises FatalError for a folder of another version, ConfigError when RocksDB is not installed,
-    RetryableError for one that another process has open, or that the disk or its rights refuse."""
+def open_store(
+    folder: Path, *, cluster_id: str, topic: str, clock_s: Callable[[], float] = time.time
+) -> RocksStore:
+    """Raises FatalError for a folder of another version, or that is damaged again and again, ConfigError when
+    RocksDB is not installed, RetryableError for one that another process has open, or that the disk or its
+    rights refuse."""
     if not available():
         raise not_installed(str(folder))
     identity = {"format": FORMAT, "cluster": cluster_id, "topic": topic}
-    found = _identity(folder)
-    if found is not None and found.get("format") != FORMAT:
+    found = _identity(folder) or {}
+    made_again_s: float = found.pop("made_again_s", 0.0)
+    if found and found.get("format") != FORMAT:
         raise FatalError(
             f"the state folder has format {found.get('format')}, this program reads {FORMAT}",
             where=str(folder),
@@ -75,17 +85,49 @@ def open_store(folder: Path, *, cluster_id: str, topic: str) -> RocksStore:
     try:
         if found != identity:
             _remove(folder)
+            made_again_s = 0.0
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            store = RocksStore(folder / "db")
-        except _Damaged as error:
-            log.warning("%s", error)
+            store = _open_whole(folder)
+        except Damaged as error:
+            _check_disk(folder, clock_s() - made_again_s, error)
+            log.warning("%s: %s; it is read again from Kafka", folder, error.what)
+            made_again_s = clock_s()
             _remove(folder / "db")
-            store = RocksStore(folder / "db")
-        (folder / "FORMAT").write_bytes(orjson.dumps(identity))
+            (folder / _DAMAGED_FILE).unlink(missing_ok=True)
+            store = RocksStore(folder)
+        (folder / _FORMAT_FILE).write_bytes(orjson.dumps({**identity, "made_again_s": made_again_s}))
     except OSError as error:
         raise _refused(folder, str(error)) from error
     return store
+
+
+def _open_whole(folder: Path) -> RocksStore:
+    """Raises Damaged also for what has shown to be so in use."""
+    store = RocksStore(folder)  # first of all, as nobody else has it open then
+    if (folder / _DAMAGED_FILE).exists():
+        store.close()
+        raise _damaged(folder, "it was found so in use")
+    return store
+
+
+def _check_disk(folder: Path, since_s: float, error: Damaged) -> None:
+    """Raises FatalError: reading everything back has not helped."""
+    if 0 <= since_s < AGAIN_S:
+        raise FatalError(
+            f"{error.what}: again, {since_s / 60:.0f} min after it was made again",
+            where=str(folder),
+            fix="look at the disk, which does not give back what was written (dmesg, smartctl); on a good"
+            " one, or to try it once more, remove the folder: its state is read again from Kafka",
+        ) from error
+
+
+def _damaged(folder: Path, why: object) -> Damaged:
+    return Damaged(
+        f"the state is damaged: {why}",
+        where=str(folder),
+        fix="nothing: the next start reads it again from Kafka",
+    )
 
 
 def _remove(path: Path) -> None:
@@ -104,25 +146,36 @@ def _refused(folder: Path, why: str) -> RetryableError:
     )
 
 
-def _identity(folder: Path) -> dict[str, object] | None:
+def _identity(folder: Path) -> dict[str, Any] | None:
     try:
-        raw = orjson.loads((folder / "FORMAT").read_bytes())
+        raw = orjson.loads((folder / _FORMAT_FILE).read_bytes())
     except (OSError, orjson.JSONDecodeError):
         return None  # not there, or killed while it was made
     return raw if isinstance(raw, dict) else None
 
 
 class RocksStore:
-    """One database. What is not on the disk after a kill is read again from the changelog."""
+    """One database. What is not on the disk after a kill is read again from the changelog.
+
+    Each call raises Damaged, or FatalError where the disk refuses; from then on it is the `failure`.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.failure: TailraceError | None = None
         self._folder = folder
         self._db = _open(folder)
-        raw = self._db.get(_MARK)
+        try:
+            raw = self.get(_MARK)
+        except BaseException:
+            self.close()
+            raise
         self.mark: Mark | None = None if raw is None else Mark(*orjson.loads(raw))
 
     def get(self, key: bytes) -> bytes | None:
-        found: bytes | None = self._db.get(key)
+        try:
+            found: bytes | None = self._db.get(key)
+        except Exception as error:  # rocksdict has no type of its own, here and below
+            raise self._failed(error) from error
         return found
 
     def scan(self, prefix: bytes, *, reverse: bool, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
@@ -143,6 +196,11 @@ class RocksStore:
                 return
             yield key, places.value()
             step()
+        try:
+            places.status()  # what cannot be read looks like the end
+        except Exception as error:
+            del step, places, snapshot  # they hold the database open for as long as the error is known
+            raise self._failed(error) from error
 
     def write(self, changes: Mapping[bytes, bytes | None], mark: Mark | None) -> None:
         from rocksdict import WriteBatch  # noqa: PLC0415  an extra
@@ -157,12 +215,18 @@ class RocksStore:
             batch.delete(_MARK)
         else:
             batch.put(_MARK, orjson.dumps(list(mark)))
-        self._db.write(batch)
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise self._failed(error) from error
         self.mark = mark
 
     def clear(self) -> None:
-        self._db.close()
-        shutil.rmtree(self._folder)
+        self.close()
+        try:
+            _remove(self._folder / "db")
+        except OSError as error:
+            raise _refused(self._folder, str(error)) from error
         self._db = _open(self._folder)
         self.mark = None
 
@@ -172,7 +236,37 @@ class RocksStore:
         return tables + memory
 
     def close(self) -> None:
-        self._db.close()
+        try:
+            self._db.close()
+        except Exception as error:
+            if self.failure is None:  # else it is told, and this is the same
+                raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> Exception:
+        """What to raise. A body may catch it, so it is kept; and the next process is to know."""
+        folder, said = self._folder, str(error).lower()
+        found: TailraceError
+        if any(sign in said for sign in _DAMAGE):
+            found = _damaged(folder, error)
+            try:
+                (folder / _DAMAGED_FILE).touch()
+            except OSError as refused:
+                found = _broken(folder, f"{error}; and {refused}")
+        elif _REFUSAL in said:
+            found = _broken(folder, str(error))
+        else:
+            return error
+        self.failure = self.failure or found
+        return found
+
+
+def _broken(folder: Path, why: str) -> FatalError:
+    return FatalError(
+        f"the disk refuses the state: {why}",
+        where=str(folder),
+        fix="look at the disk (df, dmesg, smartctl); once it is good, start again; where a file of it stays"
+        " unreadable, remove the folder: its state is read again from Kafka",
+    )
 
 
 def _open(folder: Path) -> Rdict:
@@ -183,13 +277,11 @@ def _open(folder: Path) -> Rdict:
     options.set_write_buffer_size(WRITE_BUFFER_BYTES)
     options.set_keep_log_file_num(LOG_FILES)
     try:
-        return Rdict(str(folder), options)
-    except Exception as error:  # rocksdict has no type of its own
+        return Rdict(str(folder / "db"), options)
+    except Exception as error:
         said = str(error).lower()
         if any(sign in said for sign in _DAMAGE):
-            raise _Damaged(
-                f"the state is damaged, and is read again from Kafka: {error}", where=str(folder)
-            ) from error
+            raise _damaged(folder, error) from error
         if not any(sign in said for sign in _LOCKED):
             raise _refused(folder, str(error)) from error
         raise Locked(

@@ -153,9 +153,10 @@ class Shapes:
         known: Sequence[SchemaRecord],
         said: Callable[[str], None],
         asks: bool = False,
+        taken: dict[str, str] | None = None,
     ) -> None:
-        """`types`: what the definition says now. `inputs`: as Given has them; `known`: of this processor, the
-        newest of a table last. `said`: of types inferred. `asks`: raise UnknownType before that."""
+        """`types`: what the definition says now. `inputs`, `taken`: as Given has them; `known`: of this
+        processor, the newest of a table last. `said`: of types inferred. `asks`: raise UnknownType before."""
         self._processor = processor
         self._out = out
         self._types = types
@@ -167,6 +168,8 @@ class Shapes:
         self._said = said
         self._shapes: dict[tuple[str | None, int], Shape] = {}
         self.inferred: dict[str, str] = {}  # column -> type, for `status`
+        self._taken = {} if taken is None else taken
+        self._taken.update({column.name: column.type for record in known for column in record.columns})
         self._type_again()
 
     @property
@@ -287,7 +290,7 @@ class Shapes:
             if value is None:
                 return None
             known = inferred(name, value)
-            self.inferred[name] = known.type
+            self.inferred[name] = self._taken[name] = known.type
             self._said(f"column {name} of {self._out} is taken for {known.type}, by its first value")
         return Column(name, known.type, known.typmod, known.kind, of_key)
 

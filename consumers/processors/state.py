@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from streamer.errors import BadRecordError
+from streamer.errors import BadRecordError, TailraceError
 
 NUL = b"\0"
 _ABSENT = object()
@@ -31,6 +31,10 @@ class Store(Protocol):
 
     @property
     def mark(self) -> Mark | None: ...
+    @property
+    def failure(self) -> TailraceError | None:
+        """What reading or writing has raised, and whoever asked may have caught: it cannot be relied on."""
+
     def get(self, key: bytes) -> bytes | None: ...
     def scan(self, prefix: bytes, *, reverse: bool, first: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """`first`: where to begin, a key with the prefix; not in reverse."""
@@ -97,6 +101,11 @@ class Overlay:
             above.reverse()
         below = self.store.scan(prefix, reverse=reverse, first=first)
         return _merged(below, above, reverse) if above else below
+
+    def check(self) -> None:
+        """Raises what the store has failed by."""
+        if (failure := self.store.failure) is not None:
+            raise failure
 
     def committed(self, mark: Mark) -> None:
         """The transaction with these writes is in Kafka."""

@@ -20,6 +20,7 @@ from consumers.processors.agents import AgentHop
 from consumers.processors.context import Change
 from consumers.processors.forgetting import Forgetting
 from consumers.processors.incoming import Incoming, Record
+from consumers.processors.key_forms import NotedForms
 from consumers.processors.letters import Letters
 from consumers.processors.longs import long_values, whole, with_long, without_long
 from consumers.processors.outbox import Outbox
@@ -77,6 +78,7 @@ class Task:
         self.overlay = overlay
         self.counts = Counts()
         self.stopping = False
+        self.works = False  # a batch is in hand
         self.actor: Actor | None = None
         self._outbox = outbox
         self._transactions = transactions
@@ -103,13 +105,15 @@ class Task:
         )
         self._progress = progress
         self.committed = dict(progress.offsets)
+        self.forms = NotedForms(plan.key_forms, number, overlay)
         self.lot = Lot(overlay)
         refusals.parked[number] = self.lot.keys
         self._letters = Letters(plan.names, number, outbox, plan.message_bytes, clock_us)
         self._reset_end = ResetEnd(plan, number, self.epoch, overlay, outbox, progress)
         self._incoming = Incoming(
-            plan, number, overlay, outbox, lot=self.lot, letters=self._letters, refusals=refusals,
-            reset_end=self._reset_end, progress=progress, counts=self.counts, clock_us=clock_us,
+            plan, number, overlay, outbox, forms=self.forms, lot=self.lot, letters=self._letters,
+            refusals=refusals, reset_end=self._reset_end, progress=progress, counts=self.counts,
+            clock_us=clock_us,
         )  # fmt: skip
         self._forgetting = Forgetting(overlay, self._incoming.rows, plan.retention_s, clock_s)
         self.unit = Unit(overlay, outbox, plan.message_bytes)
@@ -138,14 +142,16 @@ class Task:
     async def work(self, batches: Sequence[tuple[str, Sequence[Record], int]]) -> None:
         """(topic, records, the position after them); commits on the way when it takes long."""
         self._source = self._incoming.works(batches)
+        self.works = True
         while not await self._some():
             if self.stopping:
                 self._source, self._held = iter(()), None
-                return
+                break
             if self._held is not None:
                 await self._learn_for(self._held)
             else:
                 await self.commit()
+        self.works = False
 
     async def _some(self) -> bool:
         """Until a commit is due; True: the batch is over."""
@@ -175,20 +181,39 @@ class Task:
             return None
         if self._units % CLOCK_UNITS == 0 and self._clock_s() > self._due_s:
             return None
-        work, self._held = self._held, None
+        work = self._taken()
+        while work is not None and not self._fits(work):
+            self.counts.dropped += 1
+            self._passed(work)
+            work = self._taken()
         if work is None:
-            work = next(self._source, None)
-            if work is None:
-                self._exhausted = True
-                return None
-            record = work.record
-            if type(record) is Change and record.schema_id not in self._known and record.schema_id:
-                self._held = work
-                return None
+            return None
         self.overlay.begin()
         self.unit.begin(work.record.commit_us, work.hop, len(self.plan.hops), work.note)
         self._work = work
         return work
+
+    def _taken(self) -> Work | None:
+        """The next of the batch; None: it is over, or a schema record has to be read first."""
+        work, self._held = self._held, None
+        if work is not None:
+            return work
+        work = next(self._source, None)
+        if work is None:
+            self._exhausted = True
+            return None
+        record = work.record
+        if type(record) is Change and record.schema_id not in self._known and record.schema_id:
+            self._held = work
+            return None
+        return work
+
+    def _fits(self, work: Work) -> bool:
+        """Whether the state is of the forms that its keys have. Raises FatalError (see key_forms)."""
+        record = work.record
+        if type(record) is not Change or record.schema_id in self.forms.fitting:
+            return True
+        return self.forms.fits(record)
 
     def _next_for_agent(self) -> Work | None:
         """An agent's body sees whole rows: what an update leaves out (TOAST) is that of the row before."""
@@ -279,6 +304,7 @@ class Task:
 
     def failed(self, error: BaseException) -> None:
         """The body raised on the unit in hand: nothing of it stays, and its key is parked."""
+        self.overlay.check()  # a state that cannot be read is no change's fault
         work, self._work = self._work, None
         if work is None:
             raise error
@@ -327,6 +353,7 @@ class Task:
     async def commit(self) -> None:
         """Everything up to here, or an error that ends the process. Raises KafkaUnavailable, FencedError."""
         names = self.plan.names
+        self.overlay.check()
         self._reset_end.pass_goals()
         if self._outbox.unmade:
             await self._make_topics(self._outbox.unmade)

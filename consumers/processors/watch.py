@@ -1,7 +1,8 @@
 """Supervision by offsets' progress, and what a processor says of itself in `status`.
 
-A task whose input goes on while its offsets stand still ends the process: a body that waits for ever, a fetch
-that never comes, a group that has forgotten us. A body that blocks the whole event loop is ended by a thread.
+A task whose input goes on while it stands still (see standing) ends the process: a body that waits for ever,
+a fetch that never comes, a group that has forgotten us. A body that blocks the whole event loop is ended by a
+thread.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
+from consumers.processors.behind import Behind, Pace
 from consumers.processors.held_up import HeldUp
 from consumers.processors.membership import REVOKE_S
+from consumers.processors.standing import Doing, Lag, Place, Standing
 from streamer.errors import EXIT_RUNTIME, KafkaUnavailable, RetryableError
 from streamer.status import State
 
 if TYPE_CHECKING:
+    from consumers.processors.task import Task
     from consumers.processors.worker import Worker
 
 STAND_STILL_S = 15.0  # with the supervisor's restart and the alarm it is under 30 s
@@ -46,7 +50,8 @@ class Watch:
         self._worker = worker
         self._look_s = look_s
         self._stand_still_s = stand_still_s
-        self._moved: dict[tuple[int, str], tuple[int, float]] = {}  # committed offset, since when
+        self._standing = Standing(stand_still_s)
+        self._behind = Behind()
         self._rates: deque[tuple[float, int, int]] = deque()
         self._away = ""
         self._held_up = HeldUp()
@@ -63,7 +68,7 @@ class Watch:
             tasks = dict(worker.tasks)
             self._judge_group()
             if self._unsettled_s is not None or worker.is_opening:
-                self._moved.clear()
+                self._standing.forget()
                 continue
             try:
                 ends = await worker.membership.ends(tasks)
@@ -79,11 +84,11 @@ class Watch:
             if away != self._away:
                 self._away = away
                 worker.say(State.WAITING if away else State.STREAMING, away)
-            lags = {
-                (place.partition, place.topic): end - tasks[place.partition].committed.get(place.topic, 0)
-                for place, end in ends.items()
-                if place.partition in tasks
-            }
+            lags: dict[Place, Lag] = {}
+            for (topic, number), end in ends.items():
+                if number in tasks:
+                    at = tasks[number].committed.get(topic, 0)
+                    lags[number, topic] = Lag(at, end - at)
             self._judge(tasks, lags)
             self._tell(tasks, lags)
 
@@ -107,23 +112,18 @@ class Watch:
                 fix="nothing: it starts again; if it comes again, look into the brokers' log",
             )
 
-    def _judge(self, tasks: dict[int, Any], lags: dict[tuple[int, str], int]) -> None:
-        now_s = time.monotonic()
-        for (number, topic), lag in lags.items():
-            at = tasks[number].committed.get(topic, 0)
-            before, since_s = self._moved.get((number, topic), (None, now_s))
-            if at != before or lag <= 0:
-                self._moved[number, topic] = at, now_s
-            elif now_s - since_s > self._stand_still_s:
-                raise StandsStill(
-                    f"{lag:,} records wait at offset {at}, and nothing was done for {now_s - since_s:.0f} s",
-                    where=f"processor {self._worker.names.processor}, {topic}[{number}]",
-                    fix="nothing: it starts again; if it comes again, look at what the agent waits for",
-                )
-        for place in [place for place in self._moved if place not in lags]:
-            del self._moved[place]
+    def _judge(self, tasks: Mapping[int, Task], lags: Mapping[Place, Lag]) -> None:
+        doing = {number: Doing(task.counts.handled, task.works) for number, task in tasks.items()}
+        found = self._standing.look(lags, doing, self._worker.rounds, time.monotonic())
+        if found is not None:
+            (number, topic), what = found
+            raise StandsStill(
+                what,
+                where=f"processor {self._worker.names.processor}, {topic}[{number}]",
+                fix="nothing: it starts again; if it comes again, look at what the agent waits for",
+            )
 
-    def _tell(self, tasks: dict[int, Any], lags: dict[tuple[int, str], int]) -> None:
+    def _tell(self, tasks: Mapping[int, Task], lags: Mapping[Place, Lag]) -> None:
         worker, now_s = self._worker, time.monotonic()
         if worker.status is None:
             return
@@ -135,9 +135,11 @@ class Watch:
         began_s, done_then, derived_then = self._rates[0]
         seconds = max(now_s - began_s, 1e-3)
         latest = [c for c in counts if c.commit_us]
-        now_us = time.time_ns() // 1000
-        lag_records = sum(max(0, lag) for lag in lags.values())
-        behind = [now_us - c.commit_us for c in latest] if lag_records else []
+        waiting = dict.fromkeys(tasks, 0)
+        for (number, _), lag in lags.items():
+            waiting[number] += max(0, lag.records)
+        pace = {number: Pace(waiting[number], task.counts.commit_us) for number, task in tasks.items()}
+        lag_s = self._behind.look(pace, time.time_ns() // 1000)
         worker.status.update(
             detail={
                 "in": list(worker.plan.inputs),
@@ -147,8 +149,8 @@ class Watch:
                 "tasks": sorted(tasks),
                 "of": worker.plan.partitions,
                 "offset": sum(at for task in tasks.values() for at in task.committed.values()),
-                "lag_records": lag_records,
-                "lag_s": round(max(behind, default=0) / 1e6, 1),
+                "lag_records": sum(waiting.values()),
+                "lag_s": lag_s,
                 "latency_ms": max(((c.committed_at_us - c.commit_us) // 1000 for c in latest), default=None),
                 "done": done,
                 "derived": derived,

@@ -6,7 +6,7 @@
     SIGTERM     the same, and leave the group
 
 Crash-only: an error ends the process, and whoever supervises it starts it again. Nothing is retried in place
-but the start, while Kafka or an input is not there yet.
+but the start, while Kafka or an input is not there yet, and the look at offsets when Kafka answers late.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -25,6 +26,7 @@ from consumers.processors.agents import AgentHop, definition_of
 from consumers.processors.context import Definition, Given, Hop
 from consumers.processors.ground import Ground, look, make
 from consumers.processors.hops import hops_of
+from consumers.processors.key_forms import KeyForms
 from consumers.processors.membership import Membership
 from consumers.processors.names import Names
 from consumers.processors.opening import Opening, StateKind
@@ -106,7 +108,7 @@ class Worker:
         self.state = state
         self.tasks: dict[int, Task] = {}
         self.refusals = Refusals(limits or DeadLetterLimits())
-        self.beats = 0  # rounds, and what moves inside of them
+        self.rounds = 0
         self._definition = definition
         self._brokers = config.kafka.brokers
         self._security = config.kafka.security
@@ -151,6 +153,7 @@ class Worker:
             inputs=ground.inputs,
             key=self.processor.key,
             hops=hops,
+            key_forms=KeyForms(self._definition, self._given),
             partitions=ground.partitions,
             message_bytes=self.config.kafka.topics.max_message_bytes,
             retention_s=self.config.kafka.topics.retention_s,
@@ -163,6 +166,7 @@ class Worker:
             known=schemas.own,
             said=log.warning,
             asks=not isinstance(hops[0], AgentHop),
+            taken=self._given.taken,
         )
         self.membership = Membership(self._brokers, self._security, self.names.group, self.plan.topics)
         self.membership.on_revoked = self.halt
@@ -176,6 +180,7 @@ class Worker:
             guarantee=processor.guarantee,
             refusals=self.refusals,
             ranges=self.membership.ranges,
+            waits=partial(self.say, State.WAITING),
         )
         parts = [
             asyncio.create_task(self._rounds(), name=f"rounds of {self.names.processor}"),
@@ -238,7 +243,7 @@ class Worker:
             await _together(task.commit() for task in self.tasks.values() if task.is_dirty)
             if time.monotonic() - self._followed_s > FOLLOW_S:
                 await self._follow()
-        self.beats += 1
+        self.rounds += 1
 
     async def _follow(self) -> None:
         """Tasks look after themselves, and the group's offsets say how far they are."""

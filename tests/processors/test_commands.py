@@ -28,6 +28,7 @@ from tests.harness.pipeline import REPO
 from tests.harness.processing import NAME, config_text, processing
 
 COLUMNS = [("id", "integer", "number"), ("n", "integer", "number")]
+OUTBOX = [(name, "text", "text") for name in ("topic", "about", "body")]
 ALL = parked.Filter()
 
 
@@ -76,6 +77,34 @@ async def test_a_dry_run_prints_what_it_would_send_and_leaves_no_trace(
         capsys, lambda: process.rehearse(config.path, NAME, from_start=False, limit=1, as_json=True)
     )
     assert isinstance(steps, dict)  # one line: the last record
+
+
+async def test_a_dry_run_shows_messages_of_any_bytes(
+    feeder: Feeder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An outbox's payload may be any text: what looks like JSON is no event, and `null` is no tombstone."""
+    bodies = ['{"x":1.0}', "[1]", "null", "1", "hello", None]
+    outbox = await feeder.table("outbox", [("id", "integer", "number"), *OUTBOX], partitions=1)
+    for number, body in enumerate(bodies):
+        outbox.create({"id": number, "topic": "mail", "about": "a", "body": body}, lsn=100 + number)
+    await feeder.flush()
+    (tmp_path / "mailing.py").write_text(
+        "from consumers.processors import outbox_router\n\n"
+        'mailing = outbox_router(route="topic", key="about", payload="body")\n'
+    )
+    config = written(feeder, [outbox.topic], tmp_path, agent="mailing:mailing")
+
+    def rehearse(*, as_json: bool) -> int:
+        return process.rehearse(config.path, NAME, from_start=True, limit=10, as_json=as_json)
+
+    assert await asyncio.to_thread(rehearse, as_json=False) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "  -> " in line]
+    shown = [str(body) for body in bodies[:-1]] + ["tombstone"]
+    assert lines == [f"-> {config.processors[NAME].out}.mail  a  {each}" for each in shown]
+    code, steps = await called(capsys, lambda: rehearse(as_json=True))
+    assert code == 0
+    sent = [each["value"] for step in steps for each in step["sent"]]
+    assert sent == [{"x": 1.0}, [1], "null", "1", "hello", None]
 
 
 async def test_a_dry_run_of_a_body_that_raises_exits_1(
@@ -140,6 +169,15 @@ async def test_dead_letters_of_a_processor_are_listed_shown_and_retried(
         code, outcome = await called(capsys, asked("retry", ALL))
         assert (code, outcome["done"], outcome["refused"]) == (0, 1, [])
         await made.rows({f'{{"id":{n}}}': {"id": n, "n": 70 if n == 7 else n} for n in range(6, 9)})
+        (tmp_path / "calm").unlink()
+        orders.create({"id": 9, "n": 7}, lsn=400)  # of this row the target has nothing
+        orders.delete({"id": 9, "n": 7}, lsn=401)
+        orders.update({"id": 8, "n": 7}, lsn=402)
+        orders.delete({"id": 8, "n": 7}, lsn=403)
+        await feeder.flush()
+        await made.until(lambda: made.detail.get("parked") == 2, "two keys to be parked")
+        _, outcome = await called(capsys, asked("discard", ALL))
+        assert (outcome["done"], [each["key"] for each in outcome["rows_left"]]) == (2, ['{"id":8}'])
     with pytest.raises(ConfigError, match="no target or processor 'mode'"):
         await asyncio.to_thread(lambda: parked.show(config.path, "mode", ALL, as_json=False, whole=False))
 

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import math
 import random
+import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
+from consumers.processors import agent, rehearsal, table
+from consumers.processors.context import Change, Context, Definition, Forwarded, Given, Hop, Table
 from consumers.processors.forgetting import EVERY_S, LOOK_ROWS, Forgetting
 from consumers.processors.memory import MemoryStore
 from consumers.processors.parked import Item
-from consumers.processors.rocks import open_store
+from consumers.processors.rocks import AGAIN_S, Damaged, RocksStore, open_store
 from consumers.processors.rows import Rows
 from consumers.processors.state import Mark, Overlay, StateTable, Store, after_prefix
+from consumers.testing import Log
 from streamer.errors import BadRecordError, FatalError, RetryableError
 
 
@@ -105,13 +110,15 @@ def test_a_folder_is_held_by_one_and_keeps_what_was_committed(tmp_path: Path) ->
     other.close()
 
 
-@pytest.mark.parametrize("damaged", ["CURRENT", "MANIFEST", "sst", "db", "folder"])
+@pytest.mark.parametrize("damaged", ["CURRENT", "MANIFEST", "sst", "beginning", "db", "folder"])
 def test_a_folder_that_cannot_be_read_is_made_again(damaged: str, tmp_path: Path) -> None:
     folder = tmp_path / "0"
     first = open_store(folder, cluster_id="c", topic="t")
-    first.write({b"t\0a": b"1"}, Mark(7, "seven"))
+    first.write({**ROWS, b"t\0a": b"1"}, Mark(7, "seven"))
     first.close()
-    if damaged in ("db", "folder"):
+    if damaged == "beginning":
+        spoil(folder, damaged)
+    elif damaged in ("db", "folder"):
         shutil.rmtree(place := folder if damaged == "folder" else folder / "db")
         place.write_text("no database")
     else:
@@ -119,6 +126,151 @@ def test_a_folder_that_cannot_be_read_is_made_again(damaged: str, tmp_path: Path
             path.unlink() if damaged == "MANIFEST" else path.write_bytes(b"damaged")
     again = open_store(folder, cluster_id="c", topic="t")
     assert (again.get(b"t\0a"), again.mark) == (None, None)
+    again.close()
+
+
+def damaged(folder: Path) -> None:
+    """With a block in the middle of a table that is not what was written."""
+    store = open_store(folder, cluster_id="c", topic="t")
+    store.write(ROWS, Mark(7, "seven"))
+    store.close()
+    spoil(folder, "middle")
+
+
+def spoil(folder: Path, where: str) -> None:
+    """Other bytes in the middle of the rows, or at the beginning of each file, as a bad disk has them."""
+    for path in [*(folder / "db").glob("*.sst"), *(folder / "db").glob("*.log")]:
+        at = path.stat().st_size // 2 if where == "middle" else 0
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(random.Random(7).randbytes(256))
+
+
+ROWS = {b"t\0%04d" % number: b"%064d" % number for number in range(3000)}
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_damaged_block_is_no_end_of_a_table_and_its_folder_is_made_again(
+    reverse: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "0"
+    damaged(folder)
+    store = open_store(folder, cluster_id="c", topic="t")
+    places = store.scan(b"t\0", reverse=reverse)
+    assert sum(1 for _ in islice(places, 1000)) == 1000
+    with pytest.raises(Damaged, match="the state is damaged") as raised:
+        list(places)
+    assert "reads it again" in raised.value.fix
+    assert store.failure is raised.value
+    store.close()
+    whole = open_store(folder, cluster_id="c", topic="t")
+    assert (whole.get(b"t\0" + b"0000"), whole.mark, whole.failure) == (None, None, None)
+    whole.close()
+
+
+class Reading:
+    """A definition whose body reads every row of the table."""
+
+    def __init__(self, *, catches: bool) -> None:
+        self._catches = catches
+
+    def columns(self, given: Given) -> Mapping[str, str]:
+        return {}
+
+    def hops(self, given: Given) -> Sequence[Hop]:
+        return (self,)
+
+    def handle(self, record: Change | Forwarded, context: Context) -> None:
+        read_all(context.table("t"), catches=self._catches)
+
+
+def read_all(table: Table, *, catches: bool) -> None:
+    try:
+        for key in ROWS:
+            table.get(key[2:])
+    except Exception:
+        if not catches:
+            raise
+
+
+def reading_agent(*, catches: bool) -> Definition:
+    @agent
+    async def reads(change: Change) -> None:
+        read_all(table("t"), catches=catches)
+
+    return reads
+
+
+@pytest.mark.parametrize("kind", [Reading, reading_agent])
+@pytest.mark.parametrize("catches", [False, True])
+async def test_a_state_that_cannot_be_read_is_no_changes_fault(
+    kind: Callable[..., Definition], catches: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the body does about it: no row is parked, and nothing of it is committed."""
+    damaged(tmp_path / "0")
+    store = open_store(tmp_path / "0", cluster_id="c", topic="t")
+    monkeypatch.setattr(rehearsal, "MemoryStore", lambda: store)
+    log = Log("shop")
+    log.table("orders", {"id": "integer"}).create({"id": 1})
+    trial = rehearsal.Rehearsal(
+        kind(catches=catches), Given("made", ("shop.public.orders",), "out", (), {}), partitions=1
+    )
+    [record] = [record for records in log.records.values() for record in records]
+
+    async def until_committed() -> None:
+        assert await trial.handle(record) == []
+        for task, _ in trial._tasks.values():
+            await task.commit()
+
+    with pytest.raises(Damaged):
+        await until_committed()
+    await trial.close()
+
+
+def test_damage_that_comes_again_is_the_disks(tmp_path: Path) -> None:
+    """Reading the state back from Kafka would go on for ever."""
+    folder, now_s = tmp_path / "0", 1_000_000.0
+
+    def opened() -> RocksStore:
+        return open_store(folder, cluster_id="c", topic="t", clock_s=lambda: now_s)
+
+    for after_s in (0.0, AGAIN_S, AGAIN_S):
+        now_s += after_s
+        store = opened()
+        store.write(ROWS, Mark(7, "seven"))
+        store.close()
+        spoil(folder, "middle")
+        store = opened()  # of the marks only the last one is read, and it is whole
+        with pytest.raises(Damaged):
+            list(store.scan(b"t\0", reverse=False))
+        store.close()
+    now_s += AGAIN_S - 1
+    for _ in range(2):
+        with pytest.raises(FatalError, match=r"the state is damaged.*: again, 60 min after") as raised:
+            opened()
+    assert "remove the folder" in raised.value.fix
+    shutil.rmtree(folder)  # the cure that it names
+    opened().close()
+
+
+def test_a_disk_that_refuses_is_said_and_what_was_committed_stays(tmp_path: Path) -> None:
+    """A person must look, and the folder is kept: there is nothing wrong with what is in it."""
+    store = open_store(tmp_path / "0", cluster_id="c", topic="t")
+    store.write({b"t\0a": b"1"}, Mark(7, "seven"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(FatalError, match="the disk refuses the state: IO error") as raised:
+            store.write({b"t\0b": b"x" * 100_000}, Mark(8, "eight"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "remove the folder" in raised.value.fix
+    with pytest.raises(FatalError):
+        Overlay(store).check()
+    assert store.mark == Mark(7, "seven")
+    store.close()
+    again = open_store(tmp_path / "0", cluster_id="c", topic="t")
+    assert (again.get(b"t\0a"), again.mark) == (b"1", Mark(7, "seven"))
     again.close()
 
 

@@ -230,6 +230,16 @@ async def test_windows_begin_where_postgres_says(postgres: psycopg.AsyncConnecti
             assert [window["start"] for window in windows({"at": at})] == [begins], moment
 
 
+@pytest.mark.parametrize("at", ["5874897-12-31", "294277-01-01", "4715-01-01 BC"])
+async def test_a_year_that_date_bin_refuses_is_said(postgres: psycopg.AsyncConnection, at: str) -> None:
+    with pytest.raises(psycopg.errors.DatetimeFieldOverflow):
+        await rows(postgres, f"SELECT date_bin('1 hour', '{at}'::date::timestamptz, timestamptz 'epoch')")
+    await postgres.rollback()
+    with pytest.raises(BadRecordError, match=f"'{at}' is in a year that no timestamp holds") as raised:
+        windows_of("at", 3_600, 3_600, "start")({"at": at})
+    assert "columns" not in raised.value.fix  # it is one of dates
+
+
 async def test_windows_have_the_type_that_postgres_gives(postgres: psycopg.AsyncConnection) -> None:
     local, zoned = "timestamp(3) without time zone", "timestamp(3) with time zone"
     for type_ in (local, zoned, "date"):

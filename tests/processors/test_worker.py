@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
 
-from consumers.processors import Changes, Derived, agent, held_up, table, worker
-from consumers.processors.membership import Numbers
+from consumers.processors import Changes, Derived, agent, held_up, opening, table, worker
+from consumers.processors.membership import Membership, Numbers
 from consumers.processors.names import Names
 from consumers.processors.operations import wait_through
 from consumers.processors.rocks import RocksStore
@@ -21,9 +23,10 @@ from consumers.processors.state import Mark
 from consumers.processors.task import Task
 from consumers.processors.transaction import Transactions
 from consumers.processors.watch import StandsStill
-from streamer.errors import ConfigError, FatalError, FencedError
+from streamer.errors import ConfigError, FatalError, FencedError, KafkaUnavailable
 from streamer.kafka import admin, reader
 from streamer.status import State
+from tests.harness import feeder as harness_feeder
 from tests.harness.capture import until
 from tests.harness.feeder import WAIT_S, Feeder, Table
 from tests.harness.processing import NAME, config_of, processing
@@ -155,6 +158,59 @@ async def test_an_agent_that_stands_still_ends_the_worker(feeder: Feeder, tmp_pa
     assert "4 records wait" in str(error) or "5 records wait" in str(error)
 
 
+@agent
+async def slow_at_deletes(changes: Changes) -> AsyncIterator[Derived]:
+    async for change in changes:
+        if change.after is None:
+            await asyncio.sleep(0.03)  # what it does takes so long
+        yield change.to(after=change.after)
+
+
+@pytest.mark.thorough
+async def test_a_truncate_of_many_rows_is_work_and_no_hour_late(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One record, and the rows that it covers take longer than a worker may stand still."""
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(harness_feeder, "_now_us", lambda: time.time_ns() // 1000 - 3_600_000_000)
+        await write(feeder, orders, range(120), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    async with processing(config, slow_at_deletes, stand_still_s=2.0) as made:
+        await made.until(lambda: made.detail.get("done") == 120, "the rows")
+        await made.until(lambda: made.detail["lag_records"] == 0, "the end")
+        orders.truncate(300)
+        await feeder.flush()
+        await made.until(lambda: made.detail["lag_records"] > 0, "the truncate")
+        assert made.detail["lag_s"] < 60.0
+        await made.until(lambda: made.detail["done"] == 240, "the deletes")
+
+
+@agent
+async def in_order(changes: Changes) -> AsyncIterator[Derived]:
+    async for change in changes:
+        ORDER.append(change.topic)
+        yield change.to(after=change.after)
+
+
+ORDER: list[str] = []
+
+
+async def test_a_long_input_lets_the_others_have_their_turn(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "ROUND_RECORDS", 10)
+    tables = [await feeder.table(name, COLUMNS, partitions=1) for name in ("a", "b", "c")]
+    for orders in tables:
+        await write(feeder, orders, range(200), 100)
+    config = config_of(feeder, [orders.topic for orders in tables], tmp_path, partitions=1)
+    ORDER.clear()
+    async with processing(config, in_order) as made:
+        await made.until(lambda: made.detail.get("done") == 600, "the rows")
+    rounds = [ORDER[at] for at in range(0, 600, 10)]
+    assert max(len(list(turn)) for _, turn in groupby(rounds)) <= 10
+
+
 async def test_work_that_is_cancelled_without_a_stop_is_an_error(
     feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +269,32 @@ async def test_the_groups_offsets_follow_though_a_commit_of_them_fails(
         async with asyncio.timeout(WAIT_S):
             assert await wait_through(config, NAME)
     assert not refused
+
+
+async def test_a_kafka_that_answers_late_is_waited_for_and_not_for_ever(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "END_POLL_S", 0.01)
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    ranges, said, late = Membership.ranges, list[str](), opening.OFFSETS_TRIES - 1
+
+    async def answers_late(self: Membership, number: int) -> dict[str, tuple[int, int]]:
+        said.append(f"{made.status.record.state} {made.status.record.reason}")
+        if len(said) <= late:
+            raise KafkaUnavailable("no answer within the time allowed")
+        return await ranges(self, number)
+
+    monkeypatch.setattr(Membership, "ranges", answers_late)
+    async with processing(config, doubled) as made:
+        await made.until(lambda: made.detail.get("done") == 4, "the rows")
+        assert (made.status.record.state, made.status.record.reason) == (State.STREAMING, "")
+    assert said[1:] == [f"{State.WAITING} no answer within the time allowed"] * late
+    said, late = [], 1000
+    async with processing(config, doubled) as made:
+        assert isinstance(await made.fails(), KafkaUnavailable)
+    assert len(said) == opening.OFFSETS_TRIES
 
 
 async def test_h13_a_transaction_that_nobody_ends_is_said(

@@ -7,7 +7,7 @@ they are one key. The row shows the same form. A row that holds its input row's 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from consumers.processors.context import Change, Given, Row
 from consumers.processors.fitting import Exact, fitted, kept
@@ -16,6 +16,8 @@ from consumers.processors.operators.inputs import kind_of
 from consumers.processors.shapes import declared
 from streamer.changes.schema import Column
 from streamer.errors import BadRecordError
+
+_BY_FIRST_VALUE: Final = ("number", "float", "numeric", "text")
 
 Types = Callable[[Given], Mapping[str, str] | None]  # of derived columns, as a Definition says them
 
@@ -38,7 +40,7 @@ class Keys:
             if not self.columns and name in change.key:
                 found[name] = value  # the input's key as it is
                 continue
-            kind, finer = kinds.get(name, ("", ""))
+            kind, finer = kinds.get(name) or self._taken(name)
             try:
                 found[name] = _formed(value, kind, finer, f"{self.where}: column {name}")
             except BadRecordError as error:
@@ -65,6 +67,12 @@ class Keys:
             where=self.where,
             fix="put what it makes into another column, and name that in `key:`",
         )
+
+    def _taken(self, name: str) -> tuple[str, str]:
+        """Of a column that nobody types: that of its first value, so that 5 and "5" are one key."""
+        type_name = self._given.taken.get(name)
+        kind = "" if type_name is None else declared(name, type_name).kind
+        return (kind, kind) if kind in _BY_FIRST_VALUE else ("", "")
 
     def _kinds(self, change: Change) -> Mapping[str, tuple[str, str]]:
         """Derived column -> its kind, and as Inputs tells it; as far as is known."""

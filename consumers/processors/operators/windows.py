@@ -12,7 +12,7 @@ WINDOWS_LIMIT = 1000  # that one row belongs to
 _SIZE = re.compile(r"(\d+)(s|m|h|d)").fullmatch
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _TIME = re.compile(
-    r"(\d{4,6})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?"
+    r"(\d{4,7})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?"
     r"(?:Z|([-+])(\d\d)(?::?(\d\d))?)?)?( BC)?"
 ).fullmatch
 _ENDLESS = ("infinity", "-infinity")
@@ -74,6 +74,11 @@ def _microseconds(value: object) -> int:
     year, month, day, hour, minute, second, zone_h, zone_m = (
         int(parts[i] or 0) for i in (1, 2, 3, 4, 5, 6, 9, 10)
     )
+    if (1 - year if parts[11] else year) not in _YEARS:
+        raise BadRecordError(
+            f"{value!r} is in a year that no timestamp holds: date_bin refuses it, too",
+            fix=f"let the date be before the year {_YEARS.stop}, or use `infinity`",
+        )
     days = _days(1 - year if parts[11] else year, month, day)
     east_m = zone_h * 60 + zone_m
     minutes = hour * 60 + minute - (-east_m if parts[8] == "-" else east_m)
