@@ -23,7 +23,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # What a server older than the wheel's can run: of the integration tests those about Postgres, and the whole walk.
 COMPAT_TESTS := tests/integration/test_capture.py tests/integration/test_capture_stops.py \
 	tests/integration/test_capture_start.py \
-	$(addprefix tests/integration/test_,apply.py apply_hazards.py apply_places.py target_postgres.py doctor.py) \
+	$(addprefix tests/integration/test_,apply.py apply_hazards.py apply_places.py target_postgres.py doctor.py sessions.py) \
 	tests/integration/test_operations.py tests/integration/test_rows_postgres.py \
 	tests/acceptance/test_walk.py tests/acceptance/test_faults.py
 # These ask the server for what came later: pg_logical_emit_message's flush (17), idle_replication_slot_timeout (18).

@@ -40,17 +40,21 @@ class Heartbeats:
         brokers: Callable[[Config], str] = brokers_of,
         poll_s: float = POLL_S,
         clock_s: Callable[[], float] = time.monotonic,
+        clock_us: Callable[[], int] = now_us,
     ) -> None:
         self._config = config
         self._brokers = brokers
         self._poll_s = poll_s
         self._clock_s = clock_s
+        self._clock_us = clock_us
         self._plan = views.Plan.of(config)
         self._last = LastProofs(config, database)
         self._proofs: dict[str, dict[str, Any]] = {}
         self._status: views.Status | None = None
         self._status_s = 0.0
-        self._newest_us = 0
+        self._heard: views.Status | None = None
+        self._heard_us = 0  # this machine's time of the last news
+        self._beats: list[tuple[str, str, int]] = []
         self.records: list[StatusRecord] = []
         self.trouble = "nothing has been read yet"  # why Kafka is not heard; empty: it is
         self.read_s: float | None = None  # when the topic was read last, on this clock
@@ -81,15 +85,35 @@ class Heartbeats:
 
     def take(self, records: list[StatusRecord]) -> None:
         self.records, self.trouble, self.read_s = records, "", self._clock_s()
-        newest_us = max((record.at_us for record in records), default=0)
-        if newest_us != self._newest_us:
-            self._newest_us, self.news_s = newest_us, self.read_s
-        self._status = None
+        beats = [(record.part, record.instance, record.at_us) for record in records]
+        if beats != self._beats:
+            self._beats, self.news_s, self._heard_us = beats, self.read_s, self._clock_us()
+        self._status = self._heard = None
 
     def status(self) -> views.Status:
         """As `tailrace status` would show it now; built once a reading."""
         now_s = self._clock_s()
         if self._status is None or now_s - self._status_s >= FRESH_S:
-            self._status = views.build(self._config, self.records, now_us(), self._proofs, self._plan)
+            self._status = views.build(self._config, self.records, self._clock_us(), self._proofs, self._plan)
             self._status_s = now_s
         return self._status
+
+    def heard(self, limit_s: float) -> views.Status | None:
+        """The same as of when a heartbeat came last, our own too; None: that was longer ago. Who is
+        silent is so beside others that speak: while none gets through, it is Kafka that stands still."""
+        if self.news_s is None or (for_s := self._clock_s() - self.news_s) >= limit_s:
+            return None
+        if for_s < FRESH_S:
+            return self.status()
+        if self._heard is None:
+            self._heard = views.build(self._config, self.records, self._heard_us, self._proofs, self._plan)
+        return self._heard
+
+    def why_quiet(self, limit_s: float) -> str:
+        """Why no heartbeat has come for so long; empty: one has, or none ever did."""
+        if self.news_s is None or (for_s := self._clock_s() - self.news_s) < limit_s:
+            return ""
+        return self.trouble or (
+            f"none has come for {for_s:.0f} s, not even this process's own: see whether Kafka's brokers run"
+            " and take records"
+        )

@@ -63,6 +63,10 @@ class Ledger:
     def end(self, run: Run, state: State, reason: str = "") -> None:
         self.write(run, replace(self.of(run), state=state, reason=reason, ended_us=self._now_us()))
 
+    def begin_again(self, run: Run) -> None:
+        """With nothing of what it has done."""
+        self.write(run, Progress(State.WAITING))
+
     def _forget(self, run: Run) -> None:
         for key in run.part_keys():
             self._records.append(key, None)

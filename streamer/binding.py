@@ -1,12 +1,15 @@
 """Which target a consumer group belongs to: two in one group would get a part of the rows each (H30).
 
-The id of the target stands in the metadata of the group's commits in Kafka. Their offsets are for lag tools
-alone: what was applied is in the target.
+It stands in the metadata of the group's commits in Kafka. Their offsets are for lag tools: what was applied
+is in the target. Once that has lost it, they tell up to where the same comes a second time:
+
+    metadata = id [' ' until]        `until`: what is before it was applied to the store before this one
 """
 
 from __future__ import annotations
 
 import asyncio
+from typing import NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka
@@ -28,16 +31,46 @@ async def _commits(
     return {partition: at for partition, at in offsets.items() if at.offset >= 0}
 
 
+class Binding(NamedTuple):
+    """`target_id` None: the group has committed nothing yet. `again`: changes before these offsets were
+    applied once, to a store that has lost them."""
+
+    target_id: str | None
+    again: dict[TopicPartition, int]
+
+
+async def binding_of(brokers: str, security: Security | None, group: str) -> Binding:
+    """Raises KafkaUnavailable."""
+    target_id: str | None = None
+    again: dict[TopicPartition, int] = {}
+    for partition, at in (await _commits(brokers, security, group)).items():
+        known, until = _read(at)
+        target_id = target_id or known
+        if until:
+            again[partition] = until
+    return Binding(target_id, again)
+
+
 async def bound_to(brokers: str, security: Security | None, group: str) -> str | None:
     """The target's id; None: the group has committed nothing yet. Raises KafkaUnavailable."""
-    commits = await _commits(brokers, security, group)
-    return next((at.metadata for at in commits.values() if at.metadata), None)
+    return (await binding_of(brokers, security, group)).target_id
+
+
+def commit_of(offset: int, target_id: str, until: int = 0) -> OffsetAndMetadata:
+    """`until`: as in the grammar above; 0: nothing comes a second time."""
+    return OffsetAndMetadata(offset, f"{target_id} {until}" if until else target_id)
+
+
+def _read(at: OffsetAndMetadata) -> tuple[str | None, int]:
+    target_id, _, until = at.metadata.partition(" ")
+    return target_id or None, int(until) if until.isdecimal() else 0
 
 
 async def bind(brokers: str, security: Security | None, group: str, target_id: str) -> None:
-    """Bind a group without members to another target. Raises FatalError while one of its processes runs."""
+    """Bind a group without members to another target, to which everything comes again. Raises FatalError
+    while one of its processes runs."""
     wanted = {
-        partition: OffsetAndMetadata(at.offset, target_id)
+        partition: commit_of(at.offset, target_id, max(at.offset, _read(at)[1]))
         for partition, at in (await _commits(brokers, security, group)).items()
     }
     async with admin(brokers, security) as client:

@@ -178,6 +178,7 @@ async def _session(
             records=backfills_topic(config.name),
             now_us=clock_us,
             report=say,
+            met=status.met,
             stop=stop,
         )
         session, detail = postgres, lambda: capture_detail(postgres, publisher, clock_us())

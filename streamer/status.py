@@ -98,6 +98,10 @@ class StatusRecord:
     detail: dict[str, Any] = field(default_factory=dict)
     seen_us: int = 0  # Kafka's time of the record; not in the value
     process: str = ""  # by which another on its host can tell whether it lives; empty: it cannot
+    place: str = (
+        ""  # of the store that it works with, as its config has it; empty: it has none, or cannot tell
+    )
+    store: str = ""  # what that store says of itself, whatever it is called; empty: it was not asked yet
 
     def key(self) -> bytes:
         return orjson.dumps({"part": self.part, "instance": self.instance})
@@ -176,10 +180,12 @@ class StatusWriter:
         part_name: str,
         replication_factor: int = 1,
         restarts: int = 0,
+        place: str = "",
         interval_s: float = INTERVAL_S,
         clock_us: Callable[[], int] = now_us,
     ) -> None:
-        """`name` is the config's name; `kind` and `part_name` make the part: capture, shop."""
+        """`name` is the config's name; `kind` and `part_name` make the part: capture, shop. `place`: of its
+        store."""
         self._brokers = brokers
         self._security = security
         self._topic = status_topic(name)
@@ -205,6 +211,7 @@ class StatusWriter:
             since_us=started_us,
             restarts=restarts,
             process=client_id(kind) if can_be_told() else "",
+            place=place,
         )
 
     def update(
@@ -227,6 +234,10 @@ class StatusWriter:
     def serves_metrics(self, port: int) -> None:
         """Say in the records where this process's metrics are."""
         self._record = replace(self._record, metrics_port=port)
+
+    def met(self, store: str) -> None:
+        """Say in the records which store it is that this process works with, as that says itself."""
+        self._record = replace(self._record, store=store)
 
     @property
     def record(self) -> StatusRecord:

@@ -49,6 +49,10 @@ class Condition:
         self._paused = ""
         self._jitter = random.Random()
 
+    def met(self, store: str) -> None:
+        """The id of the target, which tells it from another one of the same name."""
+        self._status.met(store)
+
     async def patiently(self, what: str, act: Callable[[], Awaitable[object]]) -> bool:
         """`act` until it does not raise a RetryableError; False when stop came first."""
         failures = 0

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka import errors as kafka
@@ -31,7 +31,7 @@ from consumers.apply.checkpoint import (
     topic_replaced,
 )
 from consumers.apply.resets import Copy, Resets
-from streamer.binding import bound_to
+from streamer.binding import Binding, binding_of
 from streamer.changes.topics import clean, message_topic
 from streamer.config import Flow
 from streamer.config.patterns import clean_pattern
@@ -200,9 +200,9 @@ class Feed:
         if consumer is not None:
             await shut(consumer.stop)
 
-    async def bound_to(self) -> str | None:
-        """The id of the target that the group belongs to (H30)."""
-        return await bound_to(self._brokers, self._security, self.group)
+    async def binding(self) -> Binding:
+        """Which target the group belongs to (H30)."""
+        return await binding_of(self._brokers, self._security, self.group)
 
     # Placing
 
@@ -470,14 +470,10 @@ class Feed:
             async with asyncio.timeout(timeout_s):
                 await self.consumer.topics()
 
-    async def commit(self, offsets: dict[TopicPartition, int], target_id: str) -> None:
+    async def commit(self, commits: dict[TopicPartition, OffsetAndMetadata]) -> None:
         """For lag tools, and to bind the group to its target. A failure is of no consequence."""
         assigned = self.consumer.assignment()
-        wanted: dict[TopicPartition, Any] = {
-            partition: OffsetAndMetadata(offset, target_id)
-            for partition, offset in offsets.items()
-            if partition in assigned
-        }
+        wanted = {partition: at for partition, at in commits.items() if partition in assigned}
         if not wanted:
             return
         with kafka_errors("committing offsets", brokers=self._brokers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from consumers.apply.checkpoint import Place
@@ -45,6 +46,12 @@ def text_of(gate: Gate) -> str:
         return f"the new copy of the source lacks {rows} of {table}, which would be deleted"
     rows = f"at least {rows}" if gate.rows < gate.table_rows else rows
     return f"{rows} of {table} would be deleted"
+
+
+def decision_of(gate: Gate) -> str:
+    """Of a decided one: refused by ann@host at 2026-11-23 10:00:00 UTC."""
+    at = datetime.fromtimestamp(gate.up_to_us // 1_000_000, UTC)
+    return f"{gate.state} by {gate.decided_by} at {at:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def advice_of(flow: str) -> str:

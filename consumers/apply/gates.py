@@ -356,7 +356,7 @@ class Gates:
                 break  # far from the limit: an older count will do
         if verdict.kind:
             now_us = self._clock_us()
-            rows = numbers.before if verdict.kind == DELETES else numbers.rows
+            rows = max(0, numbers.before + verdict.made) if verdict.kind == DELETES else numbers.rows
             since_us = min([now_us, *verdict.captured_us])
             up_to_us = max(verdict.captured_us)
             self._closed[subject] = Gate(*subject, verdict.kind, HELD, verdict.rows, rows, since_us, up_to_us)

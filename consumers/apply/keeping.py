@@ -25,6 +25,7 @@ from consumers.apply.report import Report
 from consumers.apply.session import TARGET, Session
 from consumers.apply.writing import Writer
 from consumers.targets.base import Parked, Target, Unwhole
+from streamer.binding import commit_of
 from streamer.errors import KafkaUnavailable, TailraceError
 from streamer.kafka import kafka_errors
 from streamer.status import State, StatusWriter
@@ -127,11 +128,13 @@ class Keeper:
         return True
 
     async def commit(self) -> None:
-        commits, self._writer.commits = self._writer.commits, {}
-        if not commits:
+        moved, self._writer.moved = self._writer.moved, set()
+        if not moved:
             return
+        store = self._session.target.id
+        marks = self._losses.commits(moved, self._parking.lot.at)
         try:
-            await self._feed.commit(commits, self._session.target.id)
+            await self._feed.commit({p: commit_of(at, store, until) for p, (at, until) in marks.items()})
         except TailraceError as error:
             log.debug("offsets for lag tools not committed: %s", error)
 

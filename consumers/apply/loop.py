@@ -172,7 +172,7 @@ class Apply:
         assert gates is not None
         for flow, topic in await gates.poll():
             if gates.holds(flow, topic):
-                self._feed.release({flow}, topic)
+                self._reader.hold(flow, topic)
             else:
                 self._reader.go_on(topic)
         self._report.gates(gates.noted())

@@ -4,14 +4,17 @@ A store that was emptied, replaced, or restored from a backup has lost rows; a r
 
 Its checkpoints tell, as they go with the rows: one that is lower than it was left, or gone, takes its
 partition back to where it is now. A partition with a batch finds that when the target refuses the batch; the
-keeper looks after the others. This owns what is said of it, and up to where changes come a second time.
+keeper looks after the others. This owns what is said of it, and up to where changes come a second time. The
+next process learns that from the group's commits (streamer.binding), since the store knows nothing of it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+from aiokafka import TopicPartition
 
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.targets.base import Look
@@ -30,6 +33,7 @@ class Losses:
         self._id = ""  # of the store, when it was looked at last
         self._refused: dict[Place, int] = {}  # where we had it, of places whose move was refused
         self._ends: dict[Place, int] = {}  # up to where places come again
+        self._again: dict[TopicPartition, int] = {}  # ... as the process before this one has left it
         self._replays: dict[Place, tuple[int, int]] = {}  # from where, to where
         self._lost: dict[str, dict[Place, tuple[int, int]]] = {}  # by flow: from where, to where
         self._lost_s: dict[str, float] = {}
@@ -49,11 +53,39 @@ class Losses:
         """
         self._refused[place] = max(held, self._refused.get(place, 0))
 
+    def come_again(self, until: Mapping[TopicPartition, int]) -> None:
+        """What the group's commits say, before the first placing."""
+        self._again = dict(until)
+
+    def commits(
+        self, partitions: Iterable[TopicPartition], at: Mapping[Place, int]
+    ) -> dict[TopicPartition, tuple[int, int]]:
+        """By partition, what every flow has applied, and up to where it comes again; 0: it does not.
+
+        The lowest of its flows', since what one of them holds or has not read must not pass for applied.
+        """
+        by_partition: dict[TopicPartition, list[Place]] = {partition: [] for partition in partitions}
+        for place in at:
+            by_partition.get(TopicPartition(place.topic, place.partition), []).append(place)
+        found = {}
+        for partition, places in by_partition.items():
+            if places:
+                lowest = min(at[place] for place in places)
+                until = min(max(at[place], self._lost_until(place)) for place in places)
+                found[partition] = lowest, until if until > lowest else 0
+        return found
+
+    def _lost_until(self, place: Place) -> int:
+        """Of a replay the target knows by itself."""
+        return 0 if place in self._replays else self._ends.get(place, 0)
+
     def placed(self, checkpoints: Mapping[Place, Checkpoint], at: Mapping[Place, int]) -> None:
         """`at`: where they were, as far as we know."""
         found: dict[str, dict[Place, tuple[int, int]]] = {}
         for place, checkpoint in checkpoints.items():
-            held = max(at.get(place, 0), self._refused.pop(place, 0))
+            again = self._again.get(TopicPartition(place.topic, place.partition), 0)
+            again = again if again > self._ends.get(place, 0) else 0  # else it is known, and said
+            held = max(at.get(place, 0), self._refused.pop(place, 0), again)
             until = checkpoint.replay_until
             if checkpoint.next_offset < until:
                 self._ends[place] = max(until, self._ends.get(place, 0))

@@ -65,6 +65,7 @@ class Reader:
         self._limits = limits
         self._row_bytes = FIRST_ROW_BYTES  # running mean of a record, for the batch's limit in bytes
         self._flows_by_topic: dict[str, list[settings.Flow]] = {}
+        self._to_hold: set[tuple[str, str]] = set()  # flow and topic
         self._began_s = self._handed_s = 0.0
 
     async def run(self) -> None:
@@ -86,15 +87,22 @@ class Reader:
                 await condition.back_off(failures)
                 failures += 1
 
+    def hold(self, flow: str, topic: str) -> None:
+        """A gate holds the topic: the flow reads no further from the next batch on. The batch in hand is made
+        whole: what came before the held change is in it."""
+        self._to_hold.add((flow, topic))
+
     def go_on(self, topic: str) -> None:
         """Every flow of the topic reads on from its checkpoint: a gate opened, or the target lost rows."""
         if self._feed.is_open:
             self._feed.place_again(topic)
 
     async def _check_group(self) -> None:
-        bound, own = await self._feed.bound_to(), self._session.target.id
+        (bound, again), own = await self._feed.binding(), self._session.target.id
+        self._condition.met(own)
         if bound is not None and bound != own:
             raise belongs_elsewhere(self._feed.group, bound, own)
+        self._losses.come_again(again)
 
     async def _once(self) -> None:
         feed = self._feed
@@ -103,6 +111,10 @@ class Reader:
         if resumed := self._pauses.resumed():
             await self._resume(resumed)
         feed.release(self._pauses.out)
+        while self._to_hold:
+            flow, topic = self._to_hold.pop()
+            if self._judge is not None and self._judge.holds(flow, topic):
+                feed.release({flow}, topic)
         if feed.unplaced:
             await self._place()
             return

@@ -49,7 +49,7 @@ class Writer:
         self._queue: asyncio.Queue[Prepared] = asyncio.Queue(maxsize=1)
         self.idle = asyncio.Event()  # nothing is queued or in the target
         self.idle.set()
-        self.commits: dict[TopicPartition, int] = {}  # for Kafka, taken by the keeper
+        self.moved: set[TopicPartition] = set()  # to be committed in Kafka, taken by the keeper
 
     async def put(self, prepared: Prepared) -> None:
         self.idle.clear()
@@ -152,7 +152,7 @@ class Writer:
         for move in prepared.batch.moves:
             partition = TopicPartition(move.place.topic, move.place.partition)
             if move.place not in lost:
-                self.commits[partition] = move.next_offset
+                self.moved.add(partition)
                 continue
             if partition in self._feed.standings:
                 self._feed.unplaced.add(partition)  # moved by another process, yet assigned to us

@@ -20,12 +20,14 @@ from pydantic_core import PydanticCustomError
 from rich.console import Console
 from rich.live import Live
 
+from consumers.asker import operator
 from consumers.commands import backfill_screen as screen
 from consumers.commands.backfill_tables import Place, choose
-from consumers.commands.parked import operator
 from consumers.key_file import read_keys
+from consumers.views import places
 from consumers.views.backfills import Pace, run_view
 from consumers.views.parts import Part, shown
+from consumers.views.strangers import parted
 from streamer.backfills import ask, follow
 from streamer.changes.backfill import Key, Request, Run, Runs, State, manual_run
 from streamer.changes.topics import status_topic
@@ -208,7 +210,8 @@ async def _capture_trouble(config: Config, brokers: str, source: str) -> str:
     records = await read_status(brokers, config.kafka.security, config.name)
     at_us = now_us()
     name = f"capture:{source}"
-    return _trouble(Part(name, [r for r in shown(records, at_us) if r.part == name], at_us))
+    ours, _ = parted(records, places(config))
+    return _trouble(Part(name, [r for r in shown(ours, at_us) if r.part == name], at_us))
 
 
 def _trouble(part: Part) -> str:
@@ -313,6 +316,7 @@ class Following:
 
     async def _look_at_capture(self) -> None:
         config, name = self._config, f"capture:{self._source}"
+        its = places(config)
         while True:
             with suppress(RetryableError):  # who follows the runs says it
                 async with StatusReader(
@@ -321,7 +325,8 @@ class Following:
                     while True:
                         await topic.poll()
                         at_us = now_us()
-                        records = [r for r in shown(topic.records(), at_us) if r.part == name]
+                        ours, _ = parted(topic.records(), its)
+                        records = [r for r in shown(ours, at_us) if r.part == name]
                         trouble = _trouble(Part(name, records, at_us))
                         self._trouble = f"{trouble}; it goes on when a capture runs" if trouble else ""
                         await asyncio.sleep(CAPTURE_LOOK_S)

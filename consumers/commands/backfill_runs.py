@@ -9,8 +9,8 @@ import typer
 import uvloop
 from rich.console import Console
 
+from consumers.asker import operator
 from consumers.commands.backfill_screen import line, list_screen
-from consumers.commands.parked import operator
 from consumers.views.backfills import run_view
 from streamer.backfills import follow, read_runs, wish
 from streamer.changes.backfill import Run, State, Wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,13 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from consumers import screens
-from consumers.commands.parked import operator
+from consumers.asker import operator
 from consumers.control.database import Database
 from consumers.control.jobs import Jobs
 from consumers.schedule.plan import Outcome
 from consumers.schedule.service import Schedule
 from consumers.schedule.view import DISABLED, Past
 from consumers.views import UNKNOWN, duration
+from consumers.views.amounts import moment
 from streamer.cli import print_json
 from streamer.config import Config, load
 from streamer.config.base import nearest, no_such
@@ -148,8 +148,8 @@ def _cells(view: dict[str, Any], zone: ZoneInfo) -> list[str]:
         escape(view["name"]),
         escape(f"{view['kind']} {view['what']}"),
         view["state"] + (" STALE" if view["stale"] else "") + (f": {view['waits']}" if view["waits"] else ""),
-        _moment(view["next_us"], zone),
-        _moment(last.get("began_us"), zone),
+        moment(view["next_us"], zone),
+        moment(last.get("began_us"), zone),
         UNKNOWN if last.get("seconds") is None else f"{last['seconds']:.1f} s",
         last.get("outcome") or UNKNOWN,
         duration(view["age_s"]),
@@ -163,7 +163,7 @@ def _show(schedule: Schedule, view: dict[str, Any], zone: ZoneInfo, *, as_json: 
     if as_json:
         print_json({**view, "history": [past.plain() for past in pasts]})
         return EXIT_OK
-    next_ = _moment(view["next_us"], zone)
+    next_ = moment(view["next_us"], zone)
     typer.echo(f"{view['name']}: {view['kind']} {view['what']}, {view['state']}, next {next_}")
     for past in pasts:
         typer.echo(_line(view["name"], past, zone))
@@ -173,13 +173,6 @@ def _show(schedule: Schedule, view: dict[str, Any], zone: ZoneInfo, *, as_json: 
 def _line(job: str, past: Past, zone: ZoneInfo) -> str:
     took = UNKNOWN if past.ended_us is None else f"{(past.ended_us - past.began_us) / 1e6:.1f} s"
     outcome = past.outcome.value if past.outcome is not None else "runs"
-    head = f"{_moment(past.began_us, zone)}  {job} run {past.run}  {outcome}  {took}  by {past.by}"
+    head = f"{moment(past.began_us, zone)}  {job} run {past.run}  {outcome}  {took}  by {past.by}"
     lines = past.text.splitlines()[-RUN_TEXT_LINES:] if past.outcome is not Outcome.OK else []
     return "\n".join([head, *(f"    {line}" for line in lines)])
-
-
-def _moment(at_us: int | None, zone: ZoneInfo) -> str:
-    """By the clock that the file's times are of."""
-    if at_us is None:
-        return UNKNOWN
-    return datetime.fromtimestamp(at_us // 1_000_000, zone).strftime("%Y-%m-%d %H:%M:%S")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import orjson
 import typer
@@ -11,13 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from consumers import screens
-from consumers.commands.parked import operator
-from consumers.control.database import Database, time_text
+from consumers.asker import operator
+from consumers.control.database import Database
 from consumers.schedule.overriding import Standing
 from consumers.schedule.service import Schedule
 from consumers.views import duration
+from consumers.views.amounts import moment
 from streamer.cli import print_json
-from streamer.config import load
+from streamer.config import Config, load
 from streamer.config.changed import exported, value_of
 from streamer.errors import EXIT_FINDING, EXIT_OK, ConfigError
 from streamer.status import now_us
@@ -27,26 +30,37 @@ DURATIONS = {"every", "stale_after", "max_runtime", "grace"}
 
 def diff(path: Path, *, as_json: bool) -> int:
     """The exit code: 1 when one of them is not in force."""
-    standings = _open(path).in_force().standings
+    config = load(path)
+    standings = _open(config).in_force().standings
     code = EXIT_FINDING if any(each.problem for each in standings) else EXIT_OK
     if as_json:
         print_json({"file": str(path), "overrides": [each.plain() for each in standings]})
-    elif standings:
-        wide = _table(standings)
-        screens.show(
-            Console(), screens.Fitting(wide, screens.without(wide, "SINCE"), _table(standings, folded=True))
-        )
-        for each in standings:
-            if each.problem:
-                typer.echo(f"override {each.override.override} is not in force: {each.problem}")
+        return code
+    told = [each for each in standings if each.is_change or each.problem]
+    if told:
+        zone = ZoneInfo(config.schedules.timezone)
+        wide, folded = _table(told, zone), _table(told, zone, folded=True)
+        screens.show(Console(), screens.Fitting(wide, screens.without(wide, "SINCE"), folded))
     else:
         typer.echo(f"the schedules in force are those of {path}")
+    for each in standings:
+        number = each.override.override
+        if each.problem:
+            typer.echo(f"override {number} is not in force: {each.problem}")
+        elif not each.is_change:
+            same = f"{each.job} has {_text(each, each.now)} in the file, too"
+            typer.echo(
+                f"override {number} changes nothing: {same}\n"
+                f"  -> `tailrace config rollback {number}`: then what is changed in the file counts"
+            )
     return code
 
 
-def _table(standings: tuple[Standing, ...], *, folded: bool = False) -> Table:
+def _table(standings: Sequence[Standing], zone: ZoneInfo, *, folded: bool = False) -> Table:
     """`folded`: what has no room goes on below; never cut: ID and JOB are what the other commands ask for."""
     table = Table(box=None, header_style="bold")
+    table.caption = f"times are of {zone.key}"
+    table.caption_justify = "left"
     for title in ("ID", "JOB"):
         table.add_column(title, no_wrap=True, overflow="fold")
     for title in ("FILE", "IN FORCE", "BY", "SINCE"):
@@ -55,7 +69,7 @@ def _table(standings: tuple[Standing, ...], *, folded: bool = False) -> Table:
         override = each.override
         now = "as the file" if each.problem else _text(each, each.now)
         cells = (str(override.override), each.job, _text(each, each.before), now)
-        table.add_row(*cells, override.by, time_text(override.at_us))
+        table.add_row(*cells, override.by, moment(override.at_us, zone))
     if folded:
         table.columns[0].min_width = max(len(str(each.override.override)) for each in standings)
         table.columns[1].min_width = max(len(each.job) for each in standings)
@@ -72,21 +86,25 @@ def _value(key: str, value: Any) -> str:
 
 def export(path: Path) -> int:
     """Prints the file's `schedules:` with what is in force merged into it."""
-    changes = _open(path).in_force().changes
+    changes = _open(load(path)).in_force().changes
     typer.echo(exported(path.read_text(encoding="utf-8"), changes), nl=False)
     return EXIT_OK
 
 
 def set_(path: Path, what: str, value: str, *, as_json: bool) -> int:
-    schedule = _open(path)
+    schedule = _open(load(path))
     number = schedule.change(what, value_of(value), operator(), now_us())
-    (standing,) = (each for each in schedule.in_force().standings if each.override.override == number)
+    found = [each for each in schedule.in_force().standings if each.override.override == number]
+    if not found:
+        what = f"override {number} was taken back already"
+        raise ConfigError(what, fix="`tailrace config diff` lists those in force")
+    (standing,) = found
     if as_json:
         print_json(standing.plain())
     else:
-        typer.echo(
-            f"{standing.job}: {_text(standing, standing.now)}; override {number}, in force within seconds"
-        )
+        same = "" if standing.is_change else ", as in the file"
+        now = f"{standing.job}: {_text(standing, standing.now)}{same}"
+        typer.echo(f"{now}; override {number}, in force within seconds")
     return EXIT_OK
 
 
@@ -95,7 +113,7 @@ def rollback(path: Path, number: int | None, *, all_: bool, as_json: bool) -> in
         raise ConfigError(
             "which override?", fix="give its number, as `tailrace config diff` shows it, or --all"
         )
-    gone = _open(path).take_back([] if number is None else [number], operator(), now_us())
+    gone = _open(load(path)).take_back([] if number is None else [number], operator(), now_us())
     if as_json:
         print_json({"undone": [each.plain() for each in gone]})
     else:
@@ -106,8 +124,7 @@ def rollback(path: Path, number: int | None, *, all_: bool, as_json: bool) -> in
     return EXIT_OK
 
 
-def _open(path: Path) -> Schedule:
-    config = load(path)
+def _open(config: Config) -> Schedule:
     schedule = Schedule(config, Database(config))
     schedule.open()
     return schedule

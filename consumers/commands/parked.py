@@ -6,10 +6,7 @@ Nothing is applied here: only the owner of a partition writes its keys. It looks
 from __future__ import annotations
 
 import asyncio
-import getpass
-import os
 import shlex
-import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -22,6 +19,7 @@ import typer
 import uvloop
 
 from consumers.apply.queues import Key
+from consumers.asker import operator
 from consumers.commands.parked_processor import ParkedInProcessor
 from consumers.commands.parked_screen import Queues, count, deletes_of, named, plain, print_list, print_queue
 from consumers.keys import spellings
@@ -210,8 +208,8 @@ def _foretell(config: Config, target: str, action: str, wanted: Filter, *, as_js
 def _tell_deletes(discarded: Queues) -> None:
     if deletes := deletes_of(discarded):
         typer.echo(
-            f"{len(deletes)} of them {'is a delete' if len(deletes) == 1 else 'are deletes'}: discarded, the"
-            f" row stays in the target although the source has it no more: {named(deletes)}"
+            f"{len(deletes)} of them {'is a delete' if len(deletes) == 1 else 'are deletes'}: discarded, what"
+            f" the target has of the row stays although the source has it no more: {named(deletes)}"
         )
 
 
@@ -293,11 +291,3 @@ async def _ask(config: Config, name: str, action: Action, wanted: Filter, wait_s
                 await store.ask(lapsed, "retry", who)
         outcome.unanswered = list(open_)
         return outcome
-
-
-def operator() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = f"uid {os.getuid()}"
-    return f"{user}@{socket.gethostname()}"

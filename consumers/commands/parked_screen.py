@@ -36,12 +36,15 @@ def name_of(key: Key, entries: list[Parked]) -> str:
 
 
 def deletes_of(found: Mapping[Key, list[Parked]]) -> Queues:
-    """Keys that the source has no more: the last that waits is a delete."""
+    """Keys that the source has no more, and the target may have: the last that waits is a delete, and the
+    first is not the row's insert, before which there was none."""
     return {
-        key: entries
-        for key, entries in found.items()
-        if entries[-1].decodes and event_of(entries[-1]).change.op == "d"
+        key: entries for key, entries in found.items() if _op(entries[-1]) == "d" and _op(entries[0]) != "c"
     }
+
+
+def _op(entry: Parked) -> str:
+    return event_of(entry).change.op if entry.decodes else ""
 
 
 def count(number: int, what: str) -> str:

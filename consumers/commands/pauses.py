@@ -14,7 +14,8 @@ import typer
 import uvloop
 
 from consumers.apply.pauses import WHY_LIMIT, Pause, pauses_of
-from consumers.commands.parked import opened, operator
+from consumers.asker import operator
+from consumers.commands.parked import opened
 from streamer.cli import print_json
 from streamer.config import Config, MemoryTarget, load
 from streamer.config.base import no_such

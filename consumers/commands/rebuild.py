@@ -12,8 +12,9 @@ import uvloop
 
 from consumers.apply.checkpoint import cluster_replaced
 from consumers.apply.pauses import paused_in, written_at_once
+from consumers.asker import operator
 from consumers.commands.backfill_tables import read_records
-from consumers.commands.parked import opened, operator
+from consumers.commands.parked import opened
 from consumers.rebuild_plan import check_flow, subject_of
 from consumers.rebuild_run import Asked, Rebuilt, lines_of, rebuild
 from consumers.reconcile.cells import KEPT

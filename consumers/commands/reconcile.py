@@ -14,7 +14,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from consumers.commands.parked import operator
+from consumers.asker import operator
 from consumers.reconcile.cells import KEPT
 from consumers.reconcile.history import History
 from consumers.reconcile.job import Job, check_alone, jobs_of

@@ -20,9 +20,10 @@ from aiokafka import AIOKafkaConsumer
 from consumers.apply.checkpoint import Checkpoint, Place, cluster_replaced
 from consumers.apply.pauses import Pause, paused_in, written_at_once
 from consumers.apply.schemas import Schemas
+from consumers.asker import operator
 from consumers.bounds import Bound, Kind, parse_time
 from consumers.commands.backfill_tables import read_records
-from consumers.commands.parked import opened, operator
+from consumers.commands.parked import opened
 from consumers.commands.rebuild import rebuild_into
 from consumers.key_file import Written, key_columns, key_of_some, written_in
 from consumers.keys import WantedKeys

@@ -192,7 +192,7 @@ class Run:
                 replication_factor=config.kafka.topics.replication_factor,
             )
             self._status = status
-            status.update(state=State.RUNNING, detail=self._detail())
+            status.update(state=State.RUNNING, detail={**self._detail(), "places": views.places(config)})
             port = stack.enter_context(metrics.serve(metrics_port, lambda: status.record))
             if port is not None:
                 status.serves_metrics(port)

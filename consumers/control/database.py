@@ -32,6 +32,7 @@ from sqlalchemy import (
     event,
     insert,
     select,
+    update,
 )
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
@@ -123,6 +124,14 @@ class Database:
         """A transaction. Raises RetryableError."""
         self._look_for_file()
         with self._errors(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def alone(self, part: str) -> Iterator[Connection]:
+        """A transaction beside which nobody has another `alone` of this part. Raises RetryableError."""
+        with self.begin() as connection:
+            own = update(_formats).where(_formats.c.part == part)
+            connection.execute(own.values(format=_formats.c.format))  # locks the row, or SQLite's file
             yield connection
 
     def _look_for_file(self) -> None:

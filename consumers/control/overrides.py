@@ -10,10 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text, delete, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    insert,
+    select,
+    update,
+)
 
 from consumers.control.database import Database, dump
 
+PART = "overrides"
 FORMAT = 1
 KEPT = 1_000  # that are not in force any more
 IN_FORCE_LIMIT = 500  # a file's own schedule; more belong into the file
@@ -30,6 +43,10 @@ overrides = Table(
     Column("undone_us", BigInteger),
     Column("undone_by", Text),
 )
+
+
+class Outrun(Exception):
+    """Others have changed what is in force since it was looked at; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +72,23 @@ class Overrides:
         self._database = database
 
     def open(self) -> None:
-        self._database.prepare("overrides", FORMAT, meta)
+        self._database.prepare(PART, FORMAT, meta)
 
-    def put(self, path: str, value: Any, replaces: Collection[str], by: str, now_us: int) -> int:
-        """In place of those of these paths; its number."""
+    def put(
+        self,
+        path: str,
+        value: Any,
+        replaces: Collection[str],
+        by: str,
+        now_us: int,
+        *,
+        beside: Collection[Override] | None = None,
+    ) -> int:
+        """In place of those of these paths; its number. `beside`: those in force with which it was judged;
+        raises Outrun when these are not they any more."""
         row = {"path": path, "value": dump(value), "by": by, "at_us": now_us}
-        with self._database.begin() as connection:
+        with self._database.alone(PART) as connection:
+            _check_judged(connection, beside)
             before = (overrides.c.path.in_(replaces), overrides.c.undone_us.is_(None))
             connection.execute(update(overrides).where(*before).values(undone_us=now_us, undone_by=by))
             made = connection.execute(insert(overrides), row)
@@ -70,8 +98,12 @@ class Overrides:
             connection.execute(delete(overrides).where(*old))
         return number
 
-    def undo(self, numbers: Collection[int], by: str, now_us: int) -> None:
-        with self._database.begin() as connection:
+    def undo(
+        self, numbers: Collection[int], by: str, now_us: int, *, beside: Collection[Override] | None = None
+    ) -> None:
+        """`beside`: as of `put`."""
+        with self._database.alone(PART) as connection:
+            _check_judged(connection, beside)
             its = (overrides.c.override.in_(numbers), overrides.c.undone_us.is_(None))
             connection.execute(update(overrides).where(*its).values(undone_us=now_us, undone_by=by))
 
@@ -86,6 +118,16 @@ class Overrides:
         wanted = select(overrides).order_by(overrides.c.override.desc()).limit(limit)
         with self._database.begin() as connection:
             return [_override(row) for row in connection.execute(wanted).mappings()]
+
+
+def _check_judged(connection: Connection, beside: Collection[Override] | None) -> None:
+    """Raises Outrun."""
+    if beside is None:
+        return
+    open_ = select(overrides.c.override).where(overrides.c.undone_us.is_(None))
+    wanted = open_.order_by(overrides.c.override).limit(IN_FORCE_LIMIT)
+    if {*connection.execute(wanted).scalars()} != {override.override for override in beside}:
+        raise Outrun
 
 
 def _override(row: Any) -> Override:

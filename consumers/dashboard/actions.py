@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from consumers.asker import ASKED_BY
 from consumers.control.actions import Action, Actions, Asked
 from consumers.control.database import Database
 from consumers.dashboard.commands import DRY_RUN_US
@@ -154,7 +155,7 @@ class Commands:
 
     async def _start(self, number: int, asked: Asked) -> None:
         try:
-            process = await self._process(asked.words, stderr=asyncio.subprocess.STDOUT)
+            process = await self._process(asked.words, stderr=asyncio.subprocess.STDOUT, by=asked.by)
         except OSError as error:
             await self._note(number, 127, f"its process cannot be started: {error}")
             return
@@ -164,7 +165,9 @@ class Commands:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _process(self, words: tuple[str, ...], *, stderr: int) -> asyncio.subprocess.Process:
+    async def _process(
+        self, words: tuple[str, ...], *, stderr: int, by: str = ""
+    ) -> asyncio.subprocess.Process:
         launch = [*LAUNCH, str(os.getpid()), "command", *TAILRACE]
         return await asyncio.create_subprocess_exec(
             *launch,
@@ -173,7 +176,7 @@ class Commands:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=stderr,
-            env={**os.environ, "COLUMNS": COLUMNS},
+            env={**os.environ, "COLUMNS": COLUMNS, ASKED_BY: by},
             start_new_session=True,
         )
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from consumers.control.feed import Event
-from consumers.views import FlowState, Status, duration
+from consumers.views import Finding, FlowState, Grade, Status, duration
 from consumers.views.check import PROVED
-from consumers.views.findings import RANK
+from consumers.views.findings import RANK, ordered
 
 FORMAT = 1
 FINDINGS = 8
@@ -58,6 +59,7 @@ def snapshot(
 ) -> dict[str, Any]:
     """`jobs`, `events` None: not known now. `scheduler`: the process that runs the jobs, None: none does.
     `admin`: whether there is a key with which things can be changed. `wal_rates`: bytes/s a slot grows by."""
+    status = with_alarms(status, events)
     reasons, flows = _flows(status.flows)
     return {
         "format": FORMAT,
@@ -87,6 +89,37 @@ def snapshot(
         "events": None if events is None else [_event(event) for event in events[:EVENTS]],
         "admin": admin,
     }
+
+
+def with_alarms(status: Status, events: Sequence[Event] | None) -> Status:
+    """The status, with the alarms that are open and of which it tells nothing: what only the watcher can see,
+    and what has not been right for long enough yet. While one is open, all is not well."""
+    if events is None:
+        text = "whether an alarm is open is not known: the control database does not answer"
+        more = [Finding(Grade.SLOW, "control", text, counts=False)]
+    else:
+        open_ = [event for event in events if event.resolved_us is None]
+        more = [_alarm(event, status.at_us) for event in open_ if not _is_told(event, status.findings)]
+    return replace(status, findings=ordered([*status.findings, *more]))
+
+
+def _alarm(event: Event, at_us: int) -> Finding:
+    since = duration((at_us - event.since_us) / 1e6)
+    return Finding(Grade.PAUSED, event.subject, f"an alarm is open since {since}: {event.text}", counts=False)
+
+
+def _is_told(event: Event, findings: Sequence[Finding]) -> bool:
+    """A part that is down is told by its flows, whose reason begins with it."""
+    subject = event.subject.partition(",")[0]  # as of `source shop, wal_stop`
+    part = subject.partition(" ")[0] if ":" in subject else ""
+    return any(
+        finding.rank >= Grade.PAUSED and (finding.subject in (subject, part) or _is_of(part, finding.text))
+        for finding in findings
+    )
+
+
+def _is_of(part: str, text: str) -> bool:
+    return bool(part) and text.startswith((f"{part} ", f"{part}: "))
 
 
 def _cut(text: str, limit: int) -> str:

@@ -25,11 +25,12 @@ from consumers.heartbeats import Heartbeats
 from streamer.config import Config
 from streamer.errors import RetryableError
 from streamer.logs import Log
-from streamer.status import State, StatusRecord, now_us
+from streamer.status import INTERVAL_S, SILENT_AFTER_S, State, StatusRecord, now_us
 
 FRAME_S = 1.0  # as often as heartbeats come
 EVENTS_S = 2.0
 QUIET_S = 6.0  # our own heartbeat comes each second: without any for so long, nothing gets through
+STILL_S = SILENT_AFTER_S - INTERVAL_S  # one interval before all others would be said to be silent
 WAL_RATE_S = 60.0
 EVENTS_LIMIT = 100
 
@@ -70,10 +71,13 @@ class Watch:
 
     def status(self) -> views.Status:
         """As `tailrace status` would show it now; built once a second at most."""
-        built, trouble = self.heartbeats.status(), self.heartbeats.trouble
+        built = self.heartbeats.status()
+        quiet = self.heartbeats.why_quiet(STILL_S)
+        trouble = self.heartbeats.trouble or (quiet and f"no heartbeat can be read: {quiet}")
         if not trouble:
             return built
-        finding = views.Finding(views.FINDINGS_FROM, "kafka", trouble)
+        # Before all that is silent by it.
+        finding = views.Finding(views.Grade.ERROR, "kafka", trouble)
         return replace(built, findings=[finding, *built.findings])
 
     def jobs(self) -> list[dict[str, Any]] | None:

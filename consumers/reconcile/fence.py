@@ -47,7 +47,7 @@ POSITIONS_AT_ONCE = 5_000  # a megabyte
 UNWHOLE_LIMIT = 100_000  # as many as there are suspects
 
 MISSING, EXTRA, DIFFERENT = "missing", "extra", "different"
-IN_FLIGHT, PARKED, HELD = "in_flight", "parked", "held"
+IN_FLIGHT, PARKED, HELD, UNUSABLE = "in_flight", "parked", "held", "unusable"
 
 
 Moved = Callable[[Sequence[Key]], Awaitable[Collection[Key]]]
@@ -109,7 +109,7 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`kind`: missing, extra, different, parked or held. A row that is not there is None."""
+    """`kind`: missing, extra, different, parked, held or unusable. A row that is not there is None."""
 
     kind: str
     key: Key
@@ -297,8 +297,7 @@ class Fence:
         after = await self._ours.rows(keys)
         moved = await self._moved(keys) if self._moved is not None else ()
         parked = await self._parked()
-        if self._unusable is not None:
-            parked |= set(self._unusable())
+        unusable = set(self._unusable()) if self._unusable is not None else set()
         moved = {*moved, *await self._unwhole()}
         waits = await self._source.holds_commits()
         unsure = self._hops is not None and await self._hops.parked() > 0
@@ -311,8 +310,9 @@ class Fence:
                 judged.settled += 1
                 del open_[key]
                 continue
-            if passed is None or key in parked or unsure:
-                kind = HELD if passed is None and key not in parked else PARKED
+            if passed is None or key in parked or key in unusable or unsure:
+                kind = HELD if passed is None else PARKED
+                kind = PARKED if key in parked else UNUSABLE if key in unusable else kind
                 judged.faults.append(Fault(kind, key, now, other))
                 del open_[key]
                 continue

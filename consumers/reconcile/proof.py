@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from consumers.reconcile.cells import Cells, cells_of
 from consumers.reconcile.compare import SUSPECTS_LIMIT, compare
-from consumers.reconcile.fence import HELD, PARKED, Fault, Judged
+from consumers.reconcile.fence import HELD, PARKED, UNUSABLE, Fault, Judged
 from consumers.reconcile.groups import GROUPS_LIMIT, Drift, Grouping, Places
 from consumers.reconcile.report import FENCES, SAMPLES, Counts, FenceReport, Sample, TableReport
 from consumers.reconcile.sides.base import Key, Part, Plan, Row, both
@@ -215,7 +215,7 @@ class Proof:
                 continue
             setattr(counts, fault.kind, getattr(counts, fault.kind) + 1)
             progress.faults.append((fault.kind, fault.key))
-            if self._places is not None and fault.kind not in (PARKED, HELD):
+            if self._places is not None and fault.kind not in (PARKED, HELD, UNUSABLE):
                 progress.drift.add(self._places, _texts(fault.source), _texts(fault.target))
             if sum(sample.kind == fault.kind for sample in progress.samples) < self._limits.samples:
                 progress.samples.append(self._sample(fault))

@@ -16,7 +16,7 @@ from typing import Any
 
 from consumers.reconcile import history
 from consumers.reconcile.cells import share
-from consumers.reconcile.fence import DIFFERENT, EXTRA, HELD, MISSING, PARKED, NotPassed, Patience
+from consumers.reconcile.fence import DIFFERENT, EXTRA, HELD, MISSING, PARKED, UNUSABLE, NotPassed, Patience
 from consumers.reconcile.history import Runs
 from consumers.reconcile.job import Job
 from consumers.reconcile.keys import event_key
@@ -158,7 +158,7 @@ class Repairs:
         failed. Raises NotPassed, and the errors of the stores."""
         report, keys = each.report, list(each.keys)
         judge = await each.faulty.open_judge()
-        drift, waits = 0, 0
+        drift, waits, unusable = 0, 0, 0
         for at in range(0, len(keys), JUDGE_AT):
             judged = await judge.judge(keys[at : at + JUDGE_AT])
             waits += len(judged.in_flight)
@@ -167,10 +167,13 @@ class Repairs:
                 if fault.kind in (PARKED, HELD):
                     waits += 1
                     continue
+                if fault.kind == UNUSABLE:
+                    unusable += 1
+                    continue
                 drift += 1
                 if len(report.still) < self._samples:
                     report.still.append(list(fault.key))
-        report.unproved = waits
+        report.unproved = waits + unusable
         if waits:
             report.reason = (
                 f"rows that still change, or wait behind a refused or held change: {waits}"

@@ -62,7 +62,8 @@ class FenceReport:
 
 @dataclass(slots=True)
 class Counts:
-    """`in_flight`, `parked` and `held` are no drift; `settled` were equal once the fence was passed."""
+    """`in_flight`, `parked`, `held` and `unusable` are no drift; `settled` were equal once the fence was
+    passed."""
 
     missing: int = 0
     extra: int = 0
@@ -70,6 +71,7 @@ class Counts:
     in_flight: int = 0
     parked: int = 0
     held: int = 0
+    unusable: int = 0
     settled: int = 0
 
     @property
@@ -230,7 +232,7 @@ def log_lines(report: Report, ended_us: int) -> list[str]:
         tables = [table for table in report.tables if table.job == job]
         counts = {
             name: sum(getattr(table.counts, name) for table in tables)
-            for name in ("missing", "extra", "different", "in_flight", "parked", "held")
+            for name in ("missing", "extra", "different", "in_flight", "parked", "held", "unusable")
         }
         verdict = worst(table.verdict for table in tables)
         rows = sum(table.source_rows for table in tables)

@@ -85,6 +85,11 @@ def _lines(table: TableReport) -> list[str]:
         )
     if counts.held:
         lines.append(f"{_wait(counts.held)} for `tailrace approve {table.flow}`, or `refuse`")
+    if counts.unusable:
+        rows = "row is of a value" if counts.unusable == 1 else "rows are of values"
+        lines.append(
+            f"{counts.unusable} {rows} that the entity cannot use: not compared, `tailrace status` says where"
+        )
     for kind in KINDS:
         samples = [sample for sample in table.samples if sample.kind == kind]
         if samples:

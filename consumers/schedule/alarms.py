@@ -14,6 +14,7 @@ from consumers.schedule.plan import JobState, Outcome, Planned, missed, retry_at
 from consumers.views import SILENT, Finding, FlowState, Grade, Status, duration, size
 from consumers.views.findings import RANK
 from consumers.views.flows import drifted
+from consumers.views.jobs import JOB
 from consumers.views.parts import Part
 from streamer.config import Config, PostgresSource
 from streamer.status import StatusRecord
@@ -130,7 +131,7 @@ def _of_findings(status: Status, scheduler: str) -> Iterator[Wrong]:
         rule = _RULE.get(finding.rank)
         if rule is None or not finding.counts or finding.subject.startswith("flow "):
             continue
-        if finding.subject == scheduler:
+        if finding.subject == scheduler or finding.subject.startswith(JOB):  # `of_jobs` tells these
             continue
         if not _is_of_slot(finding):
             texts.setdefault((rule, finding.subject), []).append(finding.text)

@@ -28,6 +28,11 @@ class Standing:
     now: dict[str, Any]
     problem: str = ""
 
+    @property
+    def is_change(self) -> bool:
+        """Whether it is in force, and another than the file's."""
+        return not self.problem and self.before != self.now
+
     def plain(self) -> dict[str, Any]:
         return {
             **{name: getattr(self.override, name) for name in ("override", "path", "value", "by", "at_us")},
@@ -41,9 +46,13 @@ class InForce:
     changes: tuple[Change, ...]  # those in force
     standings: tuple[Standing, ...]  # of all
 
+    @property
+    def overrides(self) -> list[Override]:
+        return [standing.override for standing in self.standings]
+
     def keys(self, job: str) -> list[str]:
         """What of a job is not as in the file."""
-        return [change.key for change in self.changes if change.job == job]
+        return [each.key for each in self.standings if each.job == job and each.is_change]
 
 
 def in_force(config: Config, overrides: Sequence[Override]) -> InForce:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from consumers.control.database import Database
 from consumers.control.jobs import Jobs
-from consumers.control.overrides import IN_FORCE_LIMIT, Override, Overrides
+from consumers.control.overrides import IN_FORCE_LIMIT, Outrun, Override, Overrides
 from consumers.schedule.overriding import InForce, in_force
 from consumers.schedule.plan import Decision, JobState, Planned, planned
 from consumers.schedule.view import Past, job_views
@@ -18,7 +19,11 @@ from streamer.config import Config
 from streamer.config.base import no_such
 from streamer.config.built import unbuilt_scheduled
 from streamer.config.changed import change_of, changed
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, RetryableError
+
+JUDGED_LIMIT = 20  # of one change: each time another one was first, of the few people who change schedules
+
+_T = TypeVar("_T")
 
 
 class Schedule:
@@ -50,6 +55,17 @@ class Schedule:
 
     def change(self, path: str, value: Any, by: str, now_us: int) -> int:
         """From now on, for all processes; its number. Raises ConfigError as the file would."""
+        return self._judged(lambda: self._change(path, value, by, now_us))
+
+    def _judged(self, work: Callable[[], _T]) -> _T:
+        """What is written holds beside what others have written meanwhile: else it is judged once more."""
+        for _ in range(JUDGED_LIMIT):
+            with suppress(Outrun):
+                return work()
+        what = f"the schedules were changed {JUDGED_LIMIT} times while this change was judged"
+        raise RetryableError(what, fix="try it again")
+
+    def _change(self, path: str, value: Any, by: str, now_us: int) -> int:
         change = change_of(self._config, path, value)
         known = self.in_force()
         if len(known.standings) >= IN_FORCE_LIMIT:
@@ -58,7 +74,7 @@ class Schedule:
                 what, fix="`tailrace config export` prints them for the file; then roll them back"
             )
         self._check_shown(changed(self._config, [*known.changes, change]), change.job)
-        return self.overrides.put(path, value, change.replaces, by, now_us)
+        return self.overrides.put(path, value, change.replaces, by, now_us, beside=known.overrides)
 
     def _check_shown(self, config: Config, job: str) -> None:
         """What is kept is seen by every process at once: none may fail at it. Raises ConfigError."""
@@ -73,7 +89,11 @@ class Schedule:
 
     def take_back(self, numbers: Sequence[int], by: str, now_us: int) -> list[Override]:
         """The file counts again: of these overrides, or of all. Raises ConfigError."""
-        standing = {each.override.override: each for each in self.in_force().standings}
+        return self._judged(lambda: self._take_back(numbers, by, now_us))
+
+    def _take_back(self, numbers: Sequence[int], by: str, now_us: int) -> list[Override]:
+        known = self.in_force()
+        standing = {each.override.override: each for each in known.standings}
         for number in numbers:
             if number not in standing:
                 raise ConfigError(
@@ -87,7 +107,8 @@ class Schedule:
             if problem and not standing[number].problem:
                 what = f"override {number} needs it: without it {problem}"
                 raise ConfigError(what, fix=f"take {number} back first, or all of them: --all")
-        self.overrides.undo([override.override for override in gone], by, now_us)
+        gone_numbers = [override.override for override in gone]
+        self.overrides.undo(gone_numbers, by, now_us, beside=known.overrides)
         return gone
 
     def view(self, names: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ DAYS_AHEAD = 3  # within which each time of the day comes at least once, whateve
 CLOCKS_MOVED = timedelta(hours=2)  # at once, at most: within it the wall clock's order is not that of time
 LINES_KEPT = 1_000  # read once: more than a config's jobs
 MOMENTS_KEPT = 4_000  # each turn asks for the next moment after the same one, until that has come
-CRON_YEARS = 4  # looked ahead: 29 February comes within them, but for a century's
+CRON_YEARS = 40  # looked ahead: a 29 February of one weekday comes within them, across a century, too
 
 
 class Times(Protocol):

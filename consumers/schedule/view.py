@@ -81,7 +81,8 @@ def _view(
 ) -> dict[str, Any]:
     state, job = states[plan.name], plan.job
     runs = enabled and job.enabled and not state.paused
-    moments = [state.asked] + ([retry_at(plan, state), next_start(plan, state, states)] if runs else [])
+    retry = retry_at(plan, state) if runs else None
+    moments = [state.asked, retry, next_start(plan, state, states) if runs else None]
     next_ = min((moment for moment in moments if moment is not None), default=None)
     last = next((run for run in past if run.outcome is not Outcome.SKIPPED), None)
     return {
@@ -92,6 +93,7 @@ def _view(
         "paused": state.paused,
         "state": _state(state, enabled=enabled, job_enabled=job.enabled, missed=missed_since is not None),
         "next_us": _us(next_),
+        "retry_us": _us(retry),
         "missed_since_us": _us(missed_since),
         "age_s": None if state.last_done is None else (now - state.last_done).total_seconds(),
         "stale_after_s": job.stale_after_s,

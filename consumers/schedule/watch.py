@@ -111,10 +111,7 @@ class Watch:
 
     async def _turn(self) -> None:
         try:
-            read_s = self._heartbeats.read_s
-            known = read_s is not None and self._clock_s() - read_s < KAFKA_S
-            status = self._heartbeats.status() if known else None
-            begun, over = await asyncio.to_thread(self._look, status)
+            begun, over = await asyncio.to_thread(self._look, self._heartbeats.heard(KAFKA_S))
         except LeaseLost:
             self._held = False
             log.warning("another process watches now")
@@ -159,16 +156,21 @@ class Watch:
         self._held = held
         if status is not None:
             self._scheduler = self._of_scheduler(status)
-        read_s = self._heartbeats.read_s
-        last_s = self._began_s + START_S if read_s is None else read_s
-        blind = status is None and now_s - last_s >= KAFKA_S
+        kafka = self._why_blind(now_s) if status is None else ""
         schedule = [*self._of_jobs(), *self._scheduler]
-        wrong = self._dog.look(status, schedule, now_s, kafka=self._heartbeats.trouble if blind else "")
+        wrong = self._dog.look(status, schedule, now_s, kafka=kafka)
         if not held:
             return (), ()
         found = self._feed.note(wrong, self._holder, now_us(), self._lease)
         self._wrote_s = now_s
         return found
+
+    def _why_blind(self, now_s: float) -> str:
+        """Why no heartbeat comes; empty while one is waited for."""
+        if self._heartbeats.news_s is not None:
+            return self._heartbeats.why_quiet(KAFKA_S)
+        is_late = now_s - self._began_s >= START_S + KAFKA_S
+        return (self._heartbeats.trouble or "none has come yet") if is_late else ""
 
     def _of_jobs(self) -> list[Wrong]:
         if not alarms.runs_jobs(self._config):

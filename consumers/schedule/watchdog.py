@@ -32,7 +32,7 @@ TEXT_S = 30.0  # a text that counts the seconds is not written anew at each look
 START_S = 20.0  # in which parts that are started with the watcher say their first word
 STILL_S = 30.0  # nothing applied for so long, while the topic grows
 PROCESS_STILL_S = 15.0  # a processor's committed offsets, whatever became of its process meanwhile
-KAFKA_S = 15.0  # heartbeats not read for so long; a broker that moves is back before
+KAFKA_S = 15.0  # not one heartbeat for so long; a broker that moves is back before
 
 
 @dataclass(slots=True)
@@ -202,5 +202,7 @@ class Watchdog:
             self._last += self._progress.look(status, now_s)
             self._last += self._processors.look(status, now_s)
         elif kafka:
+            # What moved meanwhile nobody has seen: nothing stood still for so long.
+            self._progress, self._processors = Progress(), Processors()
             found.append(Wrong("stalled", "kafka", f"no heartbeat can be read: {kafka}"))
         return self._holds.look([*self._last, *found], now_s, self._unjudged, clears=not young)

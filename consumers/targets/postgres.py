@@ -56,7 +56,7 @@ from streamer.config import Flow, VectorTarget, describe_postgres
 from streamer.config import PostgresTarget as Settings
 from streamer.errors import BadRecordError, ConfigError, TailraceError, TargetUnavailable
 from streamer.postgres import holdups, rights
-from streamer.postgres.connection import connect
+from streamer.postgres.connection import connect, session_statements
 
 CONNECT_TIMEOUT_S = 10
 SILENCE_MS = 30_000  # a target that acknowledges nothing for so long is gone
@@ -68,14 +68,15 @@ PREPARED_AFTER = 2**31
 LOOK_LIMIT_S = 5.0  # for who holds up the session: connecting and two queries on the catalogue
 LAST_WORDS_S = 2.0  # for what is still to be said when a session is closed
 
-# Values come as text in these styles; key look-ups must not become scans of a whole table; a session
-# that was cut off must not keep its locks.
-_SESSION = """SET DateStyle = 'ISO, YMD'; SET IntervalStyle = 'iso_8601'; SET TimeZone = 'UTC';
-SET bytea_output = 'hex'; SET extra_float_digits = 1; SET lc_monetary = 'C'; SET jit = off;
-SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off;
-SET plan_cache_mode = force_generic_plan; SET statement_timeout = 0;
-SET idle_in_transaction_session_timeout = '60s'; SET lock_timeout = 0; SET quote_all_identifiers = off;
-SET default_transaction_isolation = 'read committed'; SET default_transaction_read_only = off"""
+# Key look-ups must not become scans of a whole table; a session that was cut off must not keep its locks.
+_OWN_SETTINGS = {
+    "jit": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "enable_seqscan": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "idle_in_transaction_session_timeout": "60s",
+}
 
 
 # What it warns of is raised too; a refused row would be told twice, once without its reason.
@@ -154,7 +155,9 @@ class PostgresTarget:
         connection.prepared_max = PLANS_LIMIT
         connection.prepare_threshold = PREPARED_AFTER
         try:
-            await connection.execute(_SESSION, prepare=False)
+            await connection.execute(
+                session_statements(connection.info.server_version, **_OWN_SETTINGS), prepare=False
+            )
             self._silent = await _silence_triggers(connection)
         except BaseException:
             await connection.close()

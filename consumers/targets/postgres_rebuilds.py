@@ -32,6 +32,7 @@ from consumers.targets.postgres_errors import unavailable
 from consumers.targets.postgres_exchange import OID, Exchange, Names, number
 from streamer.config import PostgresTarget
 from streamer.errors import ConfigError
+from streamer.postgres.connection import session_statements
 
 BUSY_TRIES = 3  # ... and so often all of it, PAUSE_S apart
 HOLD_LIMIT = "30s"  # a session that is cut off while it holds apply up
@@ -117,10 +118,9 @@ class Rebuilds:
 
     async def _begin(self) -> None:
         names, connection = self._names, self.connection
-        await connection.execute(b"SET search_path = pg_catalog")
-        await connection.execute(
-            f"SET idle_in_transaction_session_timeout = '{HOLD_LIMIT}'".encode(), prepare=False
-        )
+        settings = {"search_path": "pg_catalog", "idle_in_transaction_session_timeout": HOLD_LIMIT}
+        version = connection.info.server_version
+        await connection.execute(session_statements(version, **settings), prepare=False)
         await self._rows(_CHECK_CLIENT)
         lock = "SELECT pg_try_advisory_lock(hashtextextended($1, 0))"
         ((alone,),) = await self._rows(lock, f"{names.flow}")

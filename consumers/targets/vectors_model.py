@@ -42,7 +42,8 @@ Vector = str | BadRecordError  # a literal, or why the model refuses the text
 
 
 class Model:
-    """One flow's function. `clock`: of the rate, and of how long a call runs."""
+    """One flow's function. `clock`: of the rate, and of how long a call runs. `stays`: the process goes on
+    when the function fails, and tries again."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Model:
         limits: Embedding,
         folder: Path,
         *,
+        stays: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert flow.embed is not None
@@ -58,6 +60,7 @@ class Model:
         self.dimensions = flow.dimensions
         self.place = f"flow {flow.name!r}, embed: {flow.embed}"
         self._limits = limits
+        self._stays = stays
         function = load_function(flow.embed, folder, where=self.place)
         self._caller = Caller(function, f"embed: {flow.embed}", clock=clock)
         self._clock = clock
@@ -153,6 +156,12 @@ class Model:
         runs_s, timeout_s = self._caller.running_s, self._limits.timeout_s
         limit_s = max(HUNG_TIMEOUTS * timeout_s, HUNG_S)
         what = f"a call of the embedding function has been running for {runs_s:.0f} s"
+        if not self._stays:
+            return _Hangs(
+                f"{what} (embedding.timeout is {timeout_s:g} s)",
+                where=self.place,
+                fix="see what it waits for (a slow one needs a longer embedding.timeout), then again",
+            )
         if runs_s > limit_s:
             return FatalError(
                 f"{what} and does not end, so that this process does",
@@ -170,7 +179,7 @@ class Model:
         return TargetUnavailable(
             f"the embedding function does not answer: {_words(error)}",
             where=self.place,
-            fix="it goes on by itself when the function does",
+            fix="it goes on by itself when the function does" if self._stays else "again when it does",
         )
 
 

@@ -22,6 +22,7 @@ from consumers.targets.vectors_texts import Texts
 from streamer.config import Flow, VectorTarget, describe_postgres
 from streamer.config.patterns import fits
 from streamer.errors import BadRecordError, ConfigError
+from streamer.postgres.connection import session_statements
 
 CONNECT_TIMEOUT_S = 10
 CHUNKS_A_ROW = 4  # looked at for each row that is asked for: a row's chunks are often near each other
@@ -41,7 +42,7 @@ false) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """`distance`: by cosine, 0 (the same direction) to 2; NaN: the text has none. `row`: the metadata."""
+    """`distance`: by cosine, 0 (the same direction) to 2. `row`: the metadata."""
 
     flow: str
     table: str
@@ -54,7 +55,7 @@ class Hit:
 
 async def search(target: VectorTarget, flow: Flow, words: str, limit: int) -> list[Hit]:
     """The nearest rows, each by its nearest chunk. Raises TargetUnavailable, ConfigError."""
-    model = Model(flow, target.embedding, target.modules)
+    model = Model(flow, target.embedding, target.modules, stays=False)
     try:
         vector = await vector_of(model, words)
     finally:
@@ -68,6 +69,7 @@ async def search(target: VectorTarget, flow: Flow, words: str, limit: int) -> li
             make_conninfo(**{**extra, **given}), autocommit=True, cursor_factory=AsyncRawCursor
         )
         async with connection:
+            await connection.execute(session_statements(connection.info.server_version))
             await connection.execute(_PATH)
             tables = await _tables(connection, flow)
             for table in tables:
@@ -83,7 +85,7 @@ async def search(target: VectorTarget, flow: Flow, words: str, limit: int) -> li
     except (psycopg.Error, OSError) as error:
         refused = not_let_in(error, place) if isinstance(error, psycopg.Error) else None
         raise refused or unavailable(error, place) from error
-    return sorted(hits, key=lambda hit: (isnan(hit.distance), hit.distance))[:limit]
+    return sorted(hits, key=lambda hit: hit.distance)[:limit]
 
 
 async def vector_of(model: Model, words: str) -> str:
@@ -114,7 +116,8 @@ async def _tables(connection: Connection, flow: Flow) -> list[TargetTable]:
 async def _nearest(
     connection: Connection, table: TargetTable, flow: Flow, vector: str, limit: int
 ) -> list[Hit]:
-    """Chunks in their order, until there are so many rows."""
+    """Chunks in their order, until there are so many rows. A vector of zeros has no direction: an index
+    leaves it out, and so does a search that reads all."""
     key = _key_of(table)
     soft = soft_column(flow)
     names = [name for name in table.columns if name not in OWN and not name.startswith("_tailrace")]
@@ -131,6 +134,8 @@ async def _nearest(
             found = await (await connection.execute(query, (vector, wanted))).fetchall()
         hits: dict[tuple[Any, ...], Hit] = {}
         for distance, chunk, text, *values in found:
+            if isnan(float(str(distance))):
+                continue
             row = dict(zip(names, values, strict=True))
             at = {name: row.pop(name) for name in key}
             hit = Hit(flow.name, table.text, float(str(distance)), at, int(str(chunk)), str(text), row)

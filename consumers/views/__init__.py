@@ -8,7 +8,7 @@ Unknown is not zero: a figure of a process that is silent is null.
 from consumers.views.amounts import UNKNOWN, duration, size
 from consumers.views.findings import FINDINGS_FROM, Finding, FlowState, Grade, is_finding
 from consumers.views.parts import SILENT, expected_parts, is_served, is_watched
-from consumers.views.status import Plan, Status, build, lag
+from consumers.views.status import Plan, Status, build, lag, places
 
 __all__ = [
     "FINDINGS_FROM",
@@ -26,5 +26,6 @@ __all__ = [
     "is_served",
     "is_watched",
     "lag",
+    "places",
     "size",
 ]

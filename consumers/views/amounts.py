@@ -1,6 +1,8 @@
-"""Bytes and spans of time as people read them. Pure."""
+"""Bytes, moments and spans of time as people read them. Pure."""
 
 from __future__ import annotations
+
+from datetime import datetime, tzinfo
 
 UNKNOWN = "-"  # a figure that is not known, which is not zero
 
@@ -28,3 +30,10 @@ def duration(value: float | None) -> str:
         if count or (unit == "s" and not words):
             words.append(f"{count}{unit}")
     return " ".join(words[:2])
+
+
+def moment(at_us: int | None, zone: tzinfo) -> str:
+    """By the clock of the zone."""
+    if at_us is None:
+        return UNKNOWN
+    return datetime.fromtimestamp(at_us // 1_000_000, zone).strftime("%Y-%m-%d %H:%M:%S")

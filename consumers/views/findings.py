@@ -13,7 +13,7 @@ class Grade(IntEnum):
     SLOW = 1
     PAUSED = 2
     SET_ASIDE = 3  # values that cannot be used: a topic keeps them, and the rest goes on
-    UNDONE = 4  # a backfill that failed: its rows wait for a person, and the stream goes on
+    UNDONE = 4  # a backfill or a job that failed, or did not begin: it waits for a person, the stream goes on
     HELD = 5
     AT_RISK = 6  # all goes on, with rows that are missing or not whole, or a disk that fills
     STALLED = 7

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from socket import gethostname
 from typing import Any
 
 from consumers.views.findings import Finding, Grade, ordered
 from consumers.views.flows import drifted, flow_view
+from consumers.views.jobs import job_findings
 from consumers.views.parts import (
     Part,
     concerns,
@@ -19,6 +21,7 @@ from consumers.views.parts import (
 )
 from consumers.views.processors import Way, processor_view, way_of
 from consumers.views.sources import source_view
+from consumers.views.strangers import parted, stranger_findings
 from streamer.config import Config, Flow, PostgresSource, RedisSource, built_flows, unbuilt_source
 from streamer.errors import EXIT_FINDING, EXIT_OK
 from streamer.status import State, StatusRecord
@@ -92,11 +95,13 @@ class Plan:
     parts: list[str]
     flows: list[Flow]
     ways: dict[str, Way]
+    places: dict[str, str]  # of the stores, by part
 
     @classmethod
     def of(cls, config: Config) -> Plan:
         flows = _flows(config)
-        return cls(expected_parts(config), flows, {flow.name: way_of(config, flow) for flow in flows})
+        ways = {flow.name: way_of(config, flow) for flow in flows}
+        return cls(expected_parts(config), flows, ways, places(config))
 
 
 def build(
@@ -108,8 +113,8 @@ def build(
 ) -> Status:
     """The records must include those that ended or fell silent: counts are summed over them too. `proofs`:
     the last comparison of each flow, where they are known here. `plan`: of the config, for who asks often."""
-    everything = list(records)
     plan = plan or Plan.of(config)
+    everything, strangers = parted(records, plan.places)
     expected = plan.parts
     present = [r for r in shown(everything, at_us) if r.part in expected or concerns(r, at_us)]
     kept = kept_by_run(present, at_us)
@@ -117,7 +122,7 @@ def build(
         part: Part(part, [r for r in present if r.part == part], at_us, kept.get(part, {}))
         for part in [*expected, *(r.part for r in present)]
     }
-    findings: list[Finding] = []
+    findings = stranger_findings(config.name, strangers, plan.places, at_us)
     sources = [
         source_view(config.name, source, parts[f"capture:{source.name}"], findings)
         for source in config.sources.values()
@@ -135,6 +140,8 @@ def build(
         if proof is not None and proof["verdict"] == "drift":
             findings.append(Finding(Grade.AT_RISK, f"flow {flow.name}", drifted(flow.name, proof, at_us)))
     part_findings(config, parts, findings)
+    serve = parts.get(f"serve:{config.name}")
+    findings += job_findings(serve) if serve is not None else ()
     for part in parts.values():
         if part.part.startswith("apply:"):
             notes = [note for record in part.living for note in record.detail.get("findings") or ()]
@@ -153,6 +160,13 @@ def _standing(proof: Mapping[str, Any] | None, captures: Iterable[Part]) -> Mapp
     details = (capture.speaker.detail for capture in captures if capture.speaker is not None)
     copied_us = max((detail.get("since_us") or 0 for detail in details), default=0)
     return None if proof is None or proof["began_us"] < copied_us else proof
+
+
+def places(config: Config) -> dict[str, str]:
+    """Where the stores of a file are, seen from this machine, by the part that works with each."""
+    host = gethostname()
+    named = [("capture", name) for name in config.sources] + [("apply", name) for name in config.targets]
+    return {f"{kind}:{name}": config.place(kind, name, host) for kind, name in named}
 
 
 def _flows(config: Config) -> list[Flow]:

@@ -64,6 +64,8 @@ NEW_TABLE = "new_table"
 LATE_FLOW = "late_flow"
 NEEDS_REREAD = "needs_reread"
 REPAIR = "repair:"
+# The reason of a run that its capture has ended: nobody had asked for it, and nobody can read the table.
+TABLE_GONE = "its table is gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,13 @@ class Run:
     def by(self) -> str:
         """Who has the last word: `by NAME`; empty when nobody has said anything."""
         return f"by {self.wish.by}" if self.wish is not None and self.wish.by else ""
+
+    @property
+    def unasked(self) -> bool:
+        """Whether it came by itself, for a table as it was found, and no person has said anything of it."""
+        return (
+            self.request is not None and self.request.why in (NEW_TABLE, NEEDS_REREAD) and self.wish is None
+        )
 
     @property
     def whole(self) -> bool:

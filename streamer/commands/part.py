@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Awaitable, Callable
+from socket import gethostname
 from typing import Any
 
 import uvloop
@@ -43,6 +44,7 @@ def run_part(
             part_name=name,
             replication_factor=config.kafka.topics.replication_factor,
             restarts=restarts,
+            place=config.place(kind, name, gethostname()),
         )
         with metrics.serve(metrics_port, lambda: status.record) as port:
             if port is not None:

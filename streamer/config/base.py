@@ -27,7 +27,7 @@ from streamer.errors import ConfigError
 # Under which a source, target or flow learns its own key; what begins so is never a key of the file.
 NAME_KEY = "__name__"
 
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,100}")  # one that begins with '-' is an option to every command
 
 
 class Model(BaseModel):
@@ -137,8 +137,11 @@ def fail(what: str, *, key: str | int | tuple[str | int, ...] = (), fix: str = "
 
 def checked_name(value: str) -> str:
     if not _NAME.fullmatch(value):
-        raise fail("is not a name", fix="use letters, digits, '_' and '-', at most 100")
+        raise fail("is not a name", fix="use letters, digits, '_' and '-' (not first), at most 100")
     return value
+
+
+Name = Annotated[str, AfterValidator(checked_name)]
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from streamer.config.base import NAME_KEY, Model, OptionalPath, OptionalSecret, fail
+from streamer.config.base import NAME_KEY, Model, Name, OptionalPath, OptionalSecret, fail
 from streamer.config.cron import CronLine
 from streamer.config.flows import Flow
 from streamer.config.units import Duration, OptionalDuration, Rate, Share
@@ -207,7 +207,7 @@ class Job(Model):
 
 class Schedules(Model):
     timezone: Annotated[str, AfterValidator(_zone)] = "UTC"
-    jobs: dict[str, Job] = Field(default_factory=dict)
+    jobs: dict[Name, Job] = Field(default_factory=dict)
 
 
 class Channel(Model):
@@ -230,6 +230,6 @@ class AlertRule(Model):
 
 
 class Alerts(Model):
-    channels: dict[str, Channel] = Field(default_factory=dict)
+    channels: dict[Name, Channel] = Field(default_factory=dict)
     dead_man: DeadMan | None = None
     rules: tuple[AlertRule, ...] = ()

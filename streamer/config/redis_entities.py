@@ -375,7 +375,7 @@ def _check_entity_name(name: str, topics: dict[str, str]) -> None:
         checked_name(name)
     except ValueError:
         what = f"{name!r} is not an entity's name"
-        raise fail(what, key=place, fix="use letters, digits, '_' and '-', at most 100") from None
+        raise fail(what, key=place, fix="use letters, digits, '_' and '-' (not first), at most 100") from None
     if name in RESERVED_ENTITIES or name.startswith("_"):
         what = f"the name {name!r} is Tailrace's own"
         raise fail(what, key=place, fix="use another, one that does not begin with '_'")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from streamer.changes.topics import (
@@ -22,7 +22,7 @@ from streamer.changes.topics import (
     shadow_topic,
     status_topic,
 )
-from streamer.config.base import NAME_KEY, Model, again, checked_name, fail, nearest
+from streamer.config.base import NAME_KEY, Model, Name, again, fail, nearest
 from streamer.config.derived import circle, processor_faults, sql_faults
 from streamer.config.flows import (
     Flow,
@@ -43,11 +43,9 @@ from streamer.config.sources import (
     QuerySource,
     Source,
 )
-from streamer.config.stores import apart, first_shared, store_of
+from streamer.config.stores import apart, first_shared, place_of, store_of
 from streamer.config.writers import Writers
 from streamer.errors import ConfigError
-
-Name = Annotated[str, AfterValidator(checked_name)]
 
 
 class Config(Model):
@@ -69,6 +67,12 @@ class Config(Model):
     @property
     def base(self) -> Path:
         return self.path.parent
+
+    def place(self, kind: str, name: str, host: str) -> str:
+        """Of the store that a part works with, seen from `host`; empty: it has none, or cannot tell."""
+        stores = {"capture": self.sources.get(name), "apply": self.targets.get(name)}
+        store = stores.get(kind)
+        return place_of(store, host) if store is not None else ""
 
     @model_validator(mode="before")
     @classmethod

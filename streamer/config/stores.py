@@ -1,5 +1,5 @@
-"""Which store a target's URL names, as far as its text tells: two targets never share one (H30). No I/O but
-links of files."""
+"""Which store a URL names, as far as its text tells: two targets never share one (H30), and two configs of
+one name are told apart. No I/O but links of files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import assert_never
 
 from streamer.config.conninfo import parts_of
 from streamer.config.flows import MemoryTarget, PostgresTarget, RedisTarget, SqlTarget, Target, VectorTarget
+from streamer.config.redis_entities import RedisSource
+from streamer.config.sources import PostgresSource, Source
 from streamer.config.sql_urls import SQLITE, sql_backend, sqlite_path
 from streamer.redis.url import ServerUrl, read_url
 
@@ -40,6 +42,39 @@ def store_of(target: Target) -> Store | None:
         case MemoryTarget():
             return None
     assert_never(target)
+
+
+def place_of(store: Source | Target, host: str) -> str:
+    """Where a store is, in the words of its URL: `kind://server:port/database`, without who logs in and with
+    what. Empty: the URL does not tell. `host`: this machine's name, in place of localhost."""
+    match store:
+        case PostgresSource() | PostgresTarget() | VectorTarget():
+            parts = parts_of(store.url.get_secret_value())
+            _, servers, _ = _of_postgres(parts)
+            assert isinstance(servers, tuple)
+            places = ",".join(f"{_seen_from(host, name)}:{port}" for name, port in servers)
+            return f"postgres://{places}/{parts['dbname']}" if "dbname" in parts else ""
+        case RedisSource() | RedisTarget():
+            url = read_url(store.url.get_secret_value())
+            if not isinstance(url, ServerUrl):
+                return ""
+            place = f"{host}{realpath(url.path)}" if url.path else f"{_seen_from(host, url.host)}:{url.port}"
+            return f"redis://{place}/{url.db}"
+        case SqlTarget():
+            is_file = sql_backend(store.url) == SQLITE
+            return f"sqlite://{host}{realpath(sqlite_path(store.url))}" if is_file else ""
+    return ""
+
+
+def database_of(place: str) -> tuple[str, str]:
+    """What of a place is the same by whatever name its server is called: the kind, and the database."""
+    kind, _, rest = place.partition("://")
+    return kind, rest.rpartition("/")[2]
+
+
+def _seen_from(host: str, name: str) -> str:
+    is_here = not name or name[0] in "/@" or _host(name) == _LOOPBACK[0]
+    return host if is_here else _host(name)
 
 
 def _of_postgres(parts: dict[str, str]) -> Store:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection
-from typing import Any
 
 from aiokafka import AIOKafkaProducer
 from aiokafka import errors as kafka
@@ -23,6 +22,7 @@ from streamer.publisher.topics import (
     POSITION_PARTITIONS,
     check_message_bytes,
     check_partitions,
+    create_topics,
     data_config,
     describe,
     durability_findings,
@@ -127,21 +127,21 @@ async def _may_make(
     replicas = min(settings.topics.replication_factor, brokers)
     config = data_config(settings.topics)
     asked = [NewTopic(t, n, replicas, topic_configs=dict(config)) for t, n in sorted(missing.items())]
-    with kafka_errors("asking for topics", brokers=settings.brokers):
-        answer: Any = await client.create_topics(asked, validate_only=True)
-    refused = False
-    for topic, code, *rest in answer.topic_errors:
+    refused: dict[tuple[int, str], list[str]] = {}  # by the error, which may be that of thousands
+    async for topic, code, message in create_topics(client, asked, validate_only=True):
         error = kafka.for_code(code)
-        if error in {kafka.NoError, kafka.TopicAlreadyExistsError}:
-            continue
-        refused = True
-        message = (rest[0] if rest else None) or error.__name__
-        translated = translate(error(message), f"making topic {topic}", brokers=settings.brokers)
+        if error not in {kafka.NoError, kafka.TopicAlreadyExistsError}:
+            refused.setdefault((code, message or error.__name__), []).append(topic)
+    for (code, message), topics in refused.items():
+        many = f"topics {listed(topics)}" if len(topics) > 1 else f"topic {topics[0]}"
+        error = kafka.for_code(code)(message)
+        translated = translate(error, f"making {many}", brokers=settings.brokers)
         if isinstance(translated, ConfigError):
             findings.fail("topics", translated.what, translated.fix)
         else:
-            fix = "make the topic by hand as the brokers' policy asks, or change kafka.topics"
-            findings.fail("topics", f"Kafka would not make the topic {topic}: {message}", fix)
+            them = "them" if len(topics) > 1 else "the topic"
+            fix = f"make {them} by hand as the brokers' policy asks, or change kafka.topics"
+            findings.fail("topics", f"Kafka would not make the {many}: {message}", fix)
     if not refused:
         findings.ok("topics", f"{len(missing)} can be made: {listed(sorted(missing))}")
 

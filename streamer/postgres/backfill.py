@@ -11,7 +11,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from streamer.backfill_ledger import POLL_S, Follow
-from streamer.changes.backfill import NEW_TABLE, REPAIR, Progress, Request, Run, State, Wanted, table_run
+from streamer.changes.backfill import (
+    NEW_TABLE,
+    REPAIR,
+    TABLE_GONE,
+    Progress,
+    Request,
+    Run,
+    State,
+    Wanted,
+    table_run,
+)
 from streamer.postgres.backfill_run import Context, TableRun
 from streamer.postgres.catalog import Table
 
@@ -58,7 +68,11 @@ class Backfill:
         if not self._ready:
             return False, ""
         if known is not None and known.request is not None:
-            state = self._ledger.of(known).state
+            progress = self._ledger.of(known)
+            state = progress.state
+            if state is State.CANCELLED and progress.reason == TABLE_GONE:
+                self._ledger.begin_again(known)  # another table has its name
+                return False, ""
             if state.over and not (published and state is State.DONE):
                 return (
                     False,

@@ -21,12 +21,12 @@ import psycopg
 from psycopg import errors
 
 from streamer.backfill_ledger import Ledger
-from streamer.changes.backfill import Key, Progress, Run, State, Wanted
+from streamer.changes.backfill import TABLE_GONE, Key, Progress, Run, State, Wanted
 from streamer.changes.envelope import SNAPSHOT_INCREMENTAL
 from streamer.config import PostgresSource
 from streamer.errors import BadRecordError, ConfigError, FatalError, SourceUnavailable
 from streamer.postgres import backfill_table, catalog, chunks, rights
-from streamer.postgres.backfill_table import Refused
+from streamer.postgres.backfill_table import Refused, TableGone
 from streamer.postgres.chunks import Chunk, Given, Range, TableChanged, Walk
 from streamer.postgres.connection import Connection, connect
 from streamer.postgres.relations import Relations
@@ -155,14 +155,23 @@ class TableRun:
             self._say(error.what)
             if await self._goes_on():
                 await self._rest(BACKOFF_S)
+        except TableGone as error:
+            if self.run.unasked:
+                self._end(State.CANCELLED, TABLE_GONE)
+            else:
+                self._end(State.FAILED, f"{error.what}: {error.fix}")
         except (Refused, ConfigError, FatalError, BadRecordError) as error:
             self._end(State.FAILED, f"{error.what}: {error.fix}" if error.fix else error.what)
 
     async def _refused(self, connection: Connection, error: psycopg.Error) -> Refused:
         """What the server refuses for good; a missing right with the statements that give it."""
         fix = ""
+        await connection.rollback()
+        if catalog.is_gone(error):
+            request = self.request
+            if await catalog.find_table(connection, request.schema, request.table) is None:
+                return TableGone(request.place)
         if isinstance(error, errors.InsufficientPrivilege):
-            await connection.rollback()
             lacks = await rights.reading(connection, [(self.request.schema, self.request.table)])
             fix = rights.as_owner(s for lack in lacks for s in lack.statements) if lacks else ""
         return Refused(error.diag.message_primary or str(error), fix=fix)

@@ -28,6 +28,16 @@ class Refused(TailraceError):
     """The run cannot go on, however often it is tried."""
 
 
+class TableGone(Refused):
+    """Nor is there anything left that it could read."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(
+            f"{place} is not there (it was dropped or renamed, or is a partition)",
+            fix="name a table that is there; of a partitioned table its root",
+        )
+
+
 async def find(connection: Connection, source: PostgresSource, request: Request) -> Table | None:
     """The published table; None while one that was made later is not published yet. Raises Refused."""
     place = request.place
@@ -37,10 +47,7 @@ async def find(connection: Connection, source: PostgresSource, request: Request)
         raise Refused(f"{place} is not captured, because {unbuilt.what}", fix=unbuilt.fix)
     table = await catalog.find_table(connection, request.schema, request.table)
     if table is None:
-        raise Refused(
-            f"{place} is not there (it was dropped or renamed, or is a partition)",
-            fix="name a table that is there; of a partitioned table its root",
-        )
+        raise TableGone(place)
     names = Publications(source.publication.name, ())
     present = await catalog.publication_tables(connection, names.name, names.inserts_name)
     if table.qualified in present.get(names.name, ()):

@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
-from psycopg import sql
+import psycopg
+from psycopg import errors, sql
 
 from streamer.changes.kinds import TypeFacts, kind_of
 from streamer.changes.names import own_column, spelt
@@ -71,6 +72,18 @@ class Table:
         if self.identity == "i":
             return not self.has_index_identity
         return self.identity == "n"
+
+
+# Of a table that was dropped or renamed, or its schema, after it was looked up.
+GONE = (errors.UndefinedTable, errors.InvalidSchemaName)
+
+
+def is_gone(error: psycopg.Error) -> bool:
+    """The same of a query that reads the catalogue."""
+    if isinstance(error, GONE):
+        return True
+    # Functions of the catalogue look up their relations themselves.
+    return isinstance(error, errors.InternalError_) and error.diag.source_function == "relation_open"
 
 
 def check_named(rules: Iterable[str], present: Sequence[str]) -> None:

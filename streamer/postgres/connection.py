@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,21 +25,31 @@ from streamer.errors import ConfigError, SourceUnavailable, TailraceError
 
 Connection = psycopg.AsyncConnection[TupleRow]
 
-# How values are printed must not depend on the server's settings: the encoders rely on these.
-SESSION_SETTINGS = {
-    "DateStyle": "ISO",
+# What a database, a role or a server may have set otherwise, for people: how values are printed and read, on
+# which encoders and keys rely, and limits that would end a copy or a stream in the middle.
+EVERY_SESSION = {
+    "DateStyle": "ISO,YMD",
     "IntervalStyle": "iso_8601",
     "TimeZone": "UTC",
     "bytea_output": "hex",
     "extra_float_digits": "1",
     "lc_monetary": "C",
-    "client_encoding": "UTF8",
-    "statement_timeout": "0",
-    "idle_in_transaction_session_timeout": "0",
-    "lock_timeout": "0",
-    "default_transaction_read_only": "off",
-    "default_transaction_isolation": "read\\ committed",  # a space in libpq's options is escaped
+    "array_nulls": "on",  # else NULL in an array's text is the word
+    "xmloption": "content",  # else a value that is no whole document is refused
+    "standard_conforming_strings": "on",
     "quote_all_identifiers": "off",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": "read committed",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+# Older servers refuse a connection that names what they do not know; these are set once it is there.
+LATER_SETTINGS = {"idle_session_timeout": (140000, "0"), "transaction_timeout": (170000, "0")}
+# As libpq's options.
+SESSION_SETTINGS = {
+    **{name: value.replace(" ", "\\ ") for name, value in EVERY_SESSION.items()},
+    "client_encoding": "UTF8",
     "row_security": "off",  # rows hidden from this role are an error, not missing from the copy
 }
 CONNECT_TIMEOUT_S = 10
@@ -47,6 +57,8 @@ CONNECT_TIMEOUT_S = 10
 KEEPALIVES = {"keepalives_idle": "10", "keepalives_interval": "5", "keepalives_count": "3"}
 
 _CONFIG_SQLSTATES = ("28", "3D", "42501")  # authentication, no such database, insufficient privilege
+_LINE_SQLSTATES = ("08", "57P")  # connections; sessions that the server ends, also all of them
+_POLICIES = "check_enable_rls"  # libpq's source_function: the words are in the server's language
 # A refused connection comes without its SQLSTATE; these are the server's (and libpq's) words for them.
 _CONFIG_WORDS = (
     "authentication failed",
@@ -57,6 +69,19 @@ _CONFIG_WORDS = (
     'role "',
 )
 _CONNECT_PREFIX = re.compile(r"^connection failed: (?:connection to server at .*? failed: )?(?:FATAL:\s+)?")
+
+
+def session_statements(server_version: int, **own: str) -> bytes:
+    """EVERY_SESSION as SQL, for one that is open and takes no options; `own` come on top."""
+    return _set({**EVERY_SESSION, **_later(server_version), **own})
+
+
+def _later(server_version: int) -> dict[str, str]:
+    return {name: value for name, (since, value) in LATER_SETTINGS.items() if server_version >= since}
+
+
+def _set(settings: Mapping[str, str]) -> bytes:
+    return "; ".join(f"SET {name} = '{value}'" for name, value in settings.items()).encode()
 
 
 def place(url: str) -> str:
@@ -79,6 +104,13 @@ def connect_grant(error: psycopg.Error) -> str:
 def grant_connect(database: str, role: str) -> str:
     names = sql.Identifier(database), sql.Identifier(role)
     return sql.SQL("GRANT CONNECT ON DATABASE {} TO {};").format(*names).as_string(None)
+
+
+def policies_cure(error: psycopg.Error, role: str) -> str:
+    """What lets the role read rows that policies hide, where a query was refused for them; else ''."""
+    if error.diag.source_function != _POLICIES:
+        return ""
+    return f"as an administrator run ALTER ROLE {sql.Identifier(role).as_string(None)} BYPASSRLS;"
 
 
 def translate(error: psycopg.Error, where: str) -> TailraceError:
@@ -115,7 +147,14 @@ def translate(error: psycopg.Error, where: str) -> TailraceError:
             where=where,
             fix=f"nothing: it is tried again{f' ({detail})' if detail else ''}",
         )
-    return SourceUnavailable(text, where=where, fix="check that the server runs and can be reached from here")
+    of_the_line = not state or state.startswith(_LINE_SQLSTATES)
+    return SourceUnavailable(
+        text,
+        where=where,
+        fix="check that the server runs and can be reached from here"
+        if of_the_line
+        else "nothing at first: it is tried again. If it stays, the server's log has the statement",
+    )
 
 
 @asynccontextmanager
@@ -138,6 +177,8 @@ async def connect(
     except psycopg.Error as error:
         raise translate(error, where) from error
     try:
+        if later := _later(connection.info.server_version):
+            await connection.execute(_set(later))
         yield connection
     except psycopg.Error as error:
         raise translate(error, where) from error

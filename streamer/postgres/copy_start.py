@@ -16,11 +16,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
+import psycopg
 from psycopg import errors, sql
 
 from streamer.errors import ConfigError, SourceUnavailable
 from streamer.postgres import holdups
-from streamer.postgres.catalog import Table
+from streamer.postgres.catalog import GONE, Table
 from streamer.postgres.connection import Connection, connect, place
 from streamer.postgres.slot import Exported, create_slot, drop_slot
 from streamer.stopping import end_tasks, stopped_within
@@ -107,6 +108,10 @@ class CopyStart:
         by = f": {holdups.named(found)} must end first" if found else ""
         self._tell(f"the first copy waits for a table ({error.diag.message_primary}){by}")
 
+    def gone(self, error: psycopg.Error) -> None:
+        """Tell why the tables are looked at again."""
+        self._tell(f"the first copy looks at the tables again: {error.diag.message_primary}")
+
     async def _hold(self, tables: Sequence[Table]) -> bool:
         """Never waits: what held some tables and waited for others could be half of a deadlock."""
         # LOCK TABLE takes no snapshot, so that the slot's can still be taken after it.
@@ -119,8 +124,9 @@ class CopyStart:
         except errors.LockNotAvailable as error:
             await self.locked(tables, holdups.READERS, error)
             return False
-        except errors.UndefinedTable:
-            return False  # dropped or renamed since it was looked at
+        except GONE as error:
+            self.gone(error)
+            return False
         return True
 
     async def _make(self) -> Exported | None:

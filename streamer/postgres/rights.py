@@ -54,6 +54,8 @@ async def reading(connection: AsyncConnection[Any], tables: Iterable[Name]) -> l
     unread: dict[str, list[str]] = defaultdict(list)
     hidden: list[str] = []
     for _, schema, table, may_use, may_read, secured in rows:
+        if may_use is None or may_read is None:
+            continue  # dropped since this query began
         closed |= set() if may_use else {schema}
         if not may_read:
             unread[schema].append(table)

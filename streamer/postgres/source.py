@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from secrets import token_hex
 
+import psycopg
 from psycopg import errors
 
 from streamer.backfill_ledger import Follow, Ledger
@@ -83,9 +84,11 @@ class Session:
         records: str,
         now_us: Callable[[], int],
         report: Callable[[str, str], None],
+        met: Callable[[str], None],
         stop: asyncio.Event,
     ) -> None:
-        """`follow`: reads the source's backfills; `records`: the topic that they are in."""
+        """`follow`: reads the source's backfills; `records`: the topic that they are in; `met`: is told which
+        database it is."""
         self.source = source
         self.publisher = publisher
         self.copying: CopyProgress | None = None  # while the first copy runs
@@ -100,6 +103,7 @@ class Session:
         self._where = place(self._url)
         self._now_us = now_us
         self._report = report
+        self._met = met
         self._stop = stop
 
     async def run(self) -> None:
@@ -178,6 +182,7 @@ class Session:
         """Take the slot, then the transactional ids, then read the position, and decide."""
         name = self.source.slot.name
         system = await identify_system(replication)
+        self._met(f"{system.system_id}/{system.database}")
         forks = await timeline_forks(replication, system.timeline)
         slot = await read_slot(control, name)
         stream: CopyStream | None = None
@@ -298,6 +303,12 @@ class Session:
                 uncaptured = await self.watch.count_uncaptured(publications.insert_only)
             except errors.LockNotAvailable as error:
                 await start.locked(tables, holdups.DEFINERS, error)
+                await start.rest()
+                continue
+            except psycopg.Error as error:
+                if not catalog.is_gone(error):
+                    raise
+                start.gone(error)
                 await start.rest()
                 continue
             if position is None:

@@ -23,8 +23,10 @@ from streamer.config import PostgresSource
 from streamer.config.built import unbuilt_table
 from streamer.errors import ConfigError, FatalError
 from streamer.postgres.catalog import (
+    GONE,
     Publications,
     Table,
+    is_gone,
     left_out,
     list_tables,
     publication_tables,
@@ -144,6 +146,8 @@ class Watch:
         except errors.LockNotAvailable:
             return  # a table is in use, by a migration perhaps; the next look tries again
         except psycopg.Error as error:
+            if is_gone(error):
+                return  # as the catalogue was read
             raise translate(error, self._where) from error
         slot = self._source.slot
         if self.observed.slot_bytes >= slot.wal_warn_bytes:
@@ -216,6 +220,8 @@ class Watch:
             row = await cursor.fetchone()
         except errors.InsufficientPrivilege:
             return True
+        except GONE:
+            return False
         return row is not None and bool(row[0])
 
     async def _publish(self, table: Table, publication: str) -> list[str]:
@@ -234,6 +240,8 @@ class Watch:
                 f"{table.qualified} fits `tables:` but role {self._connection.info.user} may not publish it: "
                 f"{await adding(self._connection, publication, table)} {rows_of(self._source, table)}"
             ]
+        except GONE:
+            return []  # dropped since the tables were listed
         return [await self._for_a_person(table)]
 
     async def _for_a_person(self, table: Table) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from aiokafka import errors as kafka
@@ -27,6 +27,10 @@ DURABLE_REPLICAS = 3
 DURABLE_IN_SYNC = 2
 LEADER_DEADLINE_S = 15.0  # making 64 partitions takes under a second; a loaded cluster takes some
 LEADER_POLL_S = 0.02
+# Kafka's controller makes what one request asks for in one batch of its log, of 10,000 records at most (from
+# 3.5 on): one for each topic, each partition and each setting. Half of it, for those that it adds of its own.
+REQUEST_RECORDS = 5_000
+NAMED_LIMIT = 5  # topics in a sentence: there may be thousands
 STATE_MESSAGE_BYTES = 8 * 2**20  # one flush's topic states: 60 bytes a partition touched
 
 # Small segments, because only closed ones are compacted and a start reads from the first record on;
@@ -122,9 +126,8 @@ async def ensure_topics(
             NewTopic(name, topics[name][0], replicas, topic_configs={**topics[name][1], **durable})
             for name in missing
         ]
-        answer = await _ask(admin.create_topics(wanted), f"making topics {', '.join(missing)}")
-        for name, code, *rest in answer.topic_errors:
-            check_made(name, code, rest[0] if rest else None, replicas, brokers)
+        async for name, code, message in create_topics(admin, wanted):
+            check_made(name, code, message, replicas, brokers)
     described = await _with_leaders(admin, topics)
     for name, (partitions, config) in topics.items():
         if config.get("cleanup.policy") == "compact" and described[name] != partitions:
@@ -136,6 +139,38 @@ async def ensure_topics(
             )
         check_partitions(name, actual=described[name], wanted=partitions)
     return set(missing)
+
+
+async def create_topics(
+    admin: AIOKafkaAdminClient, wanted: Iterable[NewTopic], *, validate_only: bool = False
+) -> AsyncIterator[tuple[str, int, str | None]]:
+    """However many, in as many requests as they take: (name, Kafka's error code, its words) of each."""
+    for part in requests_of(wanted):
+        doing = f"making topics {_named([topic.name for topic in part])}"
+        answer = await _ask(admin.create_topics(part, validate_only=validate_only), doing)
+        for name, code, *rest in answer.topic_errors:
+            yield name, code, rest[0] if rest else None
+
+
+def requests_of(wanted: Iterable[NewTopic]) -> Iterator[list[NewTopic]]:
+    """Each of REQUEST_RECORDS at most; a topic that is more than that goes alone."""
+    part: list[NewTopic] = []
+    records = 0
+    for topic in wanted:
+        size = 1 + topic.num_partitions + len(topic.topic_configs)
+        if part and records + size > REQUEST_RECORDS:
+            yield part
+            part, records = [], 0
+        part.append(topic)
+        records += size
+    if part:
+        yield part
+
+
+def _named(names: Sequence[str]) -> str:
+    """'a, b and 3 more'."""
+    more = len(names) - NAMED_LIMIT
+    return ", ".join(names[:NAMED_LIMIT]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def check_made(name: str, code: int, message: str | None, replicas: int, brokers: int) -> None:
@@ -218,7 +253,7 @@ async def _with_leaders(admin: AIOKafkaAdminClient, names: Collection[str]) -> d
                 await asyncio.sleep(LEADER_POLL_S)
     except TimeoutError as error:
         raise KafkaUnavailable(
-            f"no leader within {LEADER_DEADLINE_S:.0f} s for all partitions of {', '.join(sorted(waiting))}",
+            f"no leader within {LEADER_DEADLINE_S:.0f} s for all partitions of {_named(sorted(waiting))}",
             fix="check that the brokers that hold them run",
         ) from error
 

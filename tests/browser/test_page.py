@@ -269,6 +269,54 @@ async def test_each_trouble_is_seen(
     assert await _states_differ_without_colour(page)
 
 
+async def test_the_focus_comes_back_from_dialogs_and_commands(
+    pipeline: Pipeline, browser: webdriver.Chrome, shots: Path | None
+) -> None:
+    configure(pipeline)
+    await execute(pipeline.source_url, *MADE)
+    await pipeline.start_both()
+    pipeline.start("serve")
+    page = Page(browser, await url_of(pipeline), shots)
+    page.open()
+    await page.until("the flows are shown", lambda: "IDLE" in page.row("orders"))
+    page.tab_to("Key")
+    for keys in ((Keys.ESCAPE,), (ADMIN, Keys.ENTER), (Keys.ESCAPE,)):  # asked, given, not forgotten
+        page.press(Keys.ENTER)
+        await page.until("the dialog is there", lambda: page.one("#ask").is_displayed())
+        page.press(*keys)
+        await page.until("it is gone", lambda: not page.one("#ask").is_displayed())
+        assert page.focused().accessible_name == "Key"
+    page.driver.execute_script("sessionStorage.clear()")
+    page.tab_to("orders").send_keys(Keys.ENTER)
+    await page.until("its page is there", lambda: "IDLE" in page.text("#detail"))
+
+    page.tab_to("Replay from: how long ago, or a time")
+    page.press(*[Keys.BACKSPACE] * 3, "1ms")
+    page.tab_to("Replay…")
+    page.press(Keys.ENTER)
+    await page.until("a key is asked for", lambda: page.one("#ask").is_displayed())
+    page.press(ADMIN, Keys.ENTER)
+    await page.until("nothing is found", lambda: "nothing was changed" in page.text(".output"))
+    assert "○ NOTHING, exit 1" in page.text(".output .bar")
+    assert page.focused().accessible_name == "Replay…", "after the key, and the dry run"
+
+    page.tab_to("all of the log")
+    page.press(Keys.SPACE)
+    page.tab_to("Replay…")
+    page.press(Keys.ENTER)
+    await page.until("it can be done", lambda: page.focused().accessible_name == "Do it")
+    page.press(Keys.ENTER)
+    await page.until("it is done", lambda: "dry run" not in page.text(".output"))
+    assert page.focused().accessible_name == "Replay…"
+    await page.until("it has ended", lambda: "✓ OK, exit 0" in page.text(".output .bar"))
+    assert page.focused().accessible_name == "Replay…"
+    await page.until("all is applied again", lambda: "IDLE" in page.text("#detail .bar"))
+    page.tab_to("Pause")
+    page.press(Keys.ENTER)
+    await page.until("it is paused", lambda: "Resume" in page.text(".acts-box"))
+    assert page.focused().accessible_name == "Resume", "which stands in its place"
+
+
 async def _a_trigger_that_takes_long_makes_it_slow(page: Page, pipeline: Pipeline) -> None:
     await execute(
         pipeline.target_url,
@@ -498,6 +546,7 @@ async def _a_job_is_paused_by_keyboard(page: Page) -> None:
     await page.until("it is refused", lambda: "not right" in page.text("#ask-text"))
     page.press(ADMIN, Keys.ENTER)
     await page.until("the job is paused", lambda: "PAUSED" in page.row("nightly"))
+    assert page.focused().accessible_name == "Resume nightly", "the button that asked for the key"
     assert "WAITING" in page.row("audit")
 
 

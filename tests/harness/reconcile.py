@@ -50,7 +50,7 @@ def samples(report: dict[str, Any]) -> set[tuple[str, ...]]:
 
 def counts(table: dict[str, Any]) -> dict[str, int]:
     """Those that are not 0."""
-    names = (*KINDS, "in_flight", "parked", "held")
+    names = (*KINDS, "in_flight", "parked", "held", "unusable")
     return {name: table[name] for name in names if table[name]}
 
 

@@ -78,6 +78,7 @@ async def test_h30_a_group_is_bound_to_one_target(
         async with applying(config_of(feeder, other)) as run:
             error = await run.fails()
         assert "belongs to another target" in str(error)
+        assert run.status.record.store, "by which `status` tells it from the one at work"
 
 
 async def test_h14_a_topic_made_again_that_is_shorter_than_the_checkpoint(

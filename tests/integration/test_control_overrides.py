@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import insert
 
 from consumers.commands.overrides import diff
 from consumers.control.database import Database
 from consumers.control.lease import Lease
+from consumers.control.overrides import PART, Outrun, overrides
 from consumers.schedule.plan import Outcome
 from consumers.schedule.runner import Runner
 from consumers.schedule.service import Schedule
-from streamer.config import Config
+from streamer.config import Config, load
 from streamer.errors import ConfigError
 from tests.harness.control import control_config
 from tests.integration.test_schedule_runner import until
@@ -24,6 +30,7 @@ schedules:
     first: {{exec: 'app:first', every: 10m}}
     {second}: {{exec: 'app:second', at: ['02:00']}}
 """
+WAITS_S = 0.1  # a write that waits for nobody takes some milliseconds
 FIRST, SECOND = "schedules.jobs.first", "schedules.jobs.second"
 
 
@@ -84,6 +91,56 @@ def test_a_bad_change_is_not_kept(config: Config) -> None:
     assert len(its.in_force().standings) == 1
 
 
+def test_of_two_changes_at_once_that_make_a_cycle_one_is_refused(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one was put into force after this one was judged, and before it was written."""
+    here, there = schedule(config), schedule(config)
+    judge = here._check_shown
+
+    def late(*of: Any) -> None:
+        judge(*of)
+        if not there.in_force().standings:
+            there.change(f"{SECOND}.after", ["first"], "bob", 5)
+
+    monkeypatch.setattr(here, "_check_shown", late)
+    with pytest.raises(ConfigError, match="the job waits for itself"):
+        here.change(f"{FIRST}.after", ["second"], "anne", 5)
+    (standing,) = here.in_force().standings
+    assert (standing.override.by, standing.problem) == ("bob", "")
+
+
+def test_what_a_change_needs_is_not_taken_back_beside_it(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = schedule(config), schedule(config)
+    need = there.change(f"{SECOND}.after", ["first"], "anne", 5)
+    undo = here.overrides.undo
+
+    def late(numbers: list[int], by: str, now_us: int, **beside: Any) -> None:
+        if len(there.in_force().standings) == 1:
+            there.change(f"{SECOND}.at", None, "bob", 6)
+        undo(numbers, by, now_us, **beside)
+
+    monkeypatch.setattr(here.overrides, "undo", late)
+    with pytest.raises(ConfigError, match=r"needs it: .*the job never fires"):
+        here.take_back([need], "anne", 7)
+    assert len(here.in_force().standings) == 2
+
+
+def test_what_is_written_beside_a_change_waits_for_its_end(config: Config) -> None:
+    database = Database(config)
+    its = schedule(config)
+    row = {"path": f"{FIRST}.every", "value": "1", "by": "anne", "at_us": 5}
+    with ThreadPoolExecutor() as threads:
+        with database.alone(PART) as connection:
+            other = threads.submit(its.overrides.put, f"{SECOND}.at", None, (), "bob", 6, beside=[])
+            assert not wait([other], timeout=WAITS_S).done
+            connection.execute(insert(overrides), row)
+        with pytest.raises(Outrun):
+            other.result()
+
+
 def test_a_change_that_cannot_be_shown_is_not_kept(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every process shows what is in force: one that fails at it would stop."""
 
@@ -120,6 +177,40 @@ def test_in_a_narrow_terminal_numbers_and_jobs_are_whole(
     assert [line.split()[:2] for line in lines if " first " in line] == [
         [str(number), "first"] for number in numbers
     ]
+
+
+def test_what_the_file_says_too_is_no_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Times are of the file's zone, as those of `tailrace jobs`."""
+    config = write(tmp_path, "sqlite:///control.db")
+    zone = "schedules:\n  timezone: Asia/Tokyo\n"
+    config.path.write_text(config.path.read_text().replace("schedules:\n", zone))
+    its = schedule(config)
+    same = its.change(f"{FIRST}.every", "600s", "anne", 5)
+    its.change(f"{SECOND}.every", "1h", "anne", 5)
+    assert {view["name"]: view["overridden"] for view in its.view()} == {"first": [], "second": ["every"]}
+    assert diff(config.path, as_json=False) == 0
+    header, line, caption, *rest = capsys.readouterr().out.splitlines()
+    assert header.split()[-1] == "SINCE"
+    assert (line.split()[1], line.rstrip().endswith("1970-01-01 09:00:00")) == ("second", True)
+    assert caption.strip() == "times are of Asia/Tokyo"
+    assert f"override {same} changes nothing: first has every: 10m in the file, too" in rest[0]
+    its.take_back([], "anne", 6)
+
+
+def test_what_is_exported_and_put_into_the_file_is_in_force_by_itself(tmp_path: Path) -> None:
+    config = write(tmp_path, "sqlite:///control.db")
+    its = schedule(config)
+    its.change(f"{FIRST}.cron", "0 4 * * *", "anne", 5)
+    its.change(f"{SECOND}.after", ["first"], "anne", 5)
+    words = [sys.executable, "-m", "consumers", "config", "export", f"--config={config.path}"]
+    exported = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    head, _, _ = config.path.read_text().partition("schedules:")
+    config.path.write_text(head + exported)
+    wanted = its.in_force().config.schedules
+    its.take_back([], "anne", 6)
+    its = schedule(load(config.path))
+    assert (its.in_force().standings, its.in_force().config.schedules) == ((), wanted)
+    assert wanted.jobs["first"].cron == "0 4 * * *"
 
 
 def test_a_change_that_others_need_is_not_taken_back_alone(config: Config) -> None:

@@ -77,8 +77,8 @@ async def test_a_discarded_delete_says_that_its_row_stays(
         parked = [('{"id":1}', 1, 200, "P0001"), ('{"id":2}', 1, 200, "23514")]
         await run.rows(target_database, QUEUES, parked)
         stays = (
-            "1 of them is a delete: discarded, the row stays in the target although the source has it no"
-            ' more: public.people {"id":1} [P0001]\n'
+            "1 of them is a delete: discarded, what the target has of the row stays although the source has"
+            ' it no more: public.people {"id":1} [P0001]\n'
         )
         assert (await said(file, "discard", "--yes", "--dry-run", code=0)).endswith(stays)
         assert await said(file, "discard", "--yes", code=0) == f"2 keys discarded\n{stays}"

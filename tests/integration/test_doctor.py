@@ -23,6 +23,7 @@ from streamer.doctor.target import check_target
 from streamer.errors import EXIT_FINDING, EXIT_OK, EXIT_USAGE, ConfigError, FatalError
 from streamer.postgres.connection import connect
 from streamer.postgres.slot import create_slot, drop_slot
+from streamer.publisher import topics
 from streamer.sandbox import Sandbox
 from tests.harness.backfill import backfill
 from tests.harness.capture import capturing, fails
@@ -527,6 +528,19 @@ async def test_topics_that_do_not_fit(config_of: Make, source: Place, kafka: str
     finally:
         await admin.delete_topics([topic.name])
         await admin.close()
+
+
+async def test_thousands_of_partitions_are_asked_for_in_several_requests(
+    config_of: Make, source: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka refuses all of what is too much for it at once, for one reason, which is one finding."""
+    source.run("; ".join(f"CREATE TABLE many{n} (id int PRIMARY KEY)" for n in range(9)))
+    config = config_of(topics="{partitions: 1000}")
+    made = [check.what for check in (await examine(config)).checks if check.check == "topics"]
+    assert made[0].startswith("14 can be made: ")
+    monkeypatch.setattr(topics, "REQUEST_RECORDS", 50_000)
+    (finding,) = (check for check in failed(await examine(config)) if check.check == "topics")
+    assert " and 9 more: " in finding.what
 
 
 def test_the_command(

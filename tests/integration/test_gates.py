@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -15,7 +16,10 @@ import pytest
 import yaml
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from consumers.commands.gates import decide_held
+from consumers.apply.gates import Gates, Subject
+from consumers.commands.gates import LATELY_S, decide, decide_held
+from consumers.commands.parked import opened
+from consumers.targets.base import Gate
 from streamer.config import Config, load
 from tests.harness.feeder import WAIT_S, Feeder, Running, Table, applying
 from tests.harness.pipeline import Pipeline
@@ -177,6 +181,37 @@ async def test_a_truncate_waits_and_is_approved(scene: Scene) -> None:
         scene.people.create({"id": 1, "name": "goes on"}, 400)
         await scene.feeder.flush()
         await scene.copied(run, 21)
+
+
+async def test_what_came_before_it_is_applied_though_the_keeper_sees_the_hold_first(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hold is known before its batch is made: the batch goes whole."""
+    judge, poll, polled = Gates.judge, Gates.poll, asyncio.Event()
+
+    async def then_polled(self: Gates, *args: Any) -> dict[int, int]:
+        ends = await judge(self, *args)
+        if ends:
+            polled.clear()
+            await polled.wait()
+        return ends
+
+    async def and_say(self: Gates) -> set[Subject]:
+        """As one that began right before the hold."""
+        changed = await poll(self)
+        polled.set()
+        return changed | {(gate.flow, gate.topic) for gate in self.held()}
+
+    monkeypatch.setattr(Gates, "judge", then_polled)
+    monkeypatch.setattr(Gates, "poll", and_say)
+    await scene.prepare(partitions=1)
+    async with scene.applying() as run:
+        await scene.copied(run)
+        scene.people.update({"id": 1, "name": "just before"}, 200)
+        scene.people.truncate(210)
+        await scene.feeder.flush()
+        await held(run)
+        await run.rows(scene.url, "SELECT name FROM mirror.people WHERE id = 1", [("just before",)])
 
 
 async def test_a_truncate_is_refused_with_a_record(scene: Scene) -> None:
@@ -396,6 +431,40 @@ async def test_the_commands(scene: Scene) -> None:
         code, out = await scene.command("approve", "customers")
         assert code == 0, out
         assert "a truncate: 1 of 1 rows of public.people would be deleted; it passes" in out
+
+
+def test_who_comes_late_is_told_who_has_decided(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tailrace.yaml"
+    path.write_text(
+        """
+name: acme
+sources: {shop: {kind: postgres, url: "postgresql://u@localhost/none", tables: {"public.*": {}}}}
+targets: {copy: {kind: sql, url: "sqlite:///copy.db"}}
+flows: {mirror: {from: "shop.public.*", to: copy}}
+"""
+    )
+    now_us = time.time_ns() // 1000
+
+    async def decided(at_us: int) -> None:
+        async with opened(load(path), "copy") as target:
+            await target.hold(Gate("mirror", "shop.public.people", "deletes", "held", 50, 100, at_us))
+            await target.decide("mirror", "refused", "ann@host", at_us)
+
+    monkeypatch.setattr("consumers.commands.gates.NOTED_S", 0)
+    asyncio.run(decided(now_us))
+    assert decide(path, "mirror", "approved", as_json=False) == 1
+    out = capsys.readouterr().out
+    assert "flow mirror holds nothing" in out
+    assert "shop.public.people of flow mirror was refused by ann@host at 2" in out
+    assert ": at least 50 of 100 rows of public.people would be deleted" in out
+    assert decide(path, "mirror", "approved", as_json=True) == 1
+    told = orjson.loads(capsys.readouterr().out)
+    assert (told["gates"], told["decided_before"][0]["decided_by"]) == ([], "ann@host")
+    asyncio.run(decided(now_us - round((LATELY_S + 60) * 1e6)))
+    decide(path, "mirror", "approved", as_json=False)
+    assert "ann@host" not in capsys.readouterr().out, "of long ago"
 
 
 @pytest.mark.thorough

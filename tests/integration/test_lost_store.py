@@ -12,12 +12,14 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from aiokafka import TopicPartition
 from redis.asyncio import Redis
 
 from consumers.apply.assemble import Prepared
 from consumers.apply.writing import Writer
+from consumers.commands.gates import decide_held
 from consumers.commands.parked import opened
-from streamer.binding import bind, bound_to
+from streamer.binding import bind, binding_of, bound_to
 from streamer.config import Config, SqlTarget, parse
 from streamer.doctor.bound import bound_stores
 from streamer.doctor.check import Findings
@@ -56,7 +58,7 @@ async def keys_are(store: Redis, *ids: int) -> None:
 
 
 def losses(run: Running) -> list[str]:
-    return [text for text in run.status.record.detail["findings"] if "has lost rows" in text]
+    return [text for text in run.status.record.detail.get("findings", []) if "has lost rows" in text]
 
 
 async def said(run: Running) -> str:
@@ -98,9 +100,10 @@ async def test_an_emptied_redis_is_filled_while_no_change_comes(
 async def test_h30_a_store_that_was_emptied_while_nothing_applied_is_adopted(
     feeder: Feeder, tmp_path: Path
 ) -> None:
-    """It may as well be another one: a person has to say so, and not while a process of the group runs."""
+    """It may as well be another one: a person has to say so, and not while a process of the group runs. What
+    was deleted once is not held then; what is deleted now is."""
     file = tmp_path / "copy.db"
-    config = lite_config(feeder, file)
+    config = lite_config(feeder, file, hold_deletes_above="90%")
     group = f"{config.name}.copy"
 
     async def adopt() -> None:
@@ -110,7 +113,15 @@ async def test_h30_a_store_that_was_emptied_while_nothing_applied_is_adopted(
     async def is_bound() -> bool:
         return await bound_to(feeder.brokers, None, group) is not None
 
-    async with lite(feeder, file) as (run, _):
+    async with lite(feeder, file, config) as (run, table):
+        make(table, *range(10, 60), lsn=200)
+        await feeder.flush()
+        await rows_are(file, *range(60))
+        for n in range(10, 60):
+            drop(table, n, 210)
+        await feeder.flush()
+        await rows_are(file, *range(10))
+        await run.settled(feeder)
         await until(is_bound)
         with pytest.raises(FatalError, match="still runs"):
             await adopt()
@@ -129,9 +140,63 @@ async def test_h30_a_store_that_was_emptied_while_nothing_applied_is_adopted(
     (found,) = [check for check in findings.checks if check.check == "identity"]
     assert (found.ok, "`tailrace adopt copy`" in found.fix) == (False, True), "the doctor says it, too"
     await adopt()
-    async with applying(config) as run:
+    strict = lite_config(feeder, file, hold_deletes_above="10%")
+    async with applying(strict) as run:
+        await said(run)
         await rows_are(file, *range(10))
+        await run.settled(feeder)
+        assert run.flow()["held"] == []
+        for n in range(10):
+            drop(table, n, 300)
+        await feeder.flush()
+        await run.until(lambda: run.flow()["state"] == "held", "held")
+        assert "10 of 10 rows" in run.flow()["reason"]
         await run.stop()
+
+
+@pytest.mark.thorough
+async def test_a_process_that_starts_on_the_way_knows_what_comes_again(
+    feeder: Feeder, store: Redis, valkey_server: ValkeyServer
+) -> None:
+    """The store is emptied under one process; the truncate that it comes to passes when another applies."""
+    table = await filled(feeder, *range(100), partitions=1)
+    table.truncate(110)
+    make(table, *range(100), lsn=120)
+    await feeder.flush()
+    for n in range(50, 100):
+        drop(table, n, 200)
+    await feeder.flush()
+    async with applying(redis_config_of(feeder, valkey_server.url)) as run:
+        await keys_are(store, *range(50))
+        await run.stop()
+    gates = {"mirror": {"hold_deletes_above": "10%", "truncate": "hold"}}
+    gated = redis_config_of(feeder, valkey_server.url, gates)
+    group = f"{gated.name}.copy"
+
+    async def is_kept() -> bool:
+        again = (await binding_of(feeder.brokers, None, group)).again
+        return again.get(TopicPartition(table.topic, 0), 0) >= feeder.ends[table.topic, 0]
+
+    async with applying(gated) as run:
+        await run.settled(feeder)
+        await store.flushall()
+        await run.until(lambda: run.flow()["state"] == "held", "held")
+        await until(is_kept)
+        await run.stop()
+    async with applying(gated) as run:
+        await run.until(lambda: run.flow().get("state") == "held", "held")
+        (gate,) = await decide_held(gated, "mirror", "approved")
+        assert gate.kind == "truncate"
+        await keys_are(store, *range(50))
+        await run.settled(feeder)
+        assert run.flow()["held"] == []
+
+        async def is_forgotten() -> bool:
+            return (await binding_of(feeder.brokers, None, group)).again == {}
+
+        make(table, 0, lsn=300)
+        await feeder.flush()
+        await until(is_forgotten)
 
 
 async def test_what_was_deleted_once_passes_the_gate_again_and_no_other_delete_does(
@@ -197,14 +262,15 @@ async def test_a_redis_that_is_away_is_said_while_no_change_comes(
 # SQLite
 
 
-def lite_config(feeder: Feeder, file: Path) -> Config:
+def lite_config(feeder: Feeder, file: Path, *, hold_deletes_above: str = "") -> Config:
     text = f"""
 name: {feeder.name}
 kafka: {{brokers: "{feeder.brokers}"}}
 sources:
   {feeder.source}: {{kind: postgres, url: "postgresql://nobody@localhost/none", tables: {{"public.*": {{}}}}}}
 targets: {{copy: {{kind: sql, url: "sqlite:///{file}"}}}}
-flows: {{mirror: {{from: "{feeder.source}.public.*", to: copy}}}}
+flows:
+  mirror: {{from: "{feeder.source}.public.*", to: copy, hold_deletes_above: "{hold_deletes_above}"}}
 """
     return parse(text, file.with_name("tailrace.yaml"), environ={})
 
@@ -233,10 +299,12 @@ def is_sound(file: Path) -> bool:
 
 
 @asynccontextmanager
-async def lite(feeder: Feeder, file: Path) -> AsyncIterator[tuple[Running, Table]]:
+async def lite(
+    feeder: Feeder, file: Path, config: Config | None = None
+) -> AsyncIterator[tuple[Running, Table]]:
     """With rows 0 to 9."""
     table = await filled(feeder, *range(10))
-    async with applying(lite_config(feeder, file)) as run:
+    async with applying(config or lite_config(feeder, file)) as run:
         await rows_are(file, *range(10))
         await run.settled(feeder)
         yield run, table

@@ -9,10 +9,12 @@ from zlib import crc32
 
 import orjson
 import pytest
+from aiokafka.admin import NewTopic
+from aiokafka.errors import PolicyViolationError
 
 from streamer.errors import ConfigError, KafkaUnavailable
 from streamer.kafka import admin
-from streamer.publisher import OversizeError, ensure_topic
+from streamer.publisher import OversizeError, ensure_topic, topics
 from streamer.publisher.topics import describe
 from streamer.sandbox import KafkaServer
 from tests.harness.proxy import Proxy
@@ -137,6 +139,29 @@ async def test_a_topic_made_by_two_at_once_is_there_once(bench: Bench) -> None:
     async with admin(bench.brokers, None) as one, admin(bench.brokers, None) as two:
         await asyncio.gather(*(ensure_topic(a, bench.topic, 4, {}) for a in (one, two, one, two)))
         assert (await describe(one))[bench.topic] == 4
+
+
+@pytest.mark.parametrize("limit", [topics.REQUEST_RECORDS, 50_000])
+async def test_topics_of_thousands_of_tables_are_made_in_requests_that_kafka_takes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """More than 10,000 records at once are refused for all of them: what the limit is for."""
+    monkeypatch.setattr(topics, "REQUEST_RECORDS", limit)
+    config = topics.data_config(Settings())
+    many = [NewTopic(f"{bench.name}.{n}", 4, 1, topic_configs=config) for n in range(1_100)]
+    async with admin(bench.brokers, None) as client:
+        answers = topics.create_topics(client, many, validate_only=True)
+        codes = {name: code async for name, code, _ in answers}
+    assert codes.keys() == {topic.name for topic in many}
+    assert {*codes.values()} == ({0} if limit < 10_000 else {PolicyViolationError.errno})
+
+
+async def test_topics_are_made_in_several_requests(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topics, "REQUEST_RECORDS", 5)
+    wanted = {f"{bench.name}.{n}": (n + 1, {}) for n in range(6)}
+    async with admin(bench.brokers, None) as client:
+        assert await topics.ensure_topics(client, wanted) == {*wanted}
+        assert await topics.describe(client, wanted) == {name: count for name, (count, _) in wanted.items()}
 
 
 async def test_more_replicas_than_brokers(bench: Bench) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from consumers.commands.parked import operator
+from consumers.asker import operator
 from tests.harness.pipeline import Pipeline, execute
 from tests.harness.reconcile import proved, reconcile, samples, sqlite_target
 

@@ -81,6 +81,9 @@ KINDS: list[tuple[str, str, Any, str]] = [
 
 
 async def test_every_kind_arrives_as_it_was(feeder: Feeder, target_database: str) -> None:
+    """Also where the database would have NULL in an array read as a word."""
+    database = psycopg.conninfo.conninfo_to_dict(target_database)["dbname"]
+    await execute(target_database, f"ALTER DATABASE {database} SET array_nulls = off")
     kinds = KINDS
     columns = [("id", "integer", "number")] + [(f"c{n}", t, kind) for n, (t, kind, _, _) in enumerate(kinds)]
     table = await feeder.table("kinds", columns, partitions=1)

@@ -96,6 +96,25 @@ async def test_a_call_that_hangs_is_the_only_one_until_it_ends(
         assert len(await s.chunks()) == 1
 
 
+async def test_a_search_whose_function_fails_says_what_to_do_and_ends(recorder: Recorder) -> None:
+    """Unlike apply it does not go on by itself, and nobody starts it again. It asks before it connects."""
+    recorder.goes_on = Event()
+    fixes = []
+    for timeout, down in (("10ms", None), ("60s", ConnectionError("refused"))):
+        recorder.down = down
+        config = config_for("postgresql://nobody@localhost:1/none", None, {"embedding": {"timeout": timeout}})
+        settings = config.targets["vectors"]
+        assert isinstance(settings, Settings)
+        with pytest.raises(TargetUnavailable) as caught:
+            await search(settings, config.flows["notes"], "words", 5)
+        fixes.append(caught.value.fix)
+        recorder.goes_on.set()
+    assert fixes == [
+        "see what it waits for (a slow one needs a longer embedding.timeout), then again",
+        "again when it does",
+    ]
+
+
 async def test_what_is_wrong_with_the_function_is_said(
     recorder: Recorder, target_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +206,11 @@ async def test_a_search_is_not_cut_short_by_what_is_deleted(recorder: Recorder, 
         hits = await search(settings, config.flows["notes"], "words", 5)
         assert [hit.key["id"] for hit in hits] == [99, 98, 97, 96, 95]
         assert len(await search(settings, config.flows["notes"], "words", 200)) == 100
+        await execute(s.url, "UPDATE search.notes SET embedding = '[0,0,0]', gone_at = NULL WHERE id < 50")
+        for index in ("with", "without"):  # which leaves them out
+            found = {hit.key["id"] for hit in await search(settings, config.flows["notes"], "words", 200)}
+            assert found == set(range(50, 100)), index
+            await execute(s.url, "DROP INDEX IF EXISTS search.notes_embedding_idx")
         recorder.zero = True
         with pytest.raises(ConfigError, match="the words have no direction"):
             await search(settings, config.flows["notes"], "words", 5)

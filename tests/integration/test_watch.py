@@ -22,12 +22,14 @@ from consumers.schedule import watch as watching
 from consumers.schedule import watchdog
 from consumers.schedule.watch import Watch
 from streamer.config import Config, load
+from streamer.sandbox import KafkaServer
 from streamer.status import State, StatusWriter
 from tests.harness.pipeline import Pipeline, execute
 from tests.harness.receiver import Receiver, Request, receiving
 
 WAIT_S = 60.0
 PROMISED_S = 60.0  # from the trouble to the alarm
+FROZEN_S = 45.0
 PROCESSOR_S = 30.0  # of a processor that stands still
 
 
@@ -266,6 +268,39 @@ async def test_a_frozen_scheduler_is_seen_by_run_within_a_minute(pipeline: Pipel
                 await ops.got(len(ops.requests) + 1)
         assert ops.requests[-1].json["event"] == told.event
         assert await run.stop() == 0
+
+
+@pytest.mark.slow
+async def test_a_frozen_kafka_is_one_event_and_no_dead_process(
+    pipeline: Pipeline, kafka_server: KafkaServer
+) -> None:
+    async with receiving() as ops:
+        pipeline.config |= {
+            "control": {"http": "127.0.0.1:0"},
+            "schedules": {"jobs": {"tidy": {"exec": "time:time", "every": "1h"}}},
+            "alerts": {
+                "channels": {"ops": {"webhook": ops.url}},
+                "rules": [{"when": ["missed_job", "stalled"], "to": ["ops"]}],
+            },
+        }
+        pipeline.write_config()
+        await execute(pipeline.source_url, "CREATE TABLE orders (id int PRIMARY KEY)")
+        pipeline.start("run", "--json")
+        await pipeline.state("serve", "running")
+        await pipeline.equal()
+        await asyncio.sleep(watchdog.START_S)
+        assert kafka_server.pid is not None
+        os.kill(kafka_server.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(FROZEN_S)
+        finally:
+            os.kill(kafka_server.pid, signal.SIGCONT)
+        async with asyncio.timeout(PROMISED_S):
+            while not ops.requests or ops.requests[-1].json["kind"] != "resolved":
+                await ops.got(len(ops.requests) + 1)
+        told = [(r.json["kind"], r.json["subject"]) for r in ops.requests]
+        assert told == [("open", "kafka"), ("resolved", "kafka")], [r.json for r in ops.requests]
+        assert "no heartbeat can be read" in ops.requests[0].json["text"]
 
 
 @pytest.mark.thorough

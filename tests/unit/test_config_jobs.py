@@ -70,6 +70,16 @@ def test_a_mistake_is_named_with_its_cure(jobs: str, words: list[str]) -> None:
         assert word in text, text
 
 
+@pytest.mark.parametrize("name", ["a/b", "", " ", ".", "..", "-x", "a.b", "x" * 101])
+def test_a_name_that_no_address_and_no_command_could_have(name: str) -> None:
+    """Of a job: it has a page, and is a word of `tailrace run-job`. Of a channel, too."""
+    for place, text in (
+        ("schedules.jobs", JOBS % f"'{name}': {{reconcile: audit, every: 1h}}"),
+        ("alerts.channels", SMALL + f"alerts: {{channels: {{'{name}': {{}}}}}}\n"),
+    ):
+        assert f"{place}.{name}: is not a name" in mistake(text)
+
+
 def test_a_time_zone_that_is_none() -> None:
     text = mistake(JOBS.replace("Europe/Vienna", "Europe/Vjenna") % "a: {reconcile: audit, every: 1m}")
     assert "is not a time zone" in text

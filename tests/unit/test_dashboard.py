@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import socket
 import subprocess
 from base64 import b64encode
@@ -13,7 +14,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from consumers.dashboard.auth import Bucket
+from consumers.control.actions import Asked
+from consumers.dashboard.auth import Bucket, Keys, Right
 from consumers.dashboard.stream import Stream
 from tests.harness.dashboard import ADMIN, Served, config_of, serving
 
@@ -39,6 +41,24 @@ async def test_keys(served: Served) -> None:
     by_header = await served.http.post("/api/jobs/audit/resume", headers={"X-Admin-Key": ADMIN})
     assert (by_header.status_code, by_header.json()["state"]) == (200, "WAITING")
     assert (await served.http.get("/api/status")).status_code == 200
+
+
+def test_a_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With both keys, whatever it is: by `compare_digest`, and as many bytes of a digest each time."""
+    keys = Keys(config_of(tmp_path, keys={"admin": ADMIN, "read": "reader"}))
+    compared: list[tuple[int, int]] = []
+    real = hmac.compare_digest
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return real(one, other)
+
+    monkeypatch.setattr("consumers.dashboard.auth.hmac.compare_digest", compare)
+    given = {"": 0, ADMIN: Right.ADMIN, "reader": Right.READ, f"x{ADMIN[1:]}": 0, f"{ADMIN[:-1]}x": 0, "x": 0}
+    for key, right in given.items():
+        compared.clear()
+        assert keys.right({"x-admin-key": key}) == right
+        assert compared == [(32, 32)] * (2 if key else 0), key
 
 
 async def test_without_an_admin_key_nothing_changes_over_http(tmp_path: Path) -> None:
@@ -201,6 +221,16 @@ async def test_what_cannot_be_taken_back_is_foretold_first(served: Served) -> No
     )
     assert late.status_code == 409
     assert [each["action"] for each in (await served.http.get("/api/actions")).json()] == [action["action"]]
+
+
+async def test_what_is_asked_for_over_http_is_kept_as_asked_there(served: Served) -> None:
+    """By the command itself, too, which the user of the server runs."""
+    words = ("config", "set", "schedules.jobs.audit.every", "1h")
+    asked = Asked("set", "mirror", "", words, dry_run=False, by="http from 10.0.0.9")
+    action, _ = await served.parts.commands.ask(asked, after=None, needs_dry_run=False)
+    assert (await _ended(served, action.action))["exit_code"] == 0
+    (standing,) = (await served.http.get("/api/overrides")).json()["overrides"]
+    assert standing["by"] == "http from 10.0.0.9"
 
 
 async def _ended(served: Served, number: int) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from consumers import views
 from consumers.control.feed import Event
 from consumers.dashboard import frames
 from streamer.config import Config, parse
-from streamer.status import StatusRecord
+from streamer.status import StatusRecord, now_us
 from tests.harness.dashboard import beat
 
 FLOWS = 200
@@ -38,9 +39,9 @@ def config_with(flows: int) -> Config:
 
 
 def built(
-    config: Config, proof: str = "equal", age_s: float = 100.0, **changes: Any
+    config: Config, proof: str = "equal", age_s: float = 100.0, jobs: Any = None, **changes: Any
 ) -> tuple[views.Status, StatusRecord]:
-    """`changes`: of each flow's figures."""
+    """`jobs`: as the process tells them that runs them. `changes`: of each flow's figures."""
     flow = {"state": "streaming", "applied": 12_345, "rate": 123.4, "lag_records": 1234, "lag_s": 1.234}
     flow |= {"parked": 0, "latency_ms": LATENCY, "held": [], "partitions": [], **changes}
     apply = beat("apply:copy", detail={"flows": dict.fromkeys(config.flows, flow)})
@@ -50,7 +51,8 @@ def built(
     one = {"run": "r", "verdict": proof, "drift": 0.0, "rows": 1, "began_us": at_us, "ended_us": at_us}
     one["ended_us"] = at_us - int(age_s * S)
     proofs = dict.fromkeys(config.flows, one) if proof else {}
-    return views.build(config, [capture, apply], at_us, proofs), apply
+    serve = beat("serve:acme", detail={"elected": True, "enabled": True, "jobs": jobs or []})
+    return views.build(config, [capture, apply, serve], at_us, proofs), apply
 
 
 def snapshot(status: views.Status, **changes: Any) -> dict[str, Any]:
@@ -94,6 +96,42 @@ def test_a_frame_of_200_flows_is_below_50_kb(reason: str) -> None:
 def test_the_sentence(changes: dict[str, Any], sentence: str) -> None:
     status, _ = built(config_with(3), **changes)
     assert frames.sentence(status) == sentence
+
+
+JOB: dict[str, Any] = {"name": "audit", "state": "OK", "last": None, "stale": False}
+FAILED = {**JOB, "state": "FAILED", "last": {"outcome": "failed", "ended_us": None}}
+
+
+def test_a_job_that_has_failed_is_the_sentence() -> None:
+    status, _ = built(config_with(3), jobs=[JOB, FAILED])
+    frame = snapshot(status)
+    sentence = "the job audit failed: see `tailrace jobs show audit`"
+    assert (frame["sentence"], frame["ok"]) == (sentence, False)
+
+
+def event(subject: str, *, resolved: bool = False, text: str = "it stands") -> Event:
+    since_us = now_us() - 90 * S
+    return Event(1, "stalled", subject, text, "host", since_us, since_us if resolved else None)
+
+
+def test_all_is_not_well_while_an_alarm_is_open() -> None:
+    """Also one of which nothing else tells; one that something tells is told once."""
+    status, apply = built(config_with(3))
+    frame = snapshot(status, events=[event("flow mirror", resolved=True)])
+    assert (frame["sentence"].partition(" are ")[0], frame["findings"]) == ("All 3 flows", [])
+    frame = snapshot(status, events=[event("flow mirror")])
+    assert re.fullmatch(r"an alarm is open since 1m \d+s: it stands", frame["sentence"])
+    assert [finding["subject"] for finding in frame["findings"]] == ["flow mirror"]
+    silent = views.build(config_with(3), [apply, beat("capture:shop")], apply.at_us + 10 * S)
+    alone = snapshot(silent)["findings"]
+    for subject in ("apply:copy", "apply:copy host-1", "flow flow_of_customers_000"):
+        assert snapshot(silent, events=[event(subject)])["findings"] == alone, subject
+    assert snapshot(silent, events=[event("watcher")])["findings"] != alone
+
+
+def test_alarms_that_are_not_known_are_not_none() -> None:
+    status, _ = built(config_with(3))
+    assert "control database does not answer" in snapshot(status, events=None)["sentence"]
 
 
 def test_the_slowest_hop_is_marked() -> None:

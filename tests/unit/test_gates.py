@@ -297,6 +297,16 @@ async def test_a_hold_is_noted_decided_and_passed(clock: Clock) -> None:
         assert (handed.batch.deleted, handed.letters) == ({}, [])
 
 
+async def test_rows_that_the_held_batch_makes_are_of_the_table(clock: Clock) -> None:
+    """The first batch of a flow that begins at the start of its topic: nothing is in the target yet."""
+    gates = await gates_of(MemoryStore("acme.copy", clock_us=clock), clock)
+    made = [event("c", n, n) for n in range(100)]
+    assert await gates.judge(flow_both(), TOPIC, RECORD, decoded(*made, *deletes(0, 50, 100))) == {0: 100}
+    (gate,) = gates.held()
+    assert (gate.rows, gate.table_rows) == (50, 100)
+    assert "50 of 100 rows of public.people" in reason_of([gate])
+
+
 async def test_a_truncate_is_noted_though_what_came_beside_it_was_let_go(clock: Clock) -> None:
     """The keeper, which sees the hold, may release the topic before the batch is made."""
     store = MemoryStore("acme.copy", clock_us=clock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from aiokafka import TopicPartition
 
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.losses import SHOWN_S, Losses
@@ -113,3 +114,36 @@ def test_a_second_loss_on_the_way_keeps_the_end() -> None:
     assert len(losses.findings({})) == 1
     clock.now_s += SHOWN_S + 1
     assert losses.findings({}) == []
+
+
+def test_what_comes_again_is_known_to_the_next_process(caplog: pytest.LogCaptureFixture) -> None:
+    """As the group's commits have it, by whichever flows read the partition."""
+    partition = TopicPartition(ZERO.topic, ZERO.partition)
+    second = ZERO._replace(flow="second")
+    one = Losses()
+    one.come_again({partition: 10})
+    one.placed({place: Checkpoint(place) for place in (ZERO, second, ONE)}, {})
+    assert [one.passed(place) for place in (ZERO, second, ONE)] == [10, 10, 0]
+    assert one.commits([partition], {ZERO: 4, second: 2, ONE: 1}) == {partition: (2, 10)}
+    one.placed({ZERO: Checkpoint(ZERO, 4)}, {ZERO: 4})
+    assert len(caplog.records) == 2, "each flow's loss is said once"
+
+    next_ = Losses()
+    next_.come_again({partition: 10})
+    next_.placed({ZERO: Checkpoint(ZERO, 4), second: Checkpoint(second, 10)}, {})
+    assert (next_.passed(ZERO), next_.passed(second)) == (10, 0)
+    assert next_.commits([partition], {ZERO: 9, second: 12}) == {partition: (9, 10)}
+    at = {ZERO: 10, second: 12}
+    next_.findings(at)
+    assert next_.commits([partition], at) == {partition: (10, 0)}
+
+
+def test_what_a_flow_holds_is_not_committed_as_applied_by_another() -> None:
+    """Nor does a replay, of which the target knows, become a loss."""
+    partition = TopicPartition(ZERO.topic, ZERO.partition)
+    losses = Losses()
+    at = {ZERO: 4, ZERO._replace(flow="second"): 9}
+    assert losses.commits([partition], at) == {partition: (4, 0)}
+    losses.placed({ZERO: Checkpoint(ZERO, 2, replay_until=9)}, at)
+    assert losses.commits([partition], {**at, ZERO: 2}) == {partition: (2, 0)}
+    assert losses.commits([partition], {}) == {}, "it was taken away meanwhile"

@@ -238,7 +238,10 @@ async def test_h19_what_the_source_says_has_moved_is_read_again() -> None:
 
 
 async def test_h19_a_value_that_is_passed_over_is_no_drift() -> None:
-    assert kinds(await judge(World(None, A), unusable=lambda: {KEY})) == ["parked"]
+    assert kinds(await judge(World(None, A), unusable=lambda: {KEY})) == ["unusable"]
+    world = World(None, A)
+    world.held = True
+    assert kinds(await judge(world, unusable=lambda: {KEY})) == ["unusable"], "no decision would change it"
 
 
 async def test_h18_what_does_not_move_is_not_passed() -> None:

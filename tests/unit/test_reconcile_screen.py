@@ -83,3 +83,17 @@ def test_the_history_has_a_line_a_run_where_there_is_no_room() -> None:
         "2026-11-22T12:58:00Z other not ended: all flows",
     ]
     assert any(f"│ 2026-11-22T12:59:58Z │ {RUN} │ customers │ drift" in line for line in found[140])
+
+
+def test_only_rows_that_are_parked_are_looked_for_among_the_dead_letters() -> None:
+    def said(**counts: int) -> str:
+        found = report()
+        found.tables[0].counts = Counts(**counts)
+        out = StringIO()
+        show(found, Console(file=out, width=300))
+        return out.getvalue()
+
+    assert "1 row waits behind a refused change: `tailrace dead-letters list copy`" in said(parked=1)
+    unusable = said(unusable=2)
+    assert "2 rows are of values that the entity cannot use: not compared, `tailrace status` says" in unusable
+    assert "dead-letters" not in unusable

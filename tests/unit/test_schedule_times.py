@@ -59,6 +59,10 @@ def test_cron_knows_months_weekdays_and_what_never_comes() -> None:
     ]
     assert several(Cron("0 6 * * mon", VIENNA), "2026-11-22 00:00", 1) == ["11-23 06:00+0100"]
     assert several(Cron("0 0 29 2 *", VIENNA), "2026-11-22 00:00", 1) == ["02-29 00:00+0100"]
+    century = Cron("0 0 29 2 *", VIENNA).after(datetime(2096, 3, 1, tzinfo=UTC))
+    assert century == datetime(2104, 2, 29, tzinfo=VIENNA), "2100 has no leap day"
+    weekends = Cron("0 0 29 2 */6", VIENNA).after(datetime(2088, 3, 1, tzinfo=UTC))
+    assert weekends == datetime(2116, 2, 29, tzinfo=VIENNA), "both must fit: Saturdays and Sundays"
     assert Cron("0 0 30 2 *", VIENNA).after(datetime(2026, 1, 1, tzinfo=UTC)) is None
 
 

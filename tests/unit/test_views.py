@@ -692,3 +692,49 @@ def test_what_a_file_wants_of_serve(more: dict[str, Any], served: bool, watched:
         )
     standby = record("serve:acme", state="standby")
     assert views.build(wanted, [capture(), apply(), standby], NOW_US).exit_code == 0
+
+
+JOB = {"name": "audit", "state": "OK", "last": {"outcome": "failed", "ended_us": NOW_US - 60 * S}}
+SEE = "see `tailrace jobs show audit`"
+
+
+@pytest.mark.parametrize(
+    ("job", "text", "counts"),
+    [
+        ({"state": "FAILED"}, f"the job audit failed 1m ago: {SEE}", True),
+        (
+            {"state": "FAILED", "retry_us": NOW_US + 30 * S},
+            "the job audit failed 1m ago, and is tried again in 30s",
+            False,
+        ),
+        (
+            {"state": "FAILED", "last": {"outcome": "cut_off", "ended_us": NOW_US}},
+            f"the job audit was cut off 0s ago: {SEE}",
+            True,
+        ),
+        (
+            {"state": "MISSED", "missed_since_us": NOW_US - 120 * S},
+            f"the job audit should have begun 2m ago, and has not: {SEE}",
+            True,
+        ),
+        (
+            {"stale": True, "stale_after_s": 3600.0},
+            f"the job audit has had no good run for 1h: {SEE}",
+            True,
+        ),
+        ({"state": "RUNNING"}, "", False),
+    ],
+)
+def test_what_is_wrong_with_a_job_is_a_finding(
+    config: Config, job: dict[str, Any], text: str, counts: bool
+) -> None:
+    def told(**detail: Any) -> views.Status:
+        jobs = {"elected": True, "enabled": True, "jobs": [JOB | job]}
+        standby = record("serve:acme", detail={"elected": False, "jobs": []}, instance="host-2")
+        serve = record("serve:acme", detail=jobs | detail)
+        return build(config, capture(), apply(), standby, serve)
+
+    status = told()
+    assert [(f.text, f.counts) for f in status.findings] == ([(text, counts)] if text else [])
+    assert status.exit_code == counts
+    assert told(enabled=False).findings == []

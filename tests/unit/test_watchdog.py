@@ -10,10 +10,23 @@ from typing import Any
 import pytest
 
 from consumers import views
+from consumers.control.database import Database
 from consumers.control.feed import Wrong
+from consumers.dashboard.watch import Watch
+from consumers.heartbeats import Heartbeats
 from consumers.schedule import alarms, watchdog
 from consumers.schedule.plan import JobState, Outcome, planned
-from consumers.schedule.watchdog import CLEAR_LIMIT_S, CLEAR_S, HOLD_S, START_S, STILL_S, Holds, Watchdog
+from consumers.schedule.view import job_views
+from consumers.schedule.watchdog import (
+    CLEAR_LIMIT_S,
+    CLEAR_S,
+    HOLD_S,
+    KAFKA_S,
+    START_S,
+    STILL_S,
+    Holds,
+    Watchdog,
+)
 from consumers.views.flows import STALLED_S
 from streamer.config import Config, parse
 from streamer.status import SILENT_AFTER_S, StatusRecord
@@ -100,6 +113,15 @@ def looked(
 SILENT = {"seen_us": NOW_US - 20 * S, "at_us": NOW_US - 20 * S}
 
 
+def test_a_job_is_told_by_its_own_alarm_alone(config: Config) -> None:
+    """A status tells of it, too: an alarm of that would be a second one, by another name."""
+    failed = {"name": "audit", "state": "FAILED", "last": None, "stale": False}
+    serve = record("serve:acme", detail={"elected": True, "enabled": True, "jobs": [failed]})
+    seen = status(config, capture(), apply(), serve)
+    assert [finding.subject for finding in seen.findings] == ["job audit"]
+    assert alarms.of_status(config, seen, young=False) == []
+
+
 def test_nothing_is_wrong_with_what_runs(config: Config) -> None:
     assert looked(config, capture(), apply()) == {}
 
@@ -177,12 +199,20 @@ def test_a_scheduler_must_be_elected_and_live(records: list[StatusRecord], words
 
 
 def test_jobs_that_are_missed_failed_or_stale() -> None:
-    plans = planned(parse(CONFIG + JOBS, Path("tailrace.yaml"), environ={}))
+    """An alarm, and a finding of the status, which has them from the heartbeat."""
+    config = parse(CONFIG + JOBS, Path("tailrace.yaml"), environ={})
+    plans = planned(config)
     hour = timedelta(hours=1)
     fine = JobState(NOW - 9 * hour, passed=NOW - hour, last_done=NOW - hour, outcome=Outcome.OK)
 
     def found(**states: JobState) -> list[tuple[str, str]]:
-        return [(wrong.rule, wrong.subject) for wrong in alarms.of_jobs(plans, states, NOW)]
+        wrong = alarms.of_jobs(plans, states, NOW)
+        known = {name: states.get(name) or JobState(NOW) for name in plans}
+        jobs = job_views(plans, known, {}, NOW, enabled=True)
+        serve = record("serve:acme", detail={"elected": True, "enabled": True, "jobs": jobs})
+        seen = status(config, capture(), apply(), serve)
+        assert [f.subject for f in seen.findings if f.counts] == [each.subject for each in wrong]
+        return [(each.rule, each.subject) for each in wrong]
 
     assert found(audit=fine, tidy=replace_state(fine, passed=NOW)) == []
     assert found() == []
@@ -321,3 +351,78 @@ def test_a_kafka_that_is_away_keeps_what_was_known_and_is_told(config: Config) -
     dog.look(None, [], 32.0, kafka="no broker")
     found = dog.look(None, [], 32.0 + HOLD_S["stalled"], kafka="no broker")
     assert [(w.rule, w.subject) for w in found] == [("dead_letter", "flow mirror"), ("stalled", "kafka")]
+
+
+class Frozen:
+    """A watcher by a clock of ours: heartbeats of all come each second, as long as Kafka takes them."""
+
+    def __init__(self, config: Config) -> None:
+        self.now_s = 0.0
+        self._at = {"clock_s": lambda: self.now_s, "clock_us": lambda: NOW_US + int(self.now_s * S)}
+        self.heartbeats = Heartbeats(config, **self._at)
+        self._dog = Watchdog(config)
+
+    def beats(self, *records: StatusRecord) -> None:
+        at_us = NOW_US + int(self.now_s * S)
+        self.heartbeats.take([r if r.ended else replace(r, at_us=at_us, seen_us=at_us) for r in records])
+
+    def look(self) -> list[tuple[str, str]]:
+        status, kafka = self.heartbeats.heard(KAFKA_S), self.heartbeats.why_quiet(KAFKA_S)
+        found = self._dog.look(status, [], self.now_s, kafka=kafka)
+        return [(wrong.subject, wrong.text) for wrong in found]
+
+
+def test_a_kafka_that_stands_still_is_one_event_and_no_dead_process(config: Config) -> None:
+    """Also where it is still read, and takes nothing: not even the watcher's own heartbeat comes."""
+    frozen, told = Frozen(config), set[str]()
+    everybody = capture(), apply({"lag_records": 3}), record("run:acme")
+    while frozen.now_s < 30.0:
+        frozen.beats(*everybody)
+        assert frozen.look() == []
+        frozen.now_s += 1.0
+    kept = frozen.heartbeats.records
+    while frozen.now_s < 120.0:
+        if frozen.now_s > 60.0:  # answers again, and has nothing that is later
+            frozen.heartbeats.take(list(kept))
+        found = frozen.look()
+        told |= {subject for subject, _ in found}
+        frozen.now_s += 1.0
+    assert told == {"kafka"}
+    assert "not even this process's own" in found[0][1]
+    frozen.beats(*everybody)
+    parts = [replace(r, at_us=kept[0].at_us, seen_us=kept[0].seen_us) for r in everybody[:2]]
+    while frozen.now_s < 128.0:  # the others come back one after the other
+        own = replace(everybody[2], at_us=NOW_US + int(frozen.now_s * S), seen_us=0)
+        frozen.heartbeats.take([*parts, own])
+        assert [subject for subject, _ in frozen.look()] == ["kafka"]
+        frozen.now_s += 1.0
+    while frozen.now_s < 128.0 + CLEAR_S:
+        frozen.beats(*everybody)
+        found = frozen.look()
+        frozen.now_s += 1.0
+    assert found == []
+
+
+def test_who_dies_while_others_speak_is_told(config: Config) -> None:
+    frozen = Frozen(config)
+    frozen.beats(capture(), apply(), record("run:acme"))
+    dead = frozen.heartbeats.records[1]
+    while frozen.now_s < START_S + SILENT_AFTER_S + HOLD_S["stalled"]:
+        own = replace(record("run:acme"), at_us=NOW_US + int(frozen.now_s * S), seen_us=0)
+        frozen.heartbeats.take([replace(own, part="capture:shop", kind="capture", name="shop"), dead, own])
+        found = frozen.look()
+        frozen.now_s += 1.0
+    assert [subject for subject, _ in found] == ["apply:copy"]
+
+
+def test_the_page_names_kafka_before_all_that_is_silent_by_it(tmp_path: Path) -> None:
+    config = parse(CONFIG, tmp_path / "tailrace.yaml", environ={})
+    frozen = Frozen(config)
+    page = Watch(config, Database(config), frozen.heartbeats, lambda: record("serve:acme"), admin=False)
+    frozen.beats(capture(), apply())
+    assert page.status().findings == []
+    frozen.now_s = 5.5
+    worst, *rest = page.status().findings
+    assert (worst.subject, worst.counts) == ("kafka", True)
+    assert "none has come for 6 s, not even this process's own" in worst.text
+    assert {finding.subject for finding in rest} >= {"capture:shop"}

@@ -141,13 +141,14 @@ export function button(text, act, { admin, primary = false, label = null } = {})
     "aria-label": label,
   }, text);
   made.addEventListener("click", async () => {
-    made.disabled = true;
+    if (made.ariaDisabled === "true") return;
+    made.ariaDisabled = "true"; // what is `disabled` loses the focus, and a dialog could not give it back
     try {
       await act();
     } catch (error) {
       await ask("It was not done", error.message, { yes: "OK" });
     } finally {
-      made.disabled = admin === false;
+      made.ariaDisabled = null;
     }
   });
   return made;

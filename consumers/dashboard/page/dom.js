@@ -15,6 +15,19 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// Other children in place of those that are there. The focus, if one of those had it, goes to the one of the
+// same name, or else to `otherwise`: never to nothing.
+export function replaceChildren(element, children, otherwise) {
+  const focused = document.activeElement;
+  const had = focused !== element && element.contains(focused) ? nameOf(focused) : null;
+  element.replaceChildren(...children);
+  if (had === null) return;
+  const again = [...element.querySelectorAll("button, a, input, select")].find((each) => nameOf(each) === had);
+  (again ?? otherwise).focus({ preventScroll: true });
+}
+
+const nameOf = (element) => element.getAttribute("aria-label") ?? element.textContent;
+
 // Text with `commands` in it, each as code.
 export function setRich(element, text) {
   if (element.dataset.text === text) return;
@@ -49,11 +62,12 @@ export function figure(text, tag = "span", attributes = {}) {
 const MARKS = {
   OK: "✓", IDLE: "○", SLOW: "▲", PAUSED: "❙❙", HELD: "◼", STALLED: "✖", UNKNOWN: "?", REWOUND: "↺", ERROR: "✖",
   WAITING: "○", ASKED: "…", RUNNING: "▶", FAILED: "✖", MISSED: "▲", DISABLED: "⊘",
+  NOTHING: "○", FINDING: "≠", INCOMPLETE: "…", REPAIRED: "✓",
   equal: "✓", repaired: "✓", drift: "≠", incomplete: "…", error: "✖",
 };
 const TONES = {
   OK: "good", IDLE: "good", SLOW: "warn", PAUSED: "warn", HELD: "hold", RUNNING: "busy", ASKED: "busy", WAITING: "calm",
-  MISSED: "warn", DISABLED: "calm", equal: "good", repaired: "good", incomplete: "warn",
+  MISSED: "warn", DISABLED: "calm", NOTHING: "calm", FINDING: "warn", INCOMPLETE: "warn", REPAIRED: "good", equal: "good", repaired: "good", incomplete: "warn",
 };
 
 export function setState(element, state, more = "") {

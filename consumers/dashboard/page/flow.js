@@ -3,7 +3,7 @@
 
 import { ask, button, change, get } from "./api.js";
 import { drawPast } from "./chart.js";
-import { ago, figure, h, number, rate, seconds, setRich, setState, setText, stateOf, table } from "./dom.js";
+import { ago, figure, h, number, rate, replaceChildren, seconds, setRich, setState, setText, stateOf, table } from "./dom.js";
 
 const AGAIN_MS = 2000;
 const SLOWLY_MS = 15000;
@@ -13,6 +13,7 @@ const FOLLOW_MS = 700;
 const KEYS_SHOWN = 100;
 const CELLS_SHOWN = 12;
 const WHY_LIMIT = 200; // as the command has it
+const ENDED = { 0: "OK", 1: "FINDING", 3: "INCOMPLETE", 4: "REPAIRED" }; // by exit code
 
 export class FlowPage {
   constructor(root, name) {
@@ -36,9 +37,10 @@ export class FlowPage {
     this.acts = h("div", { class: "acts-box" });
     this.pausing = h("div", { class: "do" });
     this.output = h("section", { class: "output", hidden: true, "aria-label": "What the command says" });
+    this.title = h("h2", { tabindex: "-1" }, name);
     root.replaceChildren(
       h("p", {}, h("a", { href: "#/" }, "← all flows")),
-      h("div", { class: "bar" }, h("h2", { tabindex: "-1" }, name), this.state),
+      h("div", { class: "bar" }, this.title, this.state),
       this.about, this.problem, this.reason, this.cards, this.held,
       h("section", { "aria-label": "Latency and lag" }, h("div", { class: "bar" }, h("h3", {}, "Latency and lag"), this.hours), this.chart),
       h("section", { "aria-label": "Actions" }, h("h3", {}, "Do"), this.acts, this.output),
@@ -110,12 +112,12 @@ export class FlowPage {
     const key = JSON.stringify(held) + this.admin;
     if (key === this.heldKey) return;
     this.heldKey = key;
-    this.held.hidden = held.length === 0;
-    this.held.replaceChildren(h("h3", {}, "Held: it waits for you"),
+    replaceChildren(this.held, held.length === 0 ? [] : [h("h3", {}, "Held: it waits for you"),
       h("ul", {}, ...held.map((gate) => h("li", {}, `${gate.kind} of ${gate.topic}: ${number(gate.rows) ?? "an unknown number of"} rows${gate.table_rows ? ` of ${number(gate.table_rows)}` : ""}, since ${ago(gate.since_us)}`))),
       h("p", { class: "buttons" },
         this.confirmed("Approve", "approve", "Let it pass? The rows go from the target, too.", true), " ",
-        this.confirmed("Refuse", "refuse", "Drop it? The target keeps rows that the source has no more; the dead-letter topic keeps a record.")));
+        this.confirmed("Refuse", "refuse", "Drop it? The target keeps rows that the source has no more; the dead-letter topic keeps a record."))], this.title);
+    this.held.hidden = held.length === 0;
   }
 
   showPause(paused) {
@@ -124,13 +126,15 @@ export class FlowPage {
     this.pauseKey = key;
     const { admin } = this;
     if (paused) {
-      this.pausing.replaceChildren(button("Resume", () => this.run("resume", {}), { admin, primary: true }),
-        h("span", { class: "muted" }, `it goes on from where it is; paused by ${paused.by}, ${ago(paused.since_us)}${paused.why ? `: ${paused.why}` : ""}`));
+      const resume = button("Resume", () => this.run("resume", {}), { admin, primary: true });
+      replaceChildren(this.pausing, [resume,
+        h("span", { class: "muted" }, `it goes on from where it is; paused by ${paused.by}, ${ago(paused.since_us)}${paused.why ? `: ${paused.why}` : ""}`)], resume);
       return;
     }
     const why = h("input", { type: "text", size: 24, maxlength: WHY_LIMIT, "aria-label": "Why it is paused" });
-    this.pausing.replaceChildren(button("Pause", () => this.run("pause", why.value.trim() ? { why: why.value.trim() } : {}), { admin }),
-      h("label", {}, "why ", why), h("span", { class: "muted" }, "nothing more of it is written, and its place is kept; the others go on"));
+    const pause = button("Pause", () => this.run("pause", why.value.trim() ? { why: why.value.trim() } : {}), { admin });
+    replaceChildren(this.pausing, [pause,
+      h("label", {}, "why ", why), h("span", { class: "muted" }, "nothing more of it is written, and its place is kept; the others go on")], pause);
   }
 
   confirmed(text, verb, question, primary = false) {
@@ -176,12 +180,13 @@ export class FlowPage {
     for (;;) {
       setText(said, action.text || "…");
       const over = action.ended_us !== null;
-      setState(state, over ? (action.exit_code === 0 ? "OK" : "FAILED") : "RUNNING", over ? `, exit ${action.exit_code ?? "unknown"}` : "");
-      if (over && action.exit_code === 1) setState(state, "MISSED", ": exit 1, a finding");
+      const ended = body.dry_run && verb !== "reconcile" && action.exit_code === 1 ? "NOTHING" : ENDED[action.exit_code] ?? "FAILED";
+      setState(state, over ? ended : "RUNNING", over ? `, exit ${action.exit_code ?? "unknown"}` : "");
       if (over || this.closed) break;
       await new Promise((resolve) => setTimeout(resolve, FOLLOW_MS));
       action = await get(`/api/actions/${action.action}`);
     }
+    if (document.activeElement === cancel) said.focus();
     cancel.remove();
     this.loadSlowly();
     return action;
@@ -189,6 +194,7 @@ export class FlowPage {
 
   // As a dry run; then, with what it said in view, for good.
   async foretold(verb, body) {
+    const asked = document.activeElement; // the button
     const dry = await this.run(verb, { ...body, dry_run: true });
     if (dry === null || this.closed) return;
     const fine = dry.exit_code === 0 || (verb === "reconcile" && dry.exit_code === 1);
@@ -200,7 +206,10 @@ export class FlowPage {
       this.output.append(h("p", { class: "muted" }, "Nothing differs beyond the threshold: there is nothing to repair."));
       return;
     }
-    const go = button("Do it", async () => { await this.run(verb, { ...body, dry_run: false, after: dry.action }); }, { admin: this.admin, primary: true });
+    const go = button("Do it", async () => {
+      (asked.isConnected ? asked : this.title).focus({ preventScroll: true }); // this one goes
+      await this.run(verb, { ...body, dry_run: false, after: dry.action });
+    }, { admin: this.admin, primary: true });
     this.output.append(h("p", { class: "buttons" }, go, h("span", { class: "muted" }, " That was a dry run: nothing has been changed yet.")));
     go.focus();
   }
@@ -220,7 +229,7 @@ export class FlowPage {
     if (key === this.lettersKey) return;
     this.lettersKey = key;
     if (!found.count) {
-      this.letters.replaceChildren(h("p", { class: "muted" }, "The target has refused nothing that still waits."));
+      replaceChildren(this.letters, [h("p", { class: "muted" }, "The target has refused nothing that still waits.")], this.title);
       return;
     }
     const made = table(`${number(found.count)} ${found.count === 1 ? "key waits" : "keys wait"}`, [["Key"], ["Why"], ["Since"], ["Changes", "num"], [""]]);
@@ -232,9 +241,9 @@ export class FlowPage {
         h("td", { class: "acts" }, button("Retry", () => this.run("dead-letters/retry", one), { admin: this.admin, label: `Retry ${each.key}` }), " ",
           button("Discard…", () => this.foretold("dead-letters/discard", one), { admin: this.admin, label: `Discard ${each.key}` })));
     }));
-    this.letters.replaceChildren(made.element, h("p", { class: "buttons" },
+    replaceChildren(this.letters, [made.element, h("p", { class: "buttons" },
       button("Retry all", () => this.run("dead-letters/retry", {}), { admin: this.admin }), " ",
-      button("Discard all…", () => this.foretold("dead-letters/discard", {}), { admin: this.admin })));
+      button("Discard all…", () => this.foretold("dead-letters/discard", {}), { admin: this.admin }))], this.title);
   }
 
   showRuns(found) {

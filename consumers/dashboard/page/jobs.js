@@ -1,7 +1,7 @@
 // A job: its last runs and what they said, and when it runs, which can be changed beside the file.
 
 import { ask, button, change, get } from "./api.js";
-import { ago, clock, h, seconds, setState, setText, stateOf, table, when } from "./dom.js";
+import { ago, clock, h, replaceChildren, seconds, setState, setText, stateOf, table, when } from "./dom.js";
 
 const AGAIN_MS = 2000;
 const KEYS = ["every", "at", "cron", "after", "stale_after", "max_runtime", "grace", "retries", "priority", "overlap", "enabled"];
@@ -19,9 +19,10 @@ export class JobPage {
     this.acts = h("p", { class: "buttons" });
     this.changes = h("ul", { class: "findings" });
     this.changing = h("div", { class: "do" });
+    this.title = h("h2", { tabindex: "-1" }, `Job ${name}`);
     root.replaceChildren(
       h("p", {}, h("a", { href: "#/" }, "← all flows")),
-      h("div", { class: "bar" }, h("h2", { tabindex: "-1" }, `Job ${name}`), this.state),
+      h("div", { class: "bar" }, this.title, this.state),
       this.about, this.problem, this.acts,
       h("section", { "aria-label": "Schedule" }, h("h3", {}, "Changed beside the file"), this.changes, this.changing),
       h("section", { "aria-label": "Runs" }, h("h3", {}, "Runs"), runs.element));
@@ -50,8 +51,11 @@ export class JobPage {
 
   showPaused() {
     if (this.pause === undefined) return;
-    this.pause.hidden = this.paused === true;
-    this.resume.hidden = !this.paused;
+    const [shown, other] = this.paused ? [this.resume, this.pause] : [this.pause, this.resume];
+    const had = document.activeElement === other;
+    shown.hidden = false;
+    other.hidden = true;
+    if (had) shown.focus();
   }
 
   // A value is JSON, or else the text as it stands; none is as if the file did not have the key.
@@ -73,10 +77,10 @@ export class JobPage {
     if (key === this.changesKey) return;
     this.changesKey = key;
     if (!own.length) {
-      this.changes.replaceChildren(h("li", { class: "muted" }, "Nothing: the file counts."));
+      replaceChildren(this.changes, [h("li", { class: "muted" }, "Nothing: the file counts.")], this.title);
       return;
     }
-    this.changes.replaceChildren(...own.map((each) => h("li", {},
+    replaceChildren(this.changes, own.map((each) => h("li", {},
       h("code", {}, `${each.key}: ${JSON.stringify(each.value)}`),
       ` in place of ${JSON.stringify(each.before)}, by ${each.by}, ${clock(each.at_us)}`,
       each.problem ? h("strong", { class: "bad" }, ` ✖ not in force: ${each.problem}`) : "", " ",
@@ -84,7 +88,7 @@ export class JobPage {
         if (!(await ask("Take back", "Let the file count again?", { yes: "Take back" }))) return;
         await change(`/api/overrides/${each.override}/rollback`);
         await this.load();
-      }, { admin: this.admin, label: `Take back ${each.key}` }))));
+      }, { admin: this.admin, label: `Take back ${each.key}` }))), this.title);
   }
 
   async load() {

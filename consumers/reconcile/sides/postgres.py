@@ -38,7 +38,7 @@ from consumers.reconcile.sides.base import (
 from streamer.changes.kinds import ARRAY
 from streamer.changes.lsn import parse_lsn
 from streamer.errors import ConfigError, SourceUnavailable, TailraceError, TargetUnavailable
-from streamer.postgres.connection import Connection, connect, translate
+from streamer.postgres.connection import Connection, connect, policies_cure, translate
 from streamer.postgres.watch import HEARTBEAT_PREFIX
 
 APPLICATION = "tailrace reconcile"
@@ -460,7 +460,8 @@ class Session:
             )
         translated = translate(error, self.place)
         if isinstance(error, errors.InsufficientPrivilege):
-            return QueryRefused(translated.what, where=translated.where, fix=translated.fix)
+            cure = policies_cure(error, self.connection.info.user)
+            return QueryRefused(translated.what, where=translated.where, fix=cure or translated.fix)
         if isinstance(translated, SourceUnavailable):
             return kind(translated.what, where=translated.where, fix=translated.fix)
         return translated
