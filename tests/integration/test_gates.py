@@ -270,12 +270,12 @@ async def test_a_mass_delete_is_held_before_it_empties(scene: Scene) -> None:
         await scene.decide("approved")
         await scene.copied(run, 0)
         await run.until(streaming(run), "streaming")
-        for number in range(100):
+        for number in range(ROWS):
             scene.people.create({"id": number, "name": "new"}, 400, number)
         await scene.feeder.flush()
-        await scene.copied(run, 100)
+        await scene.copied(run, ROWS)
         await delete_many(scene, range(9), 410)
-        await scene.copied(run, 91)
+        await scene.copied(run, ROWS - 9)
         assert run.flow("customers")["state"] == "streaming", "approved deletes were counted"
 
 
