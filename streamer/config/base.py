@@ -144,16 +144,33 @@ def checked_name(value: str) -> str:
 Name = Annotated[str, AfterValidator(checked_name)]
 
 
+def is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) < 65536
+
+
 def _postgres_url(value: SecretStr) -> SecretStr:
     fix = "write postgresql://user:password@host:5432/database"
     text = value.get_secret_value()
     if not text:
         raise fail("is empty", fix=fix)
     try:
-        parts_of(text)
+        parts = parts_of(text)
     except ValueError:
         raise fail("is not a PostgreSQL URL (not shown: it may hold a password)", fix=fix) from None
+    if _is_cut(text):
+        what = "its login has a / or ? that cuts it in two (not shown: it may hold a password)"
+        raise fail(what, fix=f"{fix}; in the password write / ? # @ % as %2F %3F %23 %40 %25")
+    if not all(is_port(port) for port in parts.get("port", "").split(",") if port):
+        raise fail("its port is no number from 1 to 65535 (not shown: it may hold a password)", fix=fix)
     return value
+
+
+def _is_cut(url: str) -> bool:
+    """The @ of a login stands behind what libpq takes for the login and the hosts: a part of a password would
+    be a port or a database to it, and these are shown."""
+    scheme, found, rest = url.partition("://")
+    login = re.split("[/?]", rest, maxsplit=1)[0]
+    return bool(found) and scheme in ("postgres", "postgresql") and "@" in rest and "@" not in login
 
 
 def _below_base(value: Path | None, info: ValidationInfo) -> Path | None:

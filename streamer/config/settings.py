@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from streamer.config.base import Model, OptionalPath, OptionalSecret, fail
+from streamer.config.base import Model, OptionalPath, OptionalSecret, fail, is_port
 from streamer.config.units import Duration, Size
 
 EMBEDDED = "embedded"
@@ -22,9 +22,20 @@ def _brokers(value: str) -> str:
     if value == EMBEDDED:
         return value
     parts = [part.strip() for part in value.split(",")]
-    if not all(_BROKER.fullmatch(part) for part in parts):
-        raise fail("is not a list of brokers", fix="write host:port, separated by commas, or `embedded`")
+    found = [_BROKER.fullmatch(part) for part in parts]
+    for part, broker in zip(parts, found, strict=True):
+        if broker is None or not is_port(broker[2]):
+            where = f": {part!r} is no host:port" if len(parts) > 1 else ""
+            fix = "write host:port with a port up to 65535, separated by commas, or `embedded`"
+            raise fail(f"is not a list of brokers{where}", fix=fix)
     return ",".join(parts)
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not (port == "0" or is_port(port)):
+        raise fail("is no address", fix="write host:port with a port up to 65535, as 127.0.0.1:8088")
+    return value
 
 
 class Security(Model):
@@ -85,7 +96,7 @@ class ControlKeys(Model):
 
 class Control(Model):
     url: SecretStr = SecretStr("sqlite:///.tailrace/control.db")
-    http: str = Field("127.0.0.1:8088", pattern=r"^.+:[0-9]{1,5}$")
+    http: Annotated[str, AfterValidator(_address)] = "127.0.0.1:8088"
     keys: ControlKeys = ControlKeys()
     key_header: str = "X-Admin-Key"
     enabled: bool = True

@@ -132,6 +132,19 @@ def test_the_config_is_frozen() -> None:
             "'mysql://u:hunter2@h'",
             ["t.yaml:5", "sources.shop.url", "postgresql://user:"],
         ),
+        *(
+            ("postgresql://u:p@h/shop", f"'{url}'", ["t.yaml:5", "sources.shop.url: its login", "%2F"])
+            for url in (
+                "postgresql://u:hunter2/x@h/shop",
+                "postgresql://u:5432/hunter2@h/shop",
+                "postgres://u/hunter2@h/shop",
+                "postgresql://u:5?hunter2=@h/shop",
+            )
+        ),
+        *(
+            ("postgresql://u:p@h/shop", f"'{url}'", ["t.yaml:5", "sources.shop.url: its port is no number"])
+            for url in ("postgresql://u:p@h:hunter2/shop", "postgresql://u@a:1,b:70000/d", "host=h port=0")
+        ),
         ("postgresql://u:p@h/shop", "''", ["t.yaml:5", "sources.shop.url: is empty"]),
         ("    url: postgresql://u:p@h/shop\n", "", ["t.yaml:3", "sources.shop.url: is missing"]),
         ("name: acme", "name: a b", ["t.yaml:1", "name: is not a name"]),
@@ -157,6 +170,16 @@ def test_the_config_is_frozen() -> None:
             ["t.yaml:2", "kafka.topics.partitions"],
         ),
         ("name: acme", "name: acme\nkafka: {brokers: here}", ["t.yaml:2", "kafka.brokers", "host:port"]),
+        (
+            "name: acme",
+            'name: acme\nkafka: {brokers: "a:9092, b:99999"}',
+            ["t.yaml:2", "kafka.brokers", "'b:99999' is no host:port", "65535"],
+        ),
+        (
+            "name: acme",
+            'name: acme\ncontrol: {http: "127.0.0.1:70000"}',
+            ["t.yaml:2", "control.http: is no address", "127.0.0.1:8088"],
+        ),
         (
             "name: acme",
             "name: acme\nkafka: {security: {protocol: SASL_SSL}}",
