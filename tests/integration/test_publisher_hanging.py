@@ -196,6 +196,8 @@ async def test_h13_a_publisher_at_work_makes_good_what_a_restart_of_kafka_left(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, credulous_kafka: KafkaServer
 ) -> None:
     """Its next flushes write to another partition, so that no marker of their own would end it."""
+    # One that is not answered gives up, and is opened anew; this one is to go on, on a slow machine, too.
+    monkeypatch.setattr("streamer.publisher.transactions.CONNECT_DEADLINE_S", 60.0)
     publisher = await bench.open(TWO)
     topic = publisher.topic(bench.topic)
     topic.append(key(1), b"warm")
