@@ -19,6 +19,7 @@ import orjson
 import typer
 
 from streamer import DEFAULT_PATH, logs
+from streamer.cli_sandbox import app as sandbox
 from streamer.errors import EXIT_OK, EXIT_RUNTIME, EXIT_USAGE, ConfigError, TailraceError, bug
 from streamer.options import (
     ConfigOption,
@@ -31,7 +32,6 @@ from streamer.options import (
     SourceArgument,
 )
 from streamer.output import write_whole
-from streamer.sandbox.cli import app as sandbox
 
 log = logs.Log(__name__)
 

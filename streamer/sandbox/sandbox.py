@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
+from streamer import SANDBOX_MOST
 from streamer.sandbox.errors import SandboxError
 from streamer.sandbox.jars import class_path_with_bar
 from streamer.sandbox.kafka import KafkaServer
@@ -18,7 +19,6 @@ from streamer.sandbox.postgres import PostgresServer, readable_binaries
 from streamer.sandbox.server import GuardianLine, Server
 from streamer.sandbox.valkey import ValkeyServer
 
-MOST = 16
 """Servers of a kind; a sandbox is for a test or a look, and each Postgres takes about 60 MB."""
 
 OnProgress = Callable[[str], None]
@@ -53,8 +53,8 @@ class Sandbox:
         above the `bin` of another PostgreSQL than the wheel's.
         """
         for name, count, most in (
-            ("postgres", postgres, MOST),
-            ("valkey", valkey, MOST),
+            ("postgres", postgres, SANDBOX_MOST),
+            ("valkey", valkey, SANDBOX_MOST),
             ("kafka", kafka, 1),
         ):
             if not 0 <= count <= most:

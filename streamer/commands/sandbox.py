@@ -1,45 +1,31 @@
-"""The commands `tailrace sandbox up` and `tailrace sandbox down`."""
+"""`tailrace sandbox up` and `down`: servers in the background, and a config for them."""
 
 from __future__ import annotations
 
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
+import yaml
 
 from streamer.errors import ConfigError
-from streamer.options import JsonOption
 from streamer.sandbox.detached import how_to_stop, start_detached, stop_detached
-from streamer.sandbox.sandbox import MOST
-
-app = typer.Typer(
-    help="Real PostgreSQL, Valkey and Kafka servers for a look or a test.", no_args_is_help=True
-)
 
 CONFIG_MARK = "# Written by `tailrace sandbox up -c`; `tailrace sandbox down -c` removes it.\n"
 
-Dir = Annotated[Path | None, typer.Option("--dir", help="Folder of the servers (default: a temporary one).")]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="A config for these servers: `up` writes it, `down` removes it."),
-]
 
-
-@app.command()
 def up(
-    dir: Dir = None,
-    postgres: Annotated[
-        int, typer.Option(min=0, max=MOST, metavar="N", help="How many PostgreSQL servers.")
-    ] = 2,
-    valkey: Annotated[int, typer.Option(min=0, max=MOST, metavar="N", help="How many Valkey servers.")] = 1,
-    kafka: Annotated[int, typer.Option(min=0, max=1, metavar="N", help="Kafka: 0 or 1.")] = 1,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the data in --dir at the end.")] = False,
-    config: Config = None,
-    as_json: JsonOption = False,
+    dir: Path | None,
+    *,
+    postgres: int,
+    valkey: int,
+    kafka: int,
+    keep: bool,
+    config: Path | None,
+    as_json: bool,
 ) -> None:
-    """Start servers in the background and print their URLs."""
     if keep and dir is None:
         raise ConfigError("--keep without --dir: nobody would find the data", fix="add --dir FOLDER")
     if config is not None:
@@ -63,9 +49,7 @@ def up(
     typer.echo(f"{'stop':9} {how_to_stop(dir)}{made}")
 
 
-@app.command(short_help="Stop the servers and remove what they left.")
-def down(dir: Dir = None, config: Config = None, as_json: JsonOption = False) -> None:
-    """Stop the servers and remove what they left (not the data of `up --keep`)."""
+def down(dir: Path | None, *, config: Path | None, as_json: bool) -> None:
     stopped = stop_detached(dir)
     if config is not None:
         remove_config(config)
@@ -97,8 +81,6 @@ def write_config(path: Path, urls: dict[str, Any]) -> None:
         "targets": {"copy": {"kind": "postgres", "url": target}},
         "flows": {"mirror": {"from": "shop.public.*", "to": "copy.mirror"}},
     }
-    import yaml  # noqa: PLC0415  slow to import
-
     path.touch(mode=0o600)
     path.write_text(CONFIG_MARK + yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
