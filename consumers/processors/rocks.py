@@ -1,7 +1,7 @@
 """State in RocksDB, one folder a task: `<data folder>/processors/<processor>/<partition>/`.
 
     FORMAT   {"format":1,"cluster":<id>,"topic":<changelog>,"made_again_s":<unix time, 0: never>}
-    DAMAGED  is there: what is in db/ was found damaged while it was in use
+    DAMAGED  is there: what is in db/ was found damaged while it was in use, or before it was opened
     db/      RocksDB's own files; the mark is the value of the key that no table has
 
 A folder of another format is refused; one of another cluster, or that is damaged, is made again from the
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from consumers.processors import manifest
 from consumers.processors.state import Mark, after_prefix
 from streamer.errors import ConfigError, FatalError, RetryableError, TailraceError
 
@@ -103,11 +104,13 @@ def open_store(
 
 
 def _open_whole(folder: Path) -> RocksStore:
-    """Raises Damaged also for what has shown to be so in use."""
-    store = RocksStore(folder)  # first of all, as nobody else has it open then
+    """Raises Damaged also for what RocksDB does not notice, or not at once."""
+    if manifest.is_cut_off(folder / "db"):
+        (folder / _DAMAGED_FILE).touch()  # now: once it is open, nothing of the damage is left to be seen
+    store = RocksStore(folder)  # nothing is removed before, as somebody else may have it open
     if (folder / _DAMAGED_FILE).exists():
         store.close()
-        raise _damaged(folder, "it was found so in use")
+        raise _damaged(folder, "its MANIFEST is cut off, or it was found so in use")
     return store
 
 

@@ -16,6 +16,7 @@ import pytest
 from consumers.processors import agent, rehearsal, table
 from consumers.processors.context import Change, Context, Definition, Forwarded, Given, Hop, Table
 from consumers.processors.forgetting import EVERY_S, LOOK_ROWS, Forgetting
+from consumers.processors.manifest import is_cut_off
 from consumers.processors.memory import MemoryStore
 from consumers.processors.parked import Item
 from consumers.processors.rocks import AGAIN_S, Damaged, RocksStore, open_store
@@ -166,6 +167,68 @@ def test_a_damaged_block_is_no_end_of_a_table_and_its_folder_is_made_again(
     whole = open_store(folder, cluster_id="c", topic="t")
     assert (whole.get(b"t\0" + b"0000"), whole.mark, whole.failure) == (None, None, None)
     whole.close()
+
+
+def records(log: bytes) -> list[int]:
+    """Where each record of a MANIFEST of less than a block begins."""
+    found, at = [], 0
+    while at < len(log):
+        found.append(at)
+        at += 7 + int.from_bytes(log[at + 4 : at + 6], "little")
+    return found
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda log, at: log[: at + 4] + b"\xf3\xd7" + log[at + 6 :],  # its length
+        lambda log, at: log[:at] + bytes(len(log) - at),
+        lambda log, at: log[: at + 5],
+    ],
+    ids=["length", "zeros", "shorter"],
+)
+def test_tables_that_a_cut_off_manifest_leaves_out_are_noticed(
+    other: Callable[[bytes, int], bytes], tmp_path: Path
+) -> None:
+    """Without them the newest mark is still there, of the write-ahead log: it would look whole."""
+    folder = tmp_path / "0"
+    store = open_store(folder, cluster_id="c", topic="t")
+    store.write(ROWS, Mark(7, "seven"))
+    store._db.flush()
+    store.write({b"t\0later": b"1"}, Mark(8, "eight"))
+    killed = shutil.copytree(folder, tmp_path / "killed")
+    store.close()
+    whole = open_store(shutil.copytree(killed, tmp_path / "whole"), cluster_id="c", topic="t")
+    assert (whole.mark, whole.get(b"t\0" + b"0000")) == (Mark(8, "eight"), ROWS[b"t\0" + b"0000"])
+    whole.close()
+    [path] = (killed / "db").glob("MANIFEST-*")
+    log = path.read_bytes()
+    path.write_bytes(other(log, records(log)[-1]))
+    again = open_store(killed, cluster_id="c", topic="t")
+    assert (again.mark, again.get(b"t\0later")) == (None, None)
+    again.close()
+
+
+def test_a_manifest_of_many_blocks_is_whole_until_its_last_byte_is_gone(tmp_path: Path) -> None:
+    """RocksDB ends blocks with what no header fits in, and divides records between them."""
+    store = open_store(tmp_path / "0", cluster_id="c", topic="t")
+    for number in range(12):  # a record has the first key of its table, and the last one
+        store.write({b"t\0" + bytes(8000) + b"%d" % number: b""}, Mark(number, "m"))
+        store._db.flush()
+    db = tmp_path / "killed"
+    db.mkdir()
+    for path in (tmp_path / "0" / "db").iterdir():
+        if path.name.startswith(("CURRENT", "MANIFEST-")):
+            shutil.copy(path, db)
+    store.close()
+    [path] = db.glob("MANIFEST-*")
+    log = path.read_bytes()
+    assert len(log) > 2 * 32768
+    assert not is_cut_off(db)
+    path.write_bytes(log[:-1])
+    assert is_cut_off(db)
+    path.write_bytes(log[:32768])  # a record's first part is all of it
+    assert is_cut_off(db)
 
 
 class Reading:
