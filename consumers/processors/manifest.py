@@ -4,7 +4,8 @@ RocksDB takes what it cannot read at the end for a record that a crash cut off, 
 disk did it, tables are left out that were in use, and later writes are kept: state with a hole in it, and
 with the newest mark. A killed process leaves whole records; the power cut, or the full disk, that cuts one
 costs that the state is read again. (Tables that the MANIFEST does not name prove nothing: most kills under
-load leave some, by a flush or a compaction that was under way.) Checksums are RocksDB's to compare. Only reads.
+load leave some, by a flush or a compaction that was under way.) Checksums are RocksDB's to compare. Only
+reads.
 """
 
 from __future__ import annotations
