@@ -82,6 +82,7 @@ async def test_h22_h27_what_the_stream_does_not_tell_is_a_finding(
         assert any("`tailrace reset shop --yes`" in found for found in capture.findings)
 
 
+@pytest.mark.thorough
 async def test_h22_what_is_done_while_no_capture_runs_is_found_at_every_later_start(
     database: str, make_config: Make
 ) -> None:

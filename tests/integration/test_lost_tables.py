@@ -100,6 +100,7 @@ async def test_the_only_flow_waits_in_every_process_and_after_a_restart(
             await run.until(lambda run=run: run.status.record.state == "streaming", "streaming")
 
 
+@pytest.mark.thorough
 async def test_a_copy_makes_the_table_again(
     database: str,
     target_database: str,

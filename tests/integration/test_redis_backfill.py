@@ -143,6 +143,7 @@ async def test_rows_of_a_pivot(client: aioredis.Redis, make_config: Callable[...
     assert (await fold(config, "players")).ops() == "rr"
 
 
+@pytest.mark.thorough
 async def test_it_is_paused_cancelled_and_kept_to_its_rate(
     client: aioredis.Redis, make_config: Callable[..., Config]
 ) -> None:

@@ -286,6 +286,7 @@ async def test_a_cluster_that_was_emptied_begins_again(redis_cluster: Cluster) -
         assert await names_of(client) == dict.fromkeys(range(5), "a")
 
 
+@pytest.mark.thorough
 async def test_a_node_that_is_down_is_waited_for(redis_cluster: Cluster) -> None:
     """Also the one of the url, once the others are known."""
     async with stage(redis_cluster.url) as s, at(redis_cluster) as client:

@@ -219,6 +219,7 @@ async def test_a_running_capture_is_not_reset(
             await reset_source(config, "game", brokers=config.kafka.brokers)
 
 
+@pytest.mark.thorough
 async def test_a_killed_first_copy_starts_again_as_a_reset(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
 ) -> None:

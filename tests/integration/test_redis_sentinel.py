@@ -144,6 +144,7 @@ async def test_h21_a_primary_that_lives_on_as_a_replica_is_left(
                 assert {"tailrace-watch", "tailrace-read"} <= names
 
 
+@pytest.mark.thorough
 async def test_h21_a_replica_is_a_source_like_any_other(
     make_watched: Made, make_redis_config: Callable[..., Config]
 ) -> None:

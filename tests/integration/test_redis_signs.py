@@ -310,6 +310,7 @@ async def test_a_replica_is_watched_and_its_promotion_is_a_gap(
         assert here.signs.last.run_id == before.run_id
 
 
+@pytest.mark.thorough
 async def test_a_replica_that_loads_everything_anew_is_a_gap(add_server: Callable[..., ValkeyServer]) -> None:
     """Its primary was changed while the link was down for longer than the backlog reaches."""
     primary, replica = add_server(**{"repl-diskless-sync-delay": "0"}), add_server()

@@ -194,6 +194,7 @@ async def test_a_part_that_runs_again_keeps_why_it_fell_and_not_what_to_do(
     assert again.reason == what
 
 
+@pytest.mark.thorough
 async def test_children_end_with_a_killed_supervisor(config: Config, start: Start) -> None:
     run = await start(config)
     parts = (f"capture:{config['name']}", "apply:warehouse")

@@ -6,6 +6,8 @@ import json
 import shlex
 from typing import Any
 
+import pytest
+
 from tests.harness.pipeline import Pipeline, execute
 
 ITEM = (
@@ -24,6 +26,7 @@ async def why(pipeline: Pipeline, table: str, key: str) -> tuple[int, dict[str, 
     return code, answer
 
 
+@pytest.mark.thorough
 async def test_where_a_row_is(pipeline: Pipeline) -> None:
     await execute(pipeline.source_url, *ITEM)
     _, apply = await pipeline.start_both()
