@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from consumers.apply.checkpoint import Place
 from consumers.apply.dead_letters import REFUSED, DeadLetter
 from consumers.apply.fold import Event, Write
+from consumers.apply.pauses import utc_text
 from consumers.apply.queues import names_of, payload_of
 from consumers.targets.base import Gate
 from streamer.changes.schema import SchemaRecord
@@ -50,8 +50,7 @@ def text_of(gate: Gate) -> str:
 
 def decision_of(gate: Gate) -> str:
     """Of a decided one: refused by ann@host at 2026-11-23 10:00:00 UTC."""
-    at = datetime.fromtimestamp(gate.up_to_us // 1_000_000, UTC)
-    return f"{gate.state} by {gate.decided_by} at {at:%Y-%m-%d %H:%M:%S} UTC"
+    return f"{gate.state} by {gate.decided_by} at {utc_text(gate.up_to_us)}"
 
 
 def advice_of(flow: str) -> str:

@@ -51,7 +51,7 @@ class Pause:
     @property
     def text(self) -> str:
         why = f" ({self.why})" if self.why else ""
-        return f"by {self.who} at {_clock(self.at_us)}{why}"
+        return f"by {self.who} at {utc_text(self.at_us)}{why}"
 
     @property
     def reason(self) -> str:
@@ -64,7 +64,7 @@ class Pause:
         return {"by": self.who, "why": self.why, "since_us": self.at_us}
 
 
-def _clock(at_us: int) -> str:
+def utc_text(at_us: int) -> str:
     return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 

@@ -167,10 +167,14 @@ def _postgres_url(value: SecretStr) -> SecretStr:
 
 def _is_cut(url: str) -> bool:
     """The @ of a login stands behind what libpq takes for the login and the hosts: a part of a password would
-    be a port or a database to it, and these are shown."""
-    scheme, found, rest = url.partition("://")
+    be a port or a database to it, and these are shown. An @ of the parameters, as of user=me@server, is none.
+    """
+    scheme, _, rest = url.partition("://")
     login = re.split("[/?]", rest, maxsplit=1)[0]
-    return bool(found) and scheme in ("postgres", "postgresql") and "@" in rest and "@" not in login
+    behind = rest[len(login) :]
+    if behind.startswith("/"):
+        behind = behind.partition("?")[0]
+    return scheme in ("postgres", "postgresql") and "@" in behind and "@" not in login
 
 
 def _below_base(value: Path | None, info: ValidationInfo) -> Path | None:

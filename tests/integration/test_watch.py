@@ -231,18 +231,23 @@ async def alarm(receiver: Receiver, pipeline: Pipeline) -> Request:
         raise AssertionError(f"no alarm within {PROMISED_S:.0f} s\n{pipeline.tails()}") from None
 
 
+def tell_of_all(pipeline: Pipeline, channel: dict[str, str]) -> None:
+    """A job each hour, and a channel that is told of it and of every part."""
+    pipeline.config |= {
+        "control": {"http": "127.0.0.1:0"},
+        "schedules": {"jobs": {"tidy": {"exec": "time:time", "every": "1h"}}},
+        "alerts": {
+            "channels": {"ops": channel},
+            "rules": [{"when": ["missed_job", "stalled"], "to": ["ops"]}],
+        },
+    }
+    pipeline.write_config()
+
+
 @pytest.mark.thorough
 async def test_a_frozen_scheduler_is_seen_by_run_within_a_minute(pipeline: Pipeline) -> None:
     async with receiving() as ops:
-        pipeline.config |= {
-            "control": {"http": "127.0.0.1:0"},
-            "schedules": {"jobs": {"tidy": {"exec": "time:time", "every": "1h"}}},
-            "alerts": {
-                "channels": {"ops": {"webhook": ops.url, "secret": "s3cret"}},
-                "rules": [{"when": ["missed_job", "stalled"], "to": ["ops"]}],
-            },
-        }
-        pipeline.write_config()
+        tell_of_all(pipeline, {"webhook": ops.url, "secret": "s3cret"})
         run = pipeline.start("run", "--json")
         serve = await pipeline.state("serve", "running")
         events = Events(load(pipeline.config_path))
@@ -275,15 +280,7 @@ async def test_a_frozen_kafka_is_one_event_and_no_dead_process(
     pipeline: Pipeline, kafka_server: KafkaServer
 ) -> None:
     async with receiving() as ops:
-        pipeline.config |= {
-            "control": {"http": "127.0.0.1:0"},
-            "schedules": {"jobs": {"tidy": {"exec": "time:time", "every": "1h"}}},
-            "alerts": {
-                "channels": {"ops": {"webhook": ops.url}},
-                "rules": [{"when": ["missed_job", "stalled"], "to": ["ops"]}],
-            },
-        }
-        pipeline.write_config()
+        tell_of_all(pipeline, {"webhook": ops.url})
         await execute(pipeline.source_url, "CREATE TABLE orders (id int PRIMARY KEY)")
         pipeline.start("run", "--json")
         await pipeline.state("serve", "running")
@@ -307,15 +304,7 @@ async def test_a_frozen_kafka_is_one_event_and_no_dead_process(
 async def test_a_frozen_watcher_that_runs_the_jobs_is_seen_by_another_serve(pipeline: Pipeline) -> None:
     """It held both: another one takes the jobs and the watch, and tells of the frozen process."""
     async with receiving() as ops:
-        pipeline.config |= {
-            "control": {"http": "127.0.0.1:0"},
-            "schedules": {"jobs": {"tidy": {"exec": "time:time", "every": "1h"}}},
-            "alerts": {
-                "channels": {"ops": {"webhook": ops.url}},
-                "rules": [{"when": ["missed_job", "stalled"], "to": ["ops"]}],
-            },
-        }
-        pipeline.write_config()
+        tell_of_all(pipeline, {"webhook": ops.url})
         for role in ("capture", "apply"):
             await pipeline.state(role, "streaming", child=pipeline.start(role))
         one = pipeline.start("serve")

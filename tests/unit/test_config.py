@@ -216,6 +216,21 @@ def test_a_mistake_is_named_with_its_place_and_cure(old: str, new: str, words: l
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://h/shop?user=me@server&password=x",
+        "postgresql:///shop?host=/tmp&user=me@server",
+        "postgresql://u:a%2Fb%40c@h:5432/shop",
+        "host=h dbname=shop user=me@server",
+    ],
+)
+def test_an_at_sign_that_is_no_end_of_a_login_is_let_be(url: str) -> None:
+    source = parse(changed("postgresql://u:p@h/shop", f"'{url}'"), environ={}).sources["shop"]
+    assert isinstance(source, PostgresSource)
+    assert source.url.get_secret_value() == url
+
+
 def test_two_problems_are_both_told_in_the_order_of_the_file() -> None:
     message = mistake(changed("    tables", "    tabels").replace("to: copy", "too: copy"))
     assert message.index("'tabels'") < message.index("'too'")
