@@ -134,6 +134,7 @@ class NotedForms:
             for table, noted in tables.items():
                 if table in records:
                     self._check(topic, records[table][-1], noted)
+            self._check_agreement()
             return
         if fresh:
             found = {table: dict(forms.of(topic, of[-1])) for table, of in records.items()}
@@ -178,7 +179,25 @@ class NotedForms:
             self._store(topic)
         return noted
 
+    def _check_agreement(self) -> None:
+        """Raises FatalError where two inputs, or tables, give a column of the derived key two forms."""
+        seen: dict[str, tuple[str, str]] = {}
+        for topic, tables in self._tables.items():
+            for name, form in ((name, form) for noted in tables.values() for name, form in noted.items()):
+                if not name.startswith(_DERIVED):
+                    continue
+                other, was = seen.setdefault(name, (topic, form))
+                if form != was:
+                    raise FatalError(
+                        f"column {name.removeprefix(_DERIVED)} of the derived rows' key is {was} in {other}"
+                        f" and {form} in {topic}: one derived row would have two keys",
+                        where=f"processor {self._processor}",
+                        fix="let `map_`, in a processor before, make one form of them; then `tailrace reset"
+                        f" {self._processor}`, which derives everything again",
+                    )
+
     def _store(self, topic: str) -> None:
+        self._check_agreement()
         raw = {"until": self._until.get(topic, 0), "tables": self._tables[topic]}
         self._overlay.begin()
         self._overlay.put(_FORMS + topic.encode(), orjson.dumps(raw))

@@ -1,11 +1,12 @@
 """RocksDB's MANIFEST, the log of which tables a database consists of: whether it ends with a whole record.
 
-RocksDB takes what it cannot read at the end for a record that a crash cut off, and leaves it out. If a bad
-disk did it, tables are left out that were in use, and later writes are kept: state with a hole in it, and
-with the newest mark. A killed process leaves whole records; the power cut, or the full disk, that cuts one
-costs that the state is read again. (Tables that the MANIFEST does not name prove nothing: most kills under
-load leave some, by a flush or a compaction that was under way.) Checksums are RocksDB's to compare. Only
-reads.
+RocksDB takes what it cannot read at the end for a record that a crash cut off, and leaves it out; at some
+of it, it hangs. If a bad disk did it, tables are left out that were in use, and later writes are kept:
+state with a hole in it, and with the newest mark. A killed process leaves whole records; the power cut, or
+the full disk, that cuts one costs that the state is read again. (Tables that the MANIFEST does not name
+prove nothing: most kills under load leave some, by a flush or a compaction that was under way.) Not seen
+here are a MANIFEST that ends between two records, and bytes of another value, whose checksums are RocksDB's
+to compare. Only reads.
 """
 
 from __future__ import annotations

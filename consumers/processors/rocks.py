@@ -1,7 +1,8 @@
 """State in RocksDB, one folder a task: `<data folder>/processors/<processor>/<partition>/`.
 
+    LOCK     locked by whoever has the folder; RocksDB's own lock says so only once it has read its files
     FORMAT   {"format":1,"cluster":<id>,"topic":<changelog>,"made_again_s":<unix time, 0: never>}
-    DAMAGED  is there: what is in db/ was found damaged while it was in use, or before it was opened
+    DAMAGED  is there: what is in db/ was found damaged
     db/      RocksDB's own files; the mark is the value of the key that no table has
 
 A folder of another format is refused; one of another cluster, or that is damaged, is made again from the
@@ -11,12 +12,13 @@ be too little. Where it comes again soon, or the disk refuses, it is a person's 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
@@ -34,7 +36,7 @@ AGAIN_S = 3600.0  # damage that comes again within it is the disk's: reading all
 _MARK = b"\0mark"
 _DAMAGE = ("corruption", "no such file", "file exists", "not a directory")  # as RocksDB says it
 _REFUSAL = "io error"
-_FORMAT_FILE, _DAMAGED_FILE = "FORMAT", "DAMAGED"
+_LOCK_FILE, _FORMAT_FILE, _DAMAGED_FILE = "LOCK", "FORMAT", "DAMAGED"
 
 _LOCKED = ("while lock file", "lock hold by")  # not any "lock": the folder's name is in the text, too
 
@@ -73,7 +75,35 @@ def open_store(
     rights refuse."""
     if not available():
         raise not_installed(str(folder))
-    identity = {"format": FORMAT, "cluster": cluster_id, "topic": topic}
+    try:
+        lock = _lock(folder)
+        try:
+            return _open_locked(
+                folder, lock, {"format": FORMAT, "cluster": cluster_id, "topic": topic}, clock_s
+            )
+        except BaseException:
+            lock.close()
+            raise
+    except OSError as error:
+        raise _refused(folder, str(error)) from error
+
+
+def _lock(folder: Path) -> BinaryIO:
+    if not folder.is_dir():
+        folder.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / _LOCK_FILE).open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise _held(folder) from error
+    return lock
+
+
+def _open_locked(
+    folder: Path, lock: BinaryIO, identity: Mapping[str, Any], clock_s: Callable[[], float]
+) -> RocksStore:
     found = _identity(folder) or {}
     made_again_s: float = found.pop("made_again_s", 0.0)
     if found and found.get("format") != FORMAT:
@@ -83,35 +113,32 @@ def open_store(
             fix="run the version of Tailrace that wrote it; or remove the folder: its state is read again"
             " from Kafka",
         )
+    if found != identity:
+        _remove(folder / _FORMAT_FILE)
+        _remove(folder / "db")
+        _remove(folder / _DAMAGED_FILE)
+        made_again_s = 0.0
     try:
-        if found != identity:
-            _remove(folder)
-            made_again_s = 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            store = _open_whole(folder)
-        except Damaged as error:
-            _check_disk(folder, clock_s() - made_again_s, error)
-            log.warning("%s: %s; it is read again from Kafka", folder, error.what)
-            made_again_s = clock_s()
-            _remove(folder / "db")
-            (folder / _DAMAGED_FILE).unlink(missing_ok=True)
-            store = RocksStore(folder)
-        (folder / _FORMAT_FILE).write_bytes(orjson.dumps({**identity, "made_again_s": made_again_s}))
-    except OSError as error:
-        raise _refused(folder, str(error)) from error
+        store = _open_whole(folder, lock)
+    except Damaged as error:
+        _check_disk(folder, clock_s() - made_again_s, error)
+        log.warning("%s: %s; it is read again from Kafka", folder, error.what)
+        made_again_s = clock_s()
+        (folder / _DAMAGED_FILE).touch()  # until all of it is gone
+        _remove(folder / "db")
+        _remove(folder / _DAMAGED_FILE)
+        store = RocksStore(folder, lock)
+    (folder / _FORMAT_FILE).write_bytes(orjson.dumps({**identity, "made_again_s": made_again_s}))
     return store
 
 
-def _open_whole(folder: Path) -> RocksStore:
-    """Raises Damaged also for what RocksDB does not notice, or not at once."""
-    if manifest.is_cut_off(folder / "db"):
-        (folder / _DAMAGED_FILE).touch()  # now: once it is open, nothing of the damage is left to be seen
-    store = RocksStore(folder)  # nothing is removed before, as somebody else may have it open
+def _open_whole(folder: Path, lock: BinaryIO) -> RocksStore:
+    """Raises Damaged also for what RocksDB does not notice, or not at once, or what it hangs at."""
     if (folder / _DAMAGED_FILE).exists():
-        store.close()
-        raise _damaged(folder, "its MANIFEST is cut off, or it was found so in use")
-    return store
+        raise _damaged(folder, "it was found so before")
+    if manifest.is_cut_off(folder / "db"):
+        raise _damaged(folder, "its MANIFEST is cut off")
+    return RocksStore(folder, lock)
 
 
 def _check_disk(folder: Path, since_s: float, error: Damaged) -> None:
@@ -163,14 +190,16 @@ class RocksStore:
     Each call raises Damaged, or FatalError where the disk refuses; from then on it is the `failure`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lock: BinaryIO) -> None:
+        """`lock`: is given back by `close`."""
         self.failure: TailraceError | None = None
         self._folder = folder
+        self._lock = lock
         self._db = _open(folder)
         try:
             raw = self.get(_MARK)
         except BaseException:
-            self.close()
+            self._close()
             raise
         self.mark: Mark | None = None if raw is None else Mark(*orjson.loads(raw))
 
@@ -225,7 +254,7 @@ class RocksStore:
         self.mark = mark
 
     def clear(self) -> None:
-        self.close()
+        self._close()
         try:
             _remove(self._folder / "db")
         except OSError as error:
@@ -239,6 +268,12 @@ class RocksStore:
         return tables + memory
 
     def close(self) -> None:
+        try:
+            self._close()
+        finally:
+            self._lock.close()
+
+    def _close(self) -> None:
         try:
             self._db.close()
         except Exception as error:
@@ -261,6 +296,14 @@ class RocksStore:
             return error
         self.failure = self.failure or found
         return found
+
+
+def _held(folder: Path) -> Locked:
+    return Locked(
+        "another worker on this machine has this task's state open",
+        where=str(folder),
+        fix="nothing, if it is about to stop; else stop it: two workers of one folder share the tasks",
+    )
 
 
 def _broken(folder: Path, why: str) -> FatalError:
@@ -287,8 +330,4 @@ def _open(folder: Path) -> Rdict:
             raise _damaged(folder, error) from error
         if not any(sign in said for sign in _LOCKED):
             raise _refused(folder, str(error)) from error
-        raise Locked(
-            "another worker on this machine has this task's state open",
-            where=str(folder),
-            fix="nothing, if it is about to stop; else stop it: two workers of one folder share the tasks",
-        ) from error
+        raise _held(folder) from error

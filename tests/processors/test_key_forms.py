@@ -214,3 +214,34 @@ def test_columns_that_the_derived_key_is_made_of_count_as_the_inputs_own(
     with pytest.raises(FatalError, match=r"of the derived rows' key is numeric .* its state is of integer"):
         Tasks(definition, was, now, key=key).task(overlay)
     assert Tasks(ALL, was).task().fits(change(now))  # whose key has nothing of it
+
+
+def test_inputs_that_give_a_derived_key_two_forms_are_refused() -> None:
+    """GROUP BY over a UNION ALL has one type; 7 and "7" would be two groups here."""
+    log = Log("shop")
+    log.table("orders", INTEGER).create({"id": 1, "buyer": 7})
+    assert derive(PER_BUYER, log).rows == [{"buyer": 7, "n": 1}]
+    log.table("archive", OTHER_BUYER).create({"id": 2, "buyer": "7"})
+    two = r"buyer of the derived rows' key is \w+ in shop.public.\w+ and \w+ in shop.public.\w+: one derived"
+    with pytest.raises(FatalError, match=two) as raised:
+        derive(PER_BUYER, log)
+    assert "`map_`" in raised.value.fix
+    assert len(derive(ALL, log).rows) == 2  # whose keys are the inputs' own
+    log = Log("shop")
+    log.table("orders", INTEGER).create({"id": 1, "buyer": 7})
+    log.table("wide", {"id": "integer", "buyer": "bigint"}).create({"id": 3, "buyer": 7})
+    assert derive(PER_BUYER, log).rows == [{"buyer": 7, "n": 2}]
+
+
+def test_a_second_inputs_first_schema_record_is_compared_with_the_others() -> None:
+    log = Log("shop")
+    orders, archive = log.table("orders", INTEGER), log.table("archive", OTHER_BUYER)
+    given = Given("made", (ORDERS, archive.topic), "out", (), {ORDERS: [orders.record], archive.topic: []})
+    task = NotedForms(KeyForms(PER_BUYER, given), 0, Overlay(MemoryStore()))
+    for topic in given.inputs:
+        task.begin(topic, 0, fresh=True)
+    given.schemas[archive.topic] = [archive.record]  # type: ignore[index]
+    came = change(archive.record)
+    came.topic = archive.topic
+    with pytest.raises(FatalError, match="one derived row would have two keys"):
+        task.fits(came)

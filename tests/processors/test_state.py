@@ -184,8 +184,9 @@ def records(log: bytes) -> list[int]:
         lambda log, at: log[: at + 4] + b"\xf3\xd7" + log[at + 6 :],  # its length
         lambda log, at: log[:at] + bytes(len(log) - at),
         lambda log, at: log[: at + 5],
+        lambda log, at: log[: at + 6] + b"\x06" + log[at + 7 :],  # its kind: RocksDB hangs
     ],
-    ids=["length", "zeros", "shorter"],
+    ids=["length", "zeros", "shorter", "kind"],
 )
 def test_tables_that_a_cut_off_manifest_leaves_out_are_noticed(
     other: Callable[[bytes, int], bytes], tmp_path: Path
