@@ -16,96 +16,12 @@ from consumers.views.backfills import Pace, left_s
 from streamer.changes.backfill import Progress
 from streamer.changes.backfill import State as BackfillState
 from streamer.config import Config, parse
-from streamer.status import StatusRecord
-
-NOW_US = 1_800_000_000_000_000
-S = 1_000_000
-
-CONFIG = """
-name: acme
-kafka: {brokers: "localhost:9092"}
-sources:
-  shop: {kind: postgres, url: "postgresql://u:secret@h/db", tables: {"public.*": {}}, slot: {wal_warn: 1MiB}}
-targets:
-  warehouse: {kind: postgres, url: "postgresql://u:secret@h/db"}
-flows:
-  mirror: {from: "shop.public.*", to: warehouse.mirror}
-"""
+from tests.harness.statuses import CONFIG, NOW_US, S, apply, build, capture, record, text
 
 
 @pytest.fixture
 def config() -> Config:
     return parse(CONFIG, Path("tailrace.yaml"), environ={})
-
-
-def record(part: str, **changes: Any) -> StatusRecord:
-    kind, name = part.split(":")
-    fields: dict[str, Any] = {
-        "part": part,
-        "kind": kind,
-        "name": name,
-        "instance": "host-1",
-        "pid": 1,
-        "host": "host",
-        "started_us": NOW_US - 100 * S,
-        "at_us": NOW_US,
-        "seen_us": NOW_US,
-        "state": "streaming",
-    }
-    return StatusRecord(**{**fields, **changes})
-
-
-def capture(**changes: Any) -> StatusRecord:
-    detail = {
-        "epoch": 1,
-        "lsn": 0x1_00000010,
-        "lag_bytes": 0,
-        "lag_s": 0.0,
-        "published": 12,
-        "rate": 3.0,
-        "tables": {"public.orders": {"captured": 10}, "other.orders": {"captured": 2}},
-        "slot": {"wal_bytes": 100, "active": True},
-        "findings": [],
-        "snapshot": None,
-    }
-    return record("capture:shop", **{"detail": {**detail, **changes.pop("detail", {})}, **changes})
-
-
-def apply(flow: dict[str, Any] | None = None, **changes: Any) -> StatusRecord:
-    detail = {
-        "applied": 10,
-        "guarded": 0,
-        "rate": 3.0,
-        "lag_records": 4,
-        "lag_s": 0.5,
-        "latency_ms": {"p50": 5.0, "p99": 9.0, "capture_p50": 1.0, "capture_p99": 2.0},
-        "partitions": [
-            {
-                "topic": "shop.public.orders",
-                "partition": 0,
-                "offset": 6,
-                "end": 10,
-                "lag_records": 4,
-                "lag_s": 0.5,
-            }
-        ],
-        "state": "streaming",
-        "reason": "",
-    }
-    return record(
-        "apply:warehouse", **{"detail": {"flows": {"mirror": {**detail, **(flow or {})}}}, **changes}
-    )
-
-
-def build(config: Config, *records: StatusRecord) -> views.Status:
-    return views.build(config, records, NOW_US)
-
-
-def text(status: views.Status, width: int = 140) -> str:
-    console = Console(width=width, record=True, file=io.StringIO(), color_system=None)
-    console.print(screens.status_screen(status))
-    console.print(screens.lag_screen(status, views.lag(status)))
-    return console.export_text()
 
 
 def test_all_is_well(config: Config) -> None:
@@ -118,31 +34,6 @@ def test_all_is_well(config: Config) -> None:
     screen = text(status)
     for shown in ("mirror", "1/10", "P50 ms", "5.0"):
         assert shown in screen
-
-
-def test_eighty_columns_cut_no_header_and_no_figure(config: Config) -> None:
-    """The tables leave columns out instead."""
-    times = {f"{stage}{p}": 123.4 for stage in ("", "capture_", "kafka_", "apply_") for p in ("p50", "p99")}
-    status = build(config, capture(), apply({"applied": 1_234_567, "latency_ms": times}))
-    shown = text(status, width=80)
-    assert "…" not in shown
-    assert max(len(line) for line in shown.splitlines()) <= 80
-    for word in ("mirror", "streaming", "1,234,567", "POSITION", "BEHIND", "SLOT KEEPS", "123 / 123"):
-        assert word in shown
-    wide = text(status, width=140)
-    for word in ("EPOCH", "warehouse.mirror", "TOTAL ms", "LAG s"):
-        assert word in wide
-
-
-def test_a_long_finding_is_folded_below_its_first_word(config: Config) -> None:
-    reason = "the slot is gone " * 12 + "\n  -> " + "make it again, " * 10
-    ill = capture(state="error", reason=reason), apply(state="error", reason=reason)
-    above, _, _ = text(build(config, *ill), width=80).partition("FLOW")
-    lines = above.splitlines()
-    marks = [n for n, line in enumerate(lines) if "✗" in line]
-    assert [lines[n].index("✗") for n in marks] == [0, 2]
-    assert all(line.startswith("  ") for n, line in enumerate(lines) if n and line.strip())
-    assert all(line.startswith("    ") for line in lines[marks[1] + 1 :] if line.strip())
 
 
 def test_nothing_runs(config: Config) -> None:
@@ -251,6 +142,7 @@ TWO_SOURCES = CONFIG.replace(
     entities: {users: {pattern: "user:{id}", type: string}, boards: {pattern: "board:{id}", type: string}}
 targets:""",
 )
+
 BACKFILL = {
     "run": "20261122T115639-1f3a",
     "table": "public.orders",
@@ -263,6 +155,7 @@ BACKFILL = {
     "chunks": 1_200,
     "reread": 2,
 }
+
 BAD = {"lsn": NOW_US, "bad": {"users": 2, "boards": 1300}, "bad_last_us": NOW_US - 60 * S}
 
 
@@ -334,65 +227,6 @@ def test_a_source_without_a_slot_keeps_nothing_in_one(config: Config) -> None:
     assert "SLOT KEEPS" not in shown
 
 
-def test_a_standby_is_counted_and_is_no_finding(config: Config) -> None:
-    standby = capture(state="standby", instance="other-2", host="other", started_us=NOW_US)
-    status = build(config, capture(), standby, apply())
-    assert status.exit_code == 0
-    assert status.sources[0]["standbys"] == 1
-    assert status.sources[0]["instance"] == "host-1"
-
-
-def test_one_that_was_started_again_hides_the_silent_one(config: Config) -> None:
-    died = capture(seen_us=NOW_US - 20 * S, at_us=NOW_US - 20 * S)
-    again = capture(instance="host-2", pid=2, started_us=NOW_US - 19 * S, restarts=1)
-    status = build(config, died, again, apply())
-    assert status.exit_code == 0
-    assert [p["instance"] for p in status.parts] == ["host-2", "host-1"]
-    assert status.flows[0]["captured"] == 20, "both have counted"
-
-
-def test_one_that_froze_as_another_began_is_told(config: Config) -> None:
-    """Had it been killed, the one that began after it would have said so."""
-    frozen = capture(seen_us=NOW_US - 20 * S, at_us=NOW_US - 20 * S, process="tailrace-capture/host.1/2/3/4")
-    beside = capture(instance="host-2", pid=2, started_us=NOW_US - 20 * S + 1)
-    assert "host-1 is silent" in build(config, frozen, beside, apply()).verdict
-    killed = replace(frozen, ended=True)
-    assert build(config, killed, beside, apply()).exit_code == 0
-    assert [p["instance"] for p in build(config, killed, beside).parts if p["part"] == "capture:shop"] == [
-        "host-2"
-    ]
-
-
-def test_what_a_killed_process_said_last_is_not_the_state_of_the_one_that_follows(config: Config) -> None:
-    """It is not silent yet, and its successor has not spoken of its flows."""
-    at_us = NOW_US - 3 * S
-    died = apply({"state": "error", "reason": "a row was refused"}, at_us=at_us, seen_us=at_us)
-    begun = apply(instance="host-2", pid=2, started_us=NOW_US - 2 * S, state="starting", detail={"flows": {}})
-    status = build(config, capture(), died, replace(begun, detail={}))
-    assert [p["instance"] for p in status.parts if p["part"] == "apply:warehouse"] == ["host-2"]
-    [flow] = status.flows
-    assert (flow["state"], flow["lag_records"]) == ("UNKNOWN", None)
-    assert "does not report it yet" in flow["reason"]
-    assert "a row was refused" not in str(status.plain())
-    busy = build(config, capture(), died, replace(begun, started_us=at_us - S))
-    assert busy.flows[0]["state"] == "ERROR", "both may run: the second began while the first still spoke"
-
-
-def test_a_silent_one_elsewhere_is_told_and_is_no_finding(config: Config) -> None:
-    died = apply(instance="other-9", host="other", seen_us=NOW_US - 20 * S, at_us=NOW_US - 20 * S)
-    status = build(config, capture(), died, apply())
-    assert status.exit_code == 0
-    assert "other-9 is silent" in status.verdict
-
-
-def test_two_processes_share_a_flow(config: Config) -> None:
-    second = apply({"lag_s": 2.0, "latency_ms": {"p50": 7.0, "p99": 8.0}}, instance="host-2", pid=2)
-    [flow] = build(config, capture(), apply(), second).flows
-    assert (flow["applied"], flow["lag_records"], flow["rate"], flow["lag_s"]) == (20, 8, 6.0, 2.0)
-    assert flow["latency_ms"] == {"p50": 7.0, "p99": 9.0, "capture_p50": 1.0, "capture_p99": 2.0}
-    assert len(flow["partitions"]) == 2
-
-
 def test_what_run_cannot_keep_up(config: Config) -> None:
     parts = {
         "capture:shop": {"state": "error", "reason": "wrong password"},
@@ -419,145 +253,6 @@ def test_what_is_mended_is_past_and_comes_after_what_is(config: Config) -> None:
     assert "tailrace reset" not in str(status.plain())
 
 
-def test_a_stopped_flow_is_an_error_of_its_own_and_of_no_other(config: Config) -> None:
-    """The process is in error because of it, and the target's other flows go on."""
-    other = {"flows": {"other": {"from": "shop.other.*", "to": "warehouse.other"}}}
-    both = config.model_copy(update={"flows": {**config.flows, **_flows_of(other)}})
-    reason = "column 'a' is text\n  -> ALTER TABLE a"
-    stopped = {"state": "error", "reason": reason, "lag_records": 2798, "lag_s": None, "rate": 0.0}
-    broken = apply(stopped, state="error", reason=reason)
-    broken.detail["flows"]["other"] = apply().detail["flows"]["mirror"]
-    status = build(both, capture(), broken)
-    assert {flow["name"]: flow["state"] for flow in status.flows} == {"mirror": "ERROR", "other": "OK"}
-    assert status.verdict == "flow mirror is ERROR: column 'a' is text"
-    assert len(status.findings) == 1
-    assert status.flows[0]["lag_s"] is None
-    waits = apply({**stopped, "state": "stalled"}, state="waiting", reason=reason)
-    waits.detail["flows"]["other"] = apply().detail["flows"]["mirror"]
-    status = build(both, capture(), waits)
-    assert {flow["name"]: flow["state"] for flow in status.flows} == {"mirror": "STALLED", "other": "OK"}
-    assert [finding.text for finding in status.findings] == ["flow mirror is STALLED: " + reason]
-    paused = replace(broken, reason="too much is refused")
-    assert {flow["state"] for flow in build(both, capture(), paused).flows} == {"ERROR"}, "the process's own"
-
-
-def test_flows_that_all_stopped_keep_each_its_own_reason_when_the_part_has_ended() -> None:
-    second = CONFIG + '  history: {from: "shop.public.*", to: warehouse.history}\n'
-    config = parse(second, Path("tailrace.yaml"), environ={})
-    one, other = {"state": "error", "reason": "no such key"}, {"state": "error", "reason": "no such type"}
-    ended = {"ended": True, "state": "error", "reason": "no such type"}
-    status = build(config, capture(), apply(detail={"flows": {"mirror": one, "history": other}}, **ended))
-    assert {f["name"]: (f["state"], f["reason"]) for f in status.flows} == {
-        "mirror": ("ERROR", "no such key"),
-        "history": ("ERROR", "no such type"),
-    }
-    running = {**one, "state": "streaming"}
-    status = build(config, capture(), apply(detail={"flows": {"mirror": running, "history": other}}, **ended))
-    assert {f["reason"] for f in status.flows} == {"apply:warehouse: no such type"}, "it ended for itself"
-
-
-def _flows_of(changes: dict[str, Any]) -> dict[str, Any]:
-    return dict(
-        parse(yaml.safe_dump({**yaml.safe_load(CONFIG), **changes}), Path("t.yaml"), environ={}).flows
-    )
-
-
-def test_a_standby_that_was_stopped_does_not_hide_what_has_fallen(config: Config) -> None:
-    fallen = capture(state="error", reason="slot gone", ended=True)
-    standby = capture(
-        instance="other-2",
-        pid=2,
-        started_us=NOW_US - 60 * S,
-        at_us=NOW_US - 19 * S,
-        ended=True,
-        state="stopped",
-    )
-    for records in ([fallen, standby], [standby, fallen]):
-        status = build(config, *records, apply())
-        assert status.verdict == "capture:shop: slot gone"
-        assert status.sources[0]["state"] == "error"
-    after = replace(standby, started_us=NOW_US + S, at_us=NOW_US + 2 * S)
-    assert "was stopped" in build(config, fallen, after, apply()).verdict, "begun since: its word counts"
-    lives = replace(standby, ended=False, state="streaming", at_us=NOW_US)
-    assert build(config, fallen, lives, apply()).exit_code == 0
-
-
-def _places(count: int, behind: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "topic": f"shop.public.{'very_' * 6}long_name_of_a_table_{n // 2}_of_many",
-            "partition": n % 2,
-            "offset": 10,
-            "end": 10 + (n if n < behind else 0),
-            "lag_records": n if n < behind else 0,
-            "lag_s": float(n) if n < behind else 0.0,
-        }
-        for n in range(count)
-    ]
-
-
-def test_the_lag_is_one_screen_with_the_worst_first(config: Config) -> None:
-    status = build(config, capture(), apply({"partitions": _places(160, 21)}))
-    console = Console(width=140, record=True, file=io.StringIO(), color_system=None)
-    console.print(screens.lag_screen(status, views.lag(status)))
-    lines = console.export_text().splitlines()
-    assert len(lines) < 24
-    rows = [line.split() for line in lines if line.startswith("mirror") and "shop.public" in line]
-    assert len(rows) == screens.PARTITIONS_LIMIT
-    assert [int(row[5]) for row in rows] == list(range(20, 10, -1))
-    assert any(
-        "... and 10 more behind and 140 partitions at their end; --json has all" in line for line in lines
-    )
-    assert len(views.lag(status)["flows"][0]["partitions"]) == 160
-    well = build(config, capture(), apply({"partitions": _places(3, 0)}))
-    assert "3 partitions at their end; --json has all" in text(well)
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(None, "-"), (0, "0.0"), (0.04, "0.0"), (99.94, "99.9"), (99.96, "100"), (183_000.4, "183,000")],
-)
-def test_a_figure_of_a_column(value: float | None, shown: str) -> None:
-    assert screens.figure(value) == shown
-
-
-def test_a_column_has_one_unit_whatever_its_figures_are(config: Config) -> None:
-    """Milliseconds of the quiet minute and of the one after an outage, seconds and hours of lag."""
-    for latency_ms, lag_s, times, lag in (
-        (4.2, 0.3, "4.2 / 4.2", "0.3"),
-        (95e3, 7265.0, "95,000 / 95,000", "7,265"),
-    ):
-        status = build(
-            config, capture(), apply({"lag_s": lag_s, "latency_ms": {"p50": latency_ms, "p99": latency_ms}})
-        )
-        console = Console(width=140, record=True, file=io.StringIO(), color_system=None)
-        console.print(screens.lag_screen(status, views.lag(status)))
-        header, row = [
-            line for line in console.export_text().splitlines() if line.startswith(("FLOW", "mirror"))
-        ][:2]
-        assert header.split("  ")[0] == "FLOW"
-        assert [header.count(unit) for unit in (" ms", " s")] == [4, 1]
-        assert times in row
-        assert lag in row.split()
-        assert views.lag(status)["flows"][0]["lag_s"] == lag_s
-
-
-def test_long_names_are_cut_where_they_stay_apart() -> None:
-    names = [f"{'a' * 20}{n}{'b' * 20}" for n in (1, 2)] + [
-        "short",
-        f"{'x' * 30}_orders",
-        f"{'x' * 30}_people",
-    ]
-    found = screens.short_names(names, 24)
-    assert len(set(found.values())) == len(names)
-    assert found["short"] == "short"
-    orders = found[names[3]]
-    assert len(orders) == 24
-    assert orders.startswith("xx")
-    assert orders.endswith("_orders")
-    assert "…" in orders
-
-
 def test_a_part_that_the_file_no_longer_names(config: Config) -> None:
     gone = record("capture:old", seen_us=NOW_US - 60 * S, at_us=NOW_US - 60 * S)
     assert build(config, capture(), apply(), gone).exit_code == 0
@@ -570,35 +265,6 @@ def test_a_first_copy_is_told(config: Config) -> None:
     status = build(config, capture(state="snapshot", detail={"snapshot": snapshot}), apply())
     assert status.flows[0]["reason"] == "first copy: 1 of 3 tables"
     assert "5,000 rows" in text(status)
-
-
-def test_the_lag_view(config: Config) -> None:
-    found = views.lag(build(config, capture(), apply()))
-    [flow] = found["flows"]
-    assert flow["total"] == {"p50_ms": 5.0, "p99_ms": 9.0}
-    assert flow["capture"] == {"p50_ms": 1.0, "p99_ms": 2.0}
-    assert flow["kafka"] == {"p50_ms": None, "p99_ms": None}
-    assert flow["partitions"][0]["lag_records"] == 4
-
-
-def test_markup_in_a_reason_is_text(config: Config) -> None:
-    assert "[/nope]" in text(build(config, capture(state="waiting", reason="broken [/nope] [red]"), apply()))
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(None, "-"), (0, "0s"), (59.9, "59s"), (61, "1m 1s"), (3600, "1h"), (90_061, "1d 1h")],
-)
-def test_durations(value: float | None, shown: str) -> None:
-    assert views.duration(value) == shown
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(None, "-"), (0, "0 B"), (1536, "1.5 KiB"), (5 * 2**30, "5.0 GiB"), (2**41, "2.0 TiB")],
-)
-def test_sizes(value: int | None, shown: str) -> None:
-    assert views.size(value) == shown
 
 
 def test_backfills_are_told_with_their_source(config: Config) -> None:
