@@ -20,15 +20,7 @@ from streamer.postgres.history import Rejoin
 from streamer.postgres.pgoutput import Relation
 from streamer.postgres.rows import RowEncoder
 from streamer.postgres.transactions import CapturedTable, Transactions
-from streamer.postgres.windows import (
-    MARK_PREFIX,
-    Commit,
-    Snapshot,
-    Verdict,
-    Window,
-    Windows,
-    mark_content,
-)
+from streamer.postgres.windows import MARK_PREFIX, Commit, Snapshot, Verdict, Window, Windows, mark_content
 from tests import wire
 
 OID = 1

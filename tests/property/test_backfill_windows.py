@@ -12,13 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamer.postgres.transactions import Transactions
-from streamer.postgres.windows import (
-    CREATED,
-    WHOLE,
-    Verdict,
-    Window,
-    Windows,
-)
+from streamer.postgres.windows import CREATED, WHOLE, Verdict, Window, Windows
 from tests.property.backfill_model import KEYS, STEPS, Game, Rules, Step
 
 

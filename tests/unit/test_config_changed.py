@@ -11,7 +11,7 @@ from streamer.config import ConfigFileError, parse
 from streamer.config.changed import CHANGEABLE, Change, change_of, changed, exported, value_of
 from streamer.config.operations import Job
 from streamer.errors import ConfigError
-from tests.unit.test_config import SMALL
+from tests.harness.configs import SMALL
 
 FILE = f"""{SMALL}
 reconcile: {{audit: {{flow: mirror}}}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streamer.config import parse
-from tests.unit.test_config import SMALL, mistake
+from tests.harness.configs import SMALL, mistake
 
 JOBS = SMALL + "reconcile: {audit: {flow: mirror}}\nschedules: {timezone: Europe/Vienna, jobs: {%s}}\n"
 

@@ -22,7 +22,7 @@ from consumers.schedule.plan import (
     success_rate,
 )
 from streamer.config import parse
-from tests.unit.test_config import SMALL
+from tests.harness.configs import SMALL
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
