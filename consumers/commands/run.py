@@ -100,6 +100,21 @@ def _log_file(path: Path) -> TextIO:
     return path.open("a", encoding="utf-8", buffering=1)
 
 
+async def keep_watch(config: Config, stop: asyncio.Event) -> None:
+    """Until `stop`. The parts are kept running, whatever becomes of it."""
+    makes_anew = True  # as the start of `run` alone may
+    while not stop.is_set():
+        try:
+            await Watch(config, Database(config, makes_anew=makes_anew)).run(stop)
+        except TailraceError as error:
+            log.error(f"nothing is watched here: {error}")
+            return
+        except Exception:
+            log.exception("nothing is watched here for a while: please report it with these lines")
+            makes_anew = False
+            await stopped_within(stop, WATCH_AGAIN_S)
+
+
 class Run:
     """The supervisor, its heartbeat, and what is shown of both."""
 
@@ -155,23 +170,9 @@ class Run:
 
             tasks.create_task(self._first.keep(stop), name="first proofs")
             if views.is_watched(self._config):
-                tasks.create_task(self._keep_watch(stop), name="watch")
+                tasks.create_task(keep_watch(self._config, stop), name="watch")
             await self._supervisor.run(stop, farewell=farewell)
         log.info("stopped")
-
-    async def _keep_watch(self, stop: asyncio.Event) -> None:
-        """The parts are kept running, whatever becomes of it."""
-        makes_anew = True  # as the start of `run` alone may
-        while not stop.is_set():
-            try:
-                await Watch(self._config, Database(self._config, makes_anew=makes_anew)).run(stop)
-            except TailraceError as error:
-                log.error(f"nothing is watched here: {error}")
-                return
-            except Exception:
-                log.exception("nothing is watched here for a while: please report it with these lines")
-                makes_anew = False
-                await stopped_within(stop, WATCH_AGAIN_S)
 
     async def _tell(self, metrics_port: int, console: Console | None) -> None:
         """Until cancelled. The heartbeat waits for the embedded Kafka, whose address is not known before."""

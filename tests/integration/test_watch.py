@@ -15,6 +15,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from consumers.alerts.sender import Sender
+from consumers.commands import run as run_command
+from consumers.commands.run import keep_watch
 from consumers.control.database import Database
 from consumers.control.feed import Event, Feed
 from consumers.demo.verdict import TableName
@@ -242,6 +245,30 @@ def tell_of_all(pipeline: Pipeline, channel: dict[str, str]) -> None:
         },
     }
     pipeline.write_config()
+
+
+async def test_a_watch_of_run_that_fails_as_nobody_foresaw_begins_again(
+    tmp_path: Path, kafka: str, kafka_name: str, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender raises once: what happens afterwards is told all the same."""
+    run, failed = Sender.run, list[Sender]()
+
+    async def fails_once(sender: Sender, stop: asyncio.Event) -> None:
+        if not failed:
+            failed.append(sender)
+            raise RuntimeError("nobody foresaw it")
+        await run(sender, stop)
+
+    monkeypatch.setattr(Sender, "run", fails_once)
+    monkeypatch.setattr(run_command, "WATCH_AGAIN_S", 0.1)
+    config = config_of(tmp_path, kafka_name, kafka, "")
+    events, stop = Events(config), asyncio.Event()
+    async with speaking(config, "apply:copy", **IDLE) as apply, asyncio.TaskGroup() as tasks:
+        tasks.create_task(keep_watch(config, stop))
+        apply.update(state=State.ERROR, reason="the table is gone")
+        assert (await events.open("apply:copy")).text == "apply:copy: the table is gone"
+        stop.set()
+    assert failed
 
 
 @pytest.mark.thorough
