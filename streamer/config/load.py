@@ -13,6 +13,7 @@ from streamer import DEFAULT_PATH
 from streamer.config.base import closest
 from streamer.config.document import ConfigFileError, Document, Place, Problem, read
 from streamer.config.root import Config
+from streamer.config.units import in_the_unit_of
 from streamer.errors import ConfigError
 
 # What pydantic puts in an error's place beside the file's own keys.
@@ -41,6 +42,16 @@ _SHOWN = {
     "float_parsing",
     "bool_parsing",
     "union_tag_invalid",
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+}
+_LIMITS = {
+    "greater_than": ("gt", "must be more than {limit}"),
+    "greater_than_equal": ("ge", "must be {limit} or more"),
+    "less_than": ("lt", "must be less than {limit}"),
+    "less_than_equal": ("le", "must be {limit} or less"),
 }
 
 
@@ -93,8 +104,12 @@ def _problem(document: Document, error: Any) -> Problem:
         inside = ".".join(str(part) for part in place[:-1])
         return Problem(f"{error['msg']}{f' in {inside}' if inside else ''}", line, fix)
     what, fix = _words(error, kind, context, fix)
+    value = error.get("input")
+    if kind in _LIMITS:
+        value = _at(document.data, place, value)
+        limit, text = _LIMITS[kind]
+        what = text.format(limit=in_the_unit_of(value, context[limit]))
     if kind in _SHOWN and place not in document.filled:
-        value = error.get("input")
         if kind == "union_tag_invalid" and isinstance(value, dict):
             value = value.get("kind")
         if isinstance(value, (str, int, float)):
@@ -121,6 +136,16 @@ def _words(error: Any, kind: str, context: dict[str, Any], fix: str) -> tuple[st
     if kind in ("unit", "check"):
         return str(error["msg"]), fix
     return str(error["msg"])[:1].lower() + str(error["msg"])[1:], fix or "see docs/configuration.md"
+
+
+def _at(data: object, place: Place, otherwise: object) -> object:
+    """What the file has there: a size is a number already where its limit is checked."""
+    for part in place:
+        try:
+            data = data[part]  # type: ignore[index]
+        except (TypeError, LookupError):
+            return otherwise
+    return data
 
 
 def _place(data: object, loc: tuple[str | int, ...]) -> Place:

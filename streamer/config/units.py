@@ -87,6 +87,21 @@ def parse_rate(value: object) -> float:
     return number * factor
 
 
+def in_the_unit_of(value: object, number: float) -> str:
+    """The number as people would write it beside the value: 65536 beside '1KiB' is 64KiB."""
+    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
+    unit = match[2] if match else ""
+    factors: dict[str, float] = {}
+    if unit in _DURATIONS:
+        factors = {name: factor for name, factor in _DURATIONS.items() if name not in ("", "w")}
+    elif unit.upper() in _SIZES:
+        factors = {name.replace("IB", "iB"): factor for name, factor in _SIZES.items() if name}
+    for name, factor in sorted(factors.items(), key=lambda item: -item[1]):
+        if unit and number >= factor and (number / factor).is_integer():
+            return f"{number / factor:.0f}{name}"
+    return f"{number:,.12g}"
+
+
 def option_value(parse: Callable[[object], float], text: str, name: str, command: str) -> float:
     """An option's value on the command line. Raises ConfigError."""
     try:

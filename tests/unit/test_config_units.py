@@ -6,7 +6,7 @@ import pytest
 from pydantic_core import PydanticCustomError
 
 from streamer.config.patterns import fits, fits_parts, may_meet
-from streamer.config.units import parse_duration, parse_rate, parse_share, parse_size
+from streamer.config.units import in_the_unit_of, parse_duration, parse_rate, parse_share, parse_size
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,25 @@ def test_what_is_no_number_with_a_unit_is_refused(parse: object, value: object) 
     assert callable(parse)
     with pytest.raises(PydanticCustomError, match="write it as"):
         parse(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "text"),
+    [
+        ("1KiB", 65536, "64KiB"),
+        ("9 gb", 8 * 2**20, "8MiB"),
+        ("1B", 1000, "1KB"),
+        ("3661d", 3660 * 86400.0, "3660d"),
+        ("90m", 3600.0, "1h"),
+        ("1ms", 0.0, "0"),
+        ("5s", 1.5, "1500ms"),
+        ("5", 65536, "65,536"),
+        (5, 0.0, "0"),
+        (None, 0.5, "0.5"),
+    ],
+)
+def test_a_limit_is_written_as_the_value_beside_it(value: object, number: float, text: str) -> None:
+    assert in_the_unit_of(value, number) == text
 
 
 def test_patterns() -> None:

@@ -7,7 +7,7 @@ import pytest
 from streamer.errors import DecodeError
 from streamer.postgres import windows as module
 from streamer.postgres.windows import WHOLE, Commit, Snapshot, Verdict, Window, Windows, mark_content
-from tests.property.test_backfill_windows import START, Capture, Rules, Server
+from tests.property.backfill_model import START, Capture, Rules, Server
 
 EVERYTHING = Snapshot.parse("900:900:")
 
