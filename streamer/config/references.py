@@ -5,6 +5,7 @@ Judged by names alone, so that a fault elsewhere in the file hides none of these
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from streamer.config.patterns import may_meet
 
 Place = tuple[str | int, ...]
 
+_COMMA = re.compile(r",\s*")
 _PARTS = {"postgres": 3, "redis": 2, "pull": 2, "query": 1}
 _FORMS = {3: "{0}.schema.table", 2: "{0}.entity", 1: "{0}"}
 
@@ -53,6 +55,11 @@ def flow_faults(data: Mapping[str, Any]) -> Iterator[PydanticCustomError]:
 def source_faults(names: Names, pattern: str, key: Place) -> Iterator[PydanticCustomError]:
     """`pattern`: as in a flow's `from`, standing at `key`."""
     head, dot, table = pattern.partition(".")
+    known = tuple(f"{name}." for name in (*names.sources, *names.outs))
+    if any(part.startswith(known) for part in _COMMA.split(pattern)[1:]):
+        fix = "write an entry for each, or one pattern with *"
+        yield fail(f"{pattern!r} is a list, and one name or pattern stands here", key=key, fix=fix)
+        return
     if head in names.outs:
         if dot and not table:
             fix = f"write {head}, or {head}.TABLE of a processor that routes"

@@ -113,6 +113,16 @@ def test_the_config_is_frozen() -> None:
         ("name: acme\n", "", ["t.yaml", "name: is missing"]),
         ("name: acme", "name: acme\nname: other", ["t.yaml:2", "'name' is there twice", "line 1"]),
         ("name: acme", "name: [acme", ["t.yaml:2", "is not YAML"]),
+        (
+            'from: "shop.public.*"',
+            'from: "shop.public.a, shop.public.b"',
+            ["t.yaml:10", "flows.mirror.from", "is a list", "an entry for each"],
+        ),
+        (
+            "name: acme",
+            "name: acme\nkafka: {topics: {max_message: 1KiB}}",
+            ["t.yaml:2", "'1KiB' must be 64KiB or more"],
+        ),
         ("to: copy}", 'to: "copy.a.b"}', ["t.yaml:10", "`from` fits many tables", "to: copy.a"]),
         ("to: copy}", 'to: "copy.*"}', ["t.yaml:10", "a pattern stands in `from` only"]),
         ("to: copy}", "to: copy, delete: soft}", ["t.yaml:10", "flows.mirror.delete", "soft(column)"]),
