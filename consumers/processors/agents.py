@@ -52,9 +52,11 @@ class Agent:
         return {**Inputs(given).types, **self.declared}
 
     def hops(self, given: Given) -> Sequence[Hop]:
-        """Rows of a function with a key of their own are settled by a hop more (see contributors)."""
-        own = AgentHop(self, Keys(given, self.columns))
-        return [own] if self.is_stream or not given.key else [own, Contributors()]
+        """A function's rows with a key of their own, or of several inputs, are settled by a hop more (see
+        contributors)."""
+        shared = not self.is_stream and len(given.inputs) > 1
+        own = AgentHop(self, Keys(given, self.columns, shared=shared))
+        return [own, Contributors()] if shared or (given.key and not self.is_stream) else [own]
 
     def stream(self) -> Body:
         """The body over a stream of changes, whichever form it has."""

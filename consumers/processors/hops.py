@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from consumers.processors.agents import AgentHop
 from consumers.processors.context import HOPS_LIMIT, Definition, Given, Hop
+from consumers.processors.operators.contributors import Contributors
 from streamer.errors import ConfigError
 
 
@@ -18,11 +19,12 @@ def hops_of(definition: Definition, given: Given, guarantee: str, *, code: str =
     if any(isinstance(hop, AgentHop) for hop in hops[1:]):
         raise ConfigError("an agent among several hops", where=where, fix="let it be a processor of its own")
     if len(hops) > 1 and guarantee != "exactly_once":
-        if isinstance(hops[0], AgentHop):
+        if isinstance(hops[-1], Contributors):
             raise ConfigError(
-                f"rows of {name} have a `key` of their own, and who says them is told exactly once",
+                f"several rows may say one row of {name}, as it has a `key` of its own or several inputs,"
+                " and who says it is told exactly once",
                 where=f"{where}.guarantee",
-                fix="write guarantee: exactly_once; or leave `key` out where it is the input's",
+                fix="write guarantee: exactly_once; or leave `key` out where it is the only input's",
             )
         raise ConfigError(
             f"{name} counts what it sees, and at_least_once would count some of it twice",

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ import orjson
 
 from consumers.processors.context import Change, Definition, Given, Version
 from consumers.processors.operators.aggregate import Aggregate
+from consumers.processors.operators.derive import Derive
 from consumers.processors.state import Overlay, table_prefix
 from streamer.changes.fitting import ALIASES
 from streamer.changes.schema import SchemaRecord
@@ -65,6 +66,10 @@ class KeyForms:
         self.given = given
         self._definition = definition
         self._derived = definition.key() if isinstance(definition, Aggregate) else given.key
+        keeps = isinstance(definition, Derive) and definition.table is None and not given.key
+        self.keeps_keys = (
+            keeps and len(given.inputs) > 1
+        )  # the derived rows' keys are those of several inputs
         self._known: dict[tuple[str, str], Forms] = {}
 
     def records(self, topic: str) -> Mapping[str, list[SchemaRecord]]:
@@ -90,6 +95,8 @@ class KeyForms:
             for name in self._derived:
                 if name in types:
                     found[_DERIVED + name] = form_of(types[name], trimmed=True)
+            if self.keeps_keys:
+                found.update({_DERIVED + name: form for name, form in tuple(found.items())})
             self._known[topic, record.id] = found
         return found
 
@@ -100,6 +107,10 @@ class KeyForms:
             for name, form in self.of(topic, record).items():
                 found.setdefault(name, form)
         return found
+
+
+def _columns(derived: Collection[str]) -> str:
+    return ", ".join(sorted(name.removeprefix(_DERIVED) for name in derived))
 
 
 def table_of(record: SchemaRecord) -> str:
@@ -180,12 +191,23 @@ class NotedForms:
         return noted
 
     def _check_agreement(self) -> None:
-        """Raises FatalError where two inputs, or tables, give a column of the derived key two forms."""
+        """Raises FatalError where two inputs, or tables, give the derived rows other keys, or a column of
+        them two forms."""
         seen: dict[str, tuple[str, str]] = {}
-        for topic, tables in self._tables.items():
-            for name, form in ((name, form) for noted in tables.values() for name, form in noted.items()):
-                if not name.startswith(_DERIVED):
-                    continue
+        first: tuple[str, Collection[str]] = "", ()
+        noted_by = [(topic, noted) for topic, tables in self._tables.items() for noted in tables.values()]
+        for topic, noted in noted_by:
+            derived = {name: form for name, form in noted.items() if name.startswith(_DERIVED)}
+            first = first if first[0] else (topic, derived.keys())
+            if self._forms.keeps_keys and derived.keys() != first[1]:
+                one, other = (_columns(names) for names in (first[1], derived))
+                raise FatalError(
+                    f"rows of {first[0]} have the key {one}, and rows of {topic} the key {other}",
+                    where=f"processor {self._processor}",
+                    fix="name the columns of the derived rows' key in the processor's `key:`; or write a"
+                    " processor for each, with an `out` of its own",
+                )
+            for name, form in derived.items():
                 other, was = seen.setdefault(name, (topic, form))
                 if form != was:
                     raise FatalError(

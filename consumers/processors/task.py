@@ -43,7 +43,6 @@ COMMIT_AFTER_S = 0.1  # what a reader of `out` waits for at most
 COMMIT_UNITS = 5_000
 COMMIT_BYTES = 8 * 2**20  # of outputs, before compression; the state written is of the same order
 IDLE_COMMIT_S = 1.0  # offsets that moved past transaction markers only
-CLOCK_UNITS = 32  # units between two looks at the clock
 
 
 class Actor(Protocol):
@@ -98,6 +97,14 @@ class Task:
                 where=where,
                 fix=f"make the topics again with {commit.partitions}; or `tailrace reset"
                 f" {plan.names.processor}`, which derives everything again",
+            )
+        if commit is not None and (more := plan.hop_topics.keys() - commit.offsets.keys()):
+            raise ConfigError(
+                f"its state was made without {', '.join(sorted(more))}: `key`, `in` or the agent has changed,"
+                " and rows that it has derived would not be settled there",
+                where=where,
+                fix=f"`tailrace reset {plan.names.processor}`, which derives everything again; or change it"
+                " back",
             )
         progress = Progress(
             dict(self.epoch.offsets if commit is None else commit.offsets),
@@ -179,7 +186,7 @@ class Task:
         self._units += 1
         if self.stopping or self._units > COMMIT_UNITS or self._outbox.waiting_bytes > COMMIT_BYTES:
             return None
-        if self._units % CLOCK_UNITS == 0 and self._clock_s() > self._due_s:
+        if self._clock_s() > self._due_s:
             return None
         work = self._taken()
         while work is not None and not self._fits(work):

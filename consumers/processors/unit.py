@@ -86,12 +86,14 @@ class Unit:
                 f"the agent gave {type(value).__name__}",
                 fix="give change.to(after={...}), a dict of columns, a list of them, or None",
             )
-        if value.key is None and not keys.columns:
+        if value.key is None and not keys.columns and not keys.shared:
             key, after = change.key, value.after
             op = "u" if change.op == "u" and after is not None else None
             self._outbox.emit(key, after, value.before, op, value.table, self._commit_us, change.raw_key)
         else:
-            key = _keyed(keys.columns, change, value.after) if value.key is None else value.key
+            key = value.key
+            if key is None:
+                key = _keyed(keys.columns, change, value.after) if keys.columns else change.key
             key, after = _in_one_form(key, value.after, change, keys)
             if in_order or keys.is_own(key, change):
                 self._outbox.emit(key, after, value.before, None, value.table, self._commit_us)

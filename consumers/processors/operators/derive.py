@@ -1,7 +1,7 @@
 """One input row to no, one or several derived rows: map, filter, rename, flatten, explode, route. Pure.
 
-Where the derived key holds the input row's key, nobody else can say that row, and it is emitted at once.
-Where it does not, the row goes to the hop of its derived key, which settles who says it (see contributors).
+Where the derived key holds the key of the only input's row, nobody else can say that row, and it is emitted
+at once. Else the row goes to the hop of its derived key, which settles who says it (see contributors).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from orjson import dumps, loads
 from consumers.processors.context import Change, Context, Given, Hop, Input, Row
 from consumers.processors.fitting import kept
 from consumers.processors.names import routed_table
-from consumers.processors.operators.contributors import Contributors, contribution
+from consumers.processors.operators.contributors import Contributors, contribution, place_of
 from consumers.processors.operators.documents import elements, members, value_of
 from consumers.processors.operators.equality import same
 from consumers.processors.operators.inputs import Inputs
@@ -45,15 +45,14 @@ class Derive:
         return {**types, **self.declared}
 
     def hops(self, given: Given) -> Sequence[Hop]:
-        if not given.key:
-            return (_Derived(self, given),)
-        if self.table is not None:
+        if self.table is not None and given.key:
             raise ConfigError(
                 "a router keeps the key of its input",
                 where=f"processors.{given.processor}.key",
                 fix="leave `key` out, or give the rows their key in a processor before it",
             )
-        return (_Derived(self, given), Contributors())
+        own = _Derived(self, given)
+        return (own, Contributors()) if given.key or len(given.inputs) > 1 else (own,)
 
 
 class _Derived:
@@ -66,6 +65,7 @@ class _Derived:
         self._inputs = Inputs(given)
         self._keys = Keys(given, derive.columns)
         self._key = given.key
+        self._is_only = len(given.inputs) == 1
         self._out = given.out
         self._where = f"processor {given.processor}"
 
@@ -79,7 +79,7 @@ class _Derived:
         if turn.now is not None:
             self._inputs.expect(self._reads, turn.now, change.topic)
             after = self._rows(turn.copy(), change)
-        alone = not self._key or set(change.key) <= set(self._key)
+        alone = self._is_only and (not self._key or set(change.key) <= set(self._key))
         for place in {**before, **after}:
             old, new = before.get(place), after.get(place)
             if same(old, new):
@@ -89,7 +89,7 @@ class _Derived:
                 context.emit(loads(key), new, before=old, table=table)
             else:
                 who = contributor_of(change)
-                context.forward(key.encode(), contribution(who, change.version, new))
+                context.forward(place_of(key.encode(), table), contribution(who, change.version, new))
         if turn.now is not None:
             turn.note(after)
 

@@ -1,7 +1,8 @@
 """The key of a derived row: its values in the one form that equal values have, and who can say the row. Pure.
 
 A derived row is found by the bytes of its key: the numeric keys 1.0 and 1.00 are one row of a target, and so
-they are one key. The row shows the same form. A row that holds its input row's key is said by nobody else.
+they are one key. The row shows the same form. A row that holds the key of the only input's row is said by
+nobody else.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ Types = Callable[[Given], Mapping[str, str] | None]  # of derived columns, as a 
 class Keys:
     """Of one processor. `columns`: what its config names, () for the input's."""
 
-    def __init__(self, given: Given, types: Types) -> None:
+    def __init__(self, given: Given, types: Types, *, shared: bool = False) -> None:
+        """`shared`: rows of several inputs are settled, whatever their keys hold."""
         self.columns = given.key
+        self.shared = shared
         self._given = given
         self._types = types
         self.where = f"processor {given.processor}"
@@ -52,14 +55,15 @@ class Keys:
         return found
 
     def is_own(self, key: Row, change: Change) -> bool:
-        """Whether the key holds the input row's. Raises BadRecordError: it does, with other values."""
+        """Whether nobody else can say the row. Raises BadRecordError: the key has the input's columns, with
+        other values."""
         if not change.key.keys() <= key.keys():
             return False
         own = self.formed(change.key, change)
         for name, value in own.items():
             if key[name] != value:
                 raise self.changed(name)
-        return True
+        return not self.shared
 
     def changed(self, name: str) -> BadRecordError:
         return BadRecordError(

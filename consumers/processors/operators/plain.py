@@ -28,6 +28,13 @@ class Flatten:
 
     def hops(self, given: Given) -> Sequence[Hop]:
         _without_key("flatten", given)
+        if len(given.inputs) > 1:
+            raise ConfigError(
+                f"flatten of {len(given.inputs)} topics: rows of two of them may have one key, and a tombstone"
+                " of one would delete the other's",
+                where=f"processors.{given.processor}.in",
+                fix="write a processor for each, with an `out` of its own",
+            )
         return (_Flattened(self.body, Inputs(given)),)
 
 
