@@ -168,6 +168,8 @@ class Child:
             self._line(self.state.part, text)
 
     def _ending(self, code: int) -> Ending:
+        if code == -signal.SIGALRM:
+            return Ending("one call kept the whole process for too long: its stack is in the log")
         if code < 0:
             return Ending(f"killed by {signal.Signals(-code).name}")
         for text in reversed(self._tail):

@@ -2,7 +2,8 @@
 
 A task whose input goes on while it stands still (see standing) ends the process: a body that waits for ever,
 a fetch that never comes, a group that has forgotten us. A body that blocks the whole event loop is ended by a
-thread.
+thread, and one that keeps Python's lock all the while (a regular expression that does not end) by the kernel:
+SIGALRM, which leaves the stacks in the log.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
@@ -32,6 +34,7 @@ STAND_STILL_S = 15.0  # with the supervisor's restart and the alarm it is under 
 LOOK_S = 1.0
 SLACK_S = 3.0  # above what a member that gives its tasks up may take
 RATE_WINDOW_S = 5.0
+LOCK_S = 3.0  # in which the thread, if it gets Python's lock, ends the process with its last word
 
 
 class StandsStill(RetryableError):
@@ -150,6 +153,7 @@ class Watch:
                 "of": worker.plan.partitions,
                 "offset": sum(at for task in tasks.values() for at in task.committed.values()),
                 "lag_records": sum(waiting.values()),
+                "shares": [[n, sum(task.committed.values()), waiting[n]] for n, task in tasks.items()],
                 "lag_s": lag_s,
                 "latency_ms": max(((c.committed_at_us - c.commit_us) // 1000 for c in latest), default=None),
                 "done": done,
@@ -171,7 +175,8 @@ class Watch:
 class _Thread:
     """Ends the process when the event loop has not turned for too long: then nothing inside it can.
 
-    A timer of the loop says that it turns, from the start on: whoever waits for Kafka lets it turn.
+    A timer of the loop says that it turns, from the start on: whoever waits for Kafka lets it turn. It puts
+    the kernel's alarm off, too, which needs no lock of Python's.
     """
 
     def __init__(self, limit_s: float, where: str, last_word: Told) -> None:
@@ -182,16 +187,19 @@ class _Thread:
         self._every_s = min(1.0, limit_s / 3)
         self._loop = asyncio.get_running_loop()
         self._over = threading.Event()
+        faulthandler.register(signal.SIGALRM, file=sys.stderr, all_threads=True, chain=True)
         self._thread = threading.Thread(target=self._run, name="stands-still", daemon=True)
         self._beat()
         self._thread.start()
 
     def _beat(self) -> None:
         self._last_s = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, self._limit_s + LOCK_S)
         self._timer = self._loop.call_later(self._every_s, self._beat)
 
     def end(self) -> None:
         self._timer.cancel()
+        signal.setitimer(signal.ITIMER_REAL, 0)
         self._over.set()
         self._thread.join()
 

@@ -135,33 +135,58 @@ class Progress:
         return found
 
 
+@dataclass(slots=True)
+class _Share:
+    """A task of a processor. `active_s`: when it last moved, or the worker that had it then did anything."""
+
+    offset: int
+    waiting: int
+    worker: str
+    done: int | None
+    active_s: float
+
+
 class Processors:
-    """Processors that stand still while they have input: also those that are started again and again, each of
-    which says for a while that it works."""
+    """Tasks of processors that stand still while they have input, whoever has them meanwhile: also those of
+    workers that are started again and again, or take each other's place, each of which says for a while that
+    it works."""
 
     def __init__(self) -> None:
-        self._places: dict[str, tuple[int, float]] = {}  # committed offsets, since when
+        self._shares: dict[str, dict[int, _Share]] = {}
 
     def look(self, status: Status, now_s: float) -> list[Wrong]:
         found = []
         for view in status.processors:
-            name, offset, waiting = view["name"], view["offset"], view["lag_records"]
-            place = self._places.get(name)
-            if offset is not None and (not waiting or place is None or offset != place[0]):
-                self._places[name] = place = offset, now_s
-                if not waiting:
-                    del self._places[name]
-            if place is None or name not in self._places:
-                continue
-            still_s = now_s - place[1]
-            if still_s >= PROCESS_STILL_S:
-                records = "input waits" if waiting is None else f"{waiting:,} records wait"
+            name = view["name"]
+            shares = self._shares.setdefault(name, {})
+            for told in view["shares"]:
+                for number, offset, waiting in told["tasks"]:
+                    its = shares.get(number)
+                    if its is None or not waiting or its.offset != offset:
+                        shares[number] = _Share(offset, waiting, told["worker"], told["done"], now_s)
+                        continue
+                    its.waiting = waiting
+                    if its.worker == told["worker"] and its.done != told["done"]:
+                        its.done, its.active_s = told["done"], now_s
+            still = {
+                number: now_s - its.active_s
+                for number, its in shares.items()
+                if its.waiting and now_s - its.active_s >= PROCESS_STILL_S
+            }
+            if still:
+                records = sum(shares[number].waiting for number in still)
+                which = "" if len(still) == len(shares) else f" with {_tasks(sorted(still), len(shares))}"
                 text = (
-                    f"processor {name} stands still for {still_s:.0f} s, and {records}: see"
-                    f" `tailrace status`, and the log of process:{name}"
+                    f"processor {name} stands still for {max(still.values()):.0f} s{which}, and {records:,}"
+                    f" records wait: see `tailrace status`, and the log of process:{name}"
                 )
                 found.append(Wrong("stalled", f"processor {name}", text))
         return found
+
+
+def _tasks(numbers: Sequence[int], of: int) -> str:
+    names = ", ".join(map(str, numbers))
+    return f"task {names} of {of}" if len(numbers) == 1 else f"tasks {names} of {of}"
 
 
 class Watchdog:

@@ -35,7 +35,8 @@ def way_of(config: Config, flow: Flow) -> Way:
 def processor_view(name: str, processor: Processor, part: Part, findings: list[Finding]) -> dict[str, Any]:
     """Several workers share its tasks: sums, and the worst of times."""
     record = part.speaker
-    details = [r.detail for r in part.living if r.detail.get("tasks")]  # who has none yet knows nothing
+    telling = [r for r in part.living if r.detail.get("tasks")]  # who has none yet knows nothing
+    details = [r.detail for r in telling]
     parked = _sum(details, "parked")
     if parked:
         keys = "1 key is" if parked == 1 else f"{parked:,} keys are"
@@ -61,6 +62,10 @@ def processor_view(name: str, processor: Processor, part: Part, findings: list[F
         "partitions": max((d["of"] for d in details), default=None),
         "offset": _sum(details, "offset"),
         "lag_records": _sum(details, "lag_records"),
+        "shares": [
+            {"worker": r.instance, "done": r.detail.get("done"), "tasks": r.detail.get("shares") or []}
+            for r in telling
+        ],
         "lag_s": _max(details, "lag_s"),
         "latency_ms": _max(details, "latency_ms"),
         "done": _sum(details, "done"),

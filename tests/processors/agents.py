@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -36,6 +37,15 @@ async def blocking(changes: Changes) -> AsyncIterator[Derived]:
     while (Path(sys.argv[1]).parent / "block").exists():
         time.sleep(0.1)  # noqa: ASYNC251  the fault that is tested
     async for change in changes:
+        yield change.to() if change.after is None else twice(change)
+
+
+@agent
+async def matching(changes: Changes) -> AsyncIterator[Derived]:
+    """As `doubled`, but a pattern that takes years keeps Python's lock while there is a file there."""
+    async for change in changes:
+        if (Path(sys.argv[1]).parent / "block").exists():
+            re.match(r"(a+)+$", "a" * 64 + "b")
         yield change.to() if change.after is None else twice(change)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -201,6 +202,20 @@ async def test_the_broker_bounced_ten_times_under_load(
             server.start()
             await settled(feeder, out, writer, workers)
         assert len(workers.ended) <= 20  # each at most once a bounce
+
+
+async def test_a_body_that_keeps_pythons_lock_is_ended_by_the_kernel(feeder: Feeder, tmp_path: Path) -> None:
+    """No thread of the process gets to run; the stacks are in the log all the same."""
+    table, path, out = await prepared(feeder, tmp_path, "matching")
+    writer = Writer(feeder, table, 5)
+    async with Workers(path, tmp_path, stand_still_s=6.0) as workers:
+        (tmp_path / "block").touch()
+        await writer.write(2)
+        blocked = workers.start()
+        assert await blocked.wait(60) == -signal.SIGALRM
+        assert " in matching" in blocked.log_path.read_text()
+        (tmp_path / "block").unlink()
+        await settled(feeder, out, writer, workers)
 
 
 @pytest.mark.thorough

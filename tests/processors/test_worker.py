@@ -159,6 +159,27 @@ async def test_an_agent_that_stands_still_ends_the_worker(feeder: Feeder, tmp_pa
 
 
 @agent
+async def slow(changes: Changes) -> AsyncIterator[Derived]:
+    async for change in changes:
+        await asyncio.sleep(0.2)
+        yield change.to(after=change.after)
+
+
+async def test_what_a_slow_body_has_done_is_committed_while_it_goes_on(
+    feeder: Feeder, tmp_path: Path
+) -> None:
+    """Nobody waits for a batch of it, and who looks at offsets sees it move."""
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(30), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    async with processing(config, slow) as made:
+        await made.until(lambda: made.detail.get("derived", 0) >= 2, "two rows")
+        assert made.detail["done"] < 20
+        [[number, offset, waiting]] = made.detail["shares"]
+        assert (number, offset > 0, waiting > 0) == (0, True, True)
+
+
+@agent
 async def slow_at_deletes(changes: Changes) -> AsyncIterator[Derived]:
     async for change in changes:
         if change.after is None:

@@ -200,8 +200,8 @@ def test_one_that_stands_still_is_told_within_30_s_though_it_is_started_again_an
     while told_s is None and now_s - since_s < 60:
         now_s += LOOK_S
         round_s = (now_s - since_s) % 16
-        stuck = process({"lag_records": 9, "lag_s": now_s - since_s})
-        again = process({"tasks": [], "lag_records": 0, "offset": 0})  # it was started anew
+        stuck = process({"lag_records": 9, "lag_s": now_s - since_s, "shares": [[0, 50, 9], [1, 50, 0]]})
+        again = process({"tasks": [], "lag_records": 0, "offset": 0, "shares": []})  # it was started anew
         found = dog.look(status(config, capture(), again if round_s < 3 else stuck, apply()), [], now_s)
         if any(wrong.subject == "processor totals" and wrong.rule == "stalled" for wrong in found):
             told_s = now_s - since_s
@@ -209,11 +209,36 @@ def test_one_that_stands_still_is_told_within_30_s_though_it_is_started_again_an
     assert told_s is not None
     assert PROCESS_STILL_S + HOLD_S["stalled"] <= told_s <= 30
     assert "processor totals stands still for" in text
+    assert "with task 0 of 2, and 9 records wait" in text
     assert "log of process:totals" in text
 
 
 def test_one_that_moves_is_no_alarm(config: Config) -> None:
     dog = Watchdog(config)
     for number in range(60):
-        moving = process({"offset": number, "lag_records": 1000, "lag_s": 5.0})
+        shares = [[0, number, 400], [1, 7, 600]]  # the second one's turn has not come for two minutes
+        moving = process({"lag_records": 1000, "lag_s": 5.0, "done": number, "shares": shares})
         assert dog.look(status(config, capture(), moving, apply()), [], number * LOOK_S) == []
+
+
+def test_a_task_that_stands_still_is_told_though_others_move_and_have_it_in_turn(config: Config) -> None:
+    """One stuck task ends its worker; the next one is busy with its own, until it meets the same change."""
+    dog, told_s = Watchdog(config), None
+    for step in range(60):
+        at_s = step * LOOK_S
+        stuck_s = at_s - START_S
+        # For 16 s of 20 the task is in the hand of a worker that does nothing; then the other takes it, too.
+        held = stuck_s % 20 < 16
+        waits = [[0, 50, 9 if stuck_s > 0 else 0]]
+        other = process(
+            {"tasks": [1], "done": step, "shares": [[1, step, 5], *([] if held else waits)]},
+            pid=2,
+            instance="h-2",
+        )
+        pid = 10 + int(at_s // 20)
+        mine = process({"tasks": [0], "done": 7, "shares": waits}, pid=pid, instance=f"h-{pid}")
+        found = dog.look(status(config, capture(), other, *([mine] if held else []), apply()), [], at_s)
+        if told_s is None and any(wrong.subject == "processor totals" for wrong in found):
+            told_s = stuck_s
+    assert told_s is not None
+    assert told_s <= 30

@@ -30,8 +30,8 @@ class Flatten:
         _without_key("flatten", given)
         if len(given.inputs) > 1:
             raise ConfigError(
-                f"flatten of {len(given.inputs)} topics: rows of two of them may have one key, and a tombstone"
-                " of one would delete the other's",
+                f"flatten of {len(given.inputs)} topics: rows of two may have one key, and the tombstone of"
+                " one would delete the other",
                 where=f"processors.{given.processor}.in",
                 fix="write a processor for each, with an `out` of its own",
             )
