@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -139,15 +140,22 @@ class Opening:
         if self._state == "memory":
             return MemoryStore()
         folder = self._config.base / STATE_FOLDER / self._names.processor / str(number)
-        cluster_id, topic = self._ground.cluster_id, self._names.state
+        spare = folder.with_name(f"{number}.spare")
+        opened = partial(rocks.open_store, cluster_id=self._ground.cluster_id, topic=self._names.state)
         deadline_s = time.monotonic() + LOCK_WAIT_S
         while True:
             try:
-                return rocks.open_store(folder, cluster_id=cluster_id, topic=topic)
-            except rocks.Locked:
+                store = opened(folder)
+            except rocks.Locked as error:
                 if time.monotonic() > deadline_s:
-                    raise
+                    log.warning(
+                        "%s, and does nothing with it (it is fenced): another copy is made", error.what
+                    )
+                    return opened(spare)
                 await asyncio.sleep(LOCK_POLL_S)
+            else:
+                rocks.remove_unused(spare)
+                return store
 
     async def _learn(self, schema_id: str, where: str, columns: Collection[str]) -> None:
         """What an input's event, or a derived column, shows to be unknown."""

@@ -1,4 +1,5 @@
-"""State in RocksDB, one folder a task: `<data folder>/processors/<processor>/<partition>/`.
+"""State in RocksDB, one folder a task: `<data folder>/processors/<processor>/<partition>/`, or another beside
+it where a process that is frozen has that one.
 
     LOCK     locked by whoever has the folder; RocksDB's own lock says so only once it has read its files
     FORMAT   {"format":1,"cluster":<id>,"topic":<changelog>,"made_again_s":<unix time, 0: never>}
@@ -12,17 +13,17 @@ be too little. Where it comes again soon, or the disk refuses, it is a person's 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from consumers.processors import manifest
+from consumers.processors.folder_lock import FolderLock, Taken
 from consumers.processors.state import Mark, after_prefix
 from streamer.errors import ConfigError, FatalError, RetryableError, TailraceError
 
@@ -36,7 +37,7 @@ AGAIN_S = 3600.0  # damage that comes again within it is the disk's: reading all
 _MARK = b"\0mark"
 _DAMAGE = ("corruption", "no such file", "file exists", "not a directory")  # as RocksDB says it
 _REFUSAL = "io error"
-_LOCK_FILE, _FORMAT_FILE, _DAMAGED_FILE = "LOCK", "FORMAT", "DAMAGED"
+_FORMAT_FILE, _DAMAGED_FILE = "FORMAT", "DAMAGED"
 
 _LOCKED = ("while lock file", "lock hold by")  # not any "lock": the folder's name is in the text, too
 
@@ -88,21 +89,30 @@ def open_store(
         raise _refused(folder, str(error)) from error
 
 
-def _lock(folder: Path) -> BinaryIO:
+def _lock(folder: Path) -> FolderLock:
     if not folder.is_dir():
         folder.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / _LOCK_FILE).open("wb")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise _held(folder) from error
-    return lock
+        return FolderLock(folder)
+    except Taken as taken:
+        raise _held(folder, taken.pid) from None
+
+
+def remove_unused(folder: Path) -> None:
+    """A copy of the state that was made while another process had the folder's."""
+    if not folder.is_dir():
+        return
+    try:
+        lock = FolderLock(folder)
+    except (Taken, OSError):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.close()
 
 
 def _open_locked(
-    folder: Path, lock: BinaryIO, identity: Mapping[str, Any], clock_s: Callable[[], float]
+    folder: Path, lock: FolderLock, identity: Mapping[str, Any], clock_s: Callable[[], float]
 ) -> RocksStore:
     found = _identity(folder) or {}
     made_again_s: float = found.pop("made_again_s", 0.0)
@@ -132,7 +142,7 @@ def _open_locked(
     return store
 
 
-def _open_whole(folder: Path, lock: BinaryIO) -> RocksStore:
+def _open_whole(folder: Path, lock: FolderLock) -> RocksStore:
     """Raises Damaged also for what RocksDB does not notice, or not at once, or what it hangs at."""
     if (folder / _DAMAGED_FILE).exists():
         raise _damaged(folder, "it was found so before")
@@ -190,7 +200,7 @@ class RocksStore:
     Each call raises Damaged, or FatalError where the disk refuses; from then on it is the `failure`.
     """
 
-    def __init__(self, folder: Path, lock: BinaryIO) -> None:
+    def __init__(self, folder: Path, lock: FolderLock) -> None:
         """`lock`: is given back by `close`."""
         self.failure: TailraceError | None = None
         self._folder = folder
@@ -298,11 +308,12 @@ class RocksStore:
         return found
 
 
-def _held(folder: Path) -> Locked:
+def _held(folder: Path, pid: int | None = None) -> Locked:
+    who = "another worker on this machine" if pid is None else f"process {pid} of this machine"
     return Locked(
-        "another worker on this machine has this task's state open",
+        f"{who} has this task's state open",
         where=str(folder),
-        fix="nothing, if it is about to stop; else stop it: two workers of one folder share the tasks",
+        fix="nothing, if it is about to stop; else end it: two workers of one folder share the tasks",
     )
 
 

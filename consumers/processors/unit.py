@@ -91,10 +91,10 @@ class Unit:
             op = "u" if change.op == "u" and after is not None else None
             self._outbox.emit(key, after, value.before, op, value.table, self._commit_us, change.raw_key)
         else:
-            key = value.key
-            if key is None:
-                key = _keyed(keys.columns, change, value.after) if keys.columns else change.key
-            key, after = _in_one_form(key, value.after, change, keys)
+            given = value.key
+            if given is None:
+                given = _keyed(keys.columns, change, value.after) if keys.columns else change.key
+            key, after = _in_one_form(given, value.after, change, keys)
             if in_order or keys.is_own(key, change):
                 self._outbox.emit(key, after, value.before, None, value.table, self._commit_us)
             elif self._hops > 1:

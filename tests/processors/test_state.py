@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import resource
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -100,7 +105,7 @@ def test_a_folder_is_held_by_one_and_keeps_what_was_committed(tmp_path: Path) ->
     """Two have it open: the second is told so; once it is closed, all that was committed is there."""
     first = open_store(tmp_path / "0", cluster_id="c", topic="t")
     first.write({b"t\0a": b"1"}, Mark(7, "seven"))
-    with pytest.raises(RetryableError, match="another worker"):
+    with pytest.raises(RetryableError, match=f"process {os.getpid()} of this machine has"):
         open_store(tmp_path / "0", cluster_id="c", topic="t")
     first.close()
     second = open_store(tmp_path / "0", cluster_id="c", topic="t")
@@ -109,6 +114,58 @@ def test_a_folder_is_held_by_one_and_keeps_what_was_committed(tmp_path: Path) ->
     other = open_store(tmp_path / "0", cluster_id="another", topic="t")  # Kafka was replaced: begun again
     assert (other.get(b"t\0a"), other.mark) == (None, None)
     other.close()
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from consumers.processors.rocks import open_store
+
+store = open_store(Path(sys.argv[1]), cluster_id="c", topic="t")
+if sys.argv[2] == "forks" and not os.fork():
+    os.close(1)
+    time.sleep(60)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def held(folder: Path, *, forks: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """By another process."""
+    command = [sys.executable, "-c", HOLDER, str(folder), "forks" if forks else ""]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"{process.pid}\n"
+            yield process
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_a_damaged_folder_is_left_alone_while_another_process_has_it(tmp_path: Path) -> None:
+    """RocksDB would say who has it only once it has read the files."""
+    folder = tmp_path / "0"
+    open_store(folder, cluster_id="c", topic="t").close()
+    with held(folder) as process:
+        [path] = (folder / "db").glob("MANIFEST-*")
+        path.write_bytes(path.read_bytes()[:-1])
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(RetryableError, match=f"process {process.pid} of this machine has"):
+            open_store(folder, cluster_id="c", topic="t")
+        with pytest.raises(RetryableError, match=f"process {process.pid} of this machine has"):
+            open_store(folder, cluster_id="another", topic="t")
+        assert sorted(folder.rglob("*")) == before
+    open_store(folder, cluster_id="c", topic="t").close()
+
+
+def test_what_a_body_has_forked_does_not_hold_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "0"
+    with held(folder, forks=True) as process:
+        process.kill()
+        process.wait()
+        os.killpg(process.pid, 0)  # its child is still there
+        open_store(folder, cluster_id="c", topic="t").close()
 
 
 @pytest.mark.parametrize("damaged", ["CURRENT", "MANIFEST", "sst", "beginning", "db", "folder"])

@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
 
 from consumers.processors import Changes, Derived, agent, held_up, opening, table, worker
+from consumers.processors.folder_lock import FolderLock
 from consumers.processors.membership import Membership, Numbers
 from consumers.processors.names import Names
 from consumers.processors.operations import wait_through
@@ -124,6 +125,29 @@ async def test_two_workers_share_the_tasks_and_one_takes_over(feeder: Feeder, tm
         await first.until(lambda: first.detail.get("tasks") == [0, 1, 2, 3], "all tasks again")
         records = await first.rows(counts(dict.fromkeys(range(20), 3)))
         assert len(records) == 60
+
+
+async def test_a_folder_that_a_frozen_worker_has_is_not_waited_for(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is fenced; its state is read once more, beside it, until the folder is free again."""
+    monkeypatch.setattr(opening, "LOCK_WAIT_S", 0.3)
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    folder = tmp_path / opening.STATE_FOLDER / NAME
+    await write(feeder, orders, range(4), 100)
+    async with processing(config, counted, state="rocksdb") as made:
+        await made.rows(counts(dict.fromkeys(range(4), 1)))
+    frozen = FolderLock(folder / "0")
+    await write(feeder, orders, range(4), 200)
+    async with processing(config, counted, state="rocksdb") as made:
+        await made.rows(counts(dict.fromkeys(range(4), 2)))
+        assert (folder / "0.spare" / "db").is_dir()
+    frozen.close()
+    await write(feeder, orders, range(4), 300)
+    async with processing(config, counted, state="rocksdb") as made:
+        await made.rows(counts(dict.fromkeys(range(4), 3)))
+        assert sorted(path.name for path in folder.iterdir()) == ["0"]
 
 
 def test_numbers_go_together() -> None:
