@@ -7,6 +7,7 @@ until its task is open, and what is revoked is given up before the group goes on
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -94,9 +95,11 @@ class Membership:
         self._consumer: AIOKafkaConsumer | None = None
         self._released = asyncio.Event()
         self._served: set[TopicPartition] = set()  # since every place had its turn
+        self._told: dict[TopicPartition, int] = {}  # the group's offsets, of what is ours or was
         self.turned = asyncio.Event()  # the group goes on, or a stop was asked for: no waiting for records
         self.fresh: frozenset[int] | None = None
         self.is_revoking = False
+        self._revoked_s = 0.0
         self.holds = False  # tasks are open, and are to be given up before the group goes on
         self.rebalances = 0
         self.is_waiting = False  # the group has not said what is ours
@@ -148,7 +151,7 @@ class Membership:
         if not self.holds:
             return
         self._released.clear()
-        self.is_revoking = True
+        self.is_revoking, self._revoked_s = True, time.monotonic()
         self.turned.set()
         self.on_revoked()
         with suppress(TimeoutError):
@@ -210,6 +213,7 @@ class Membership:
                 fix="stop workers of other versions: all of a group must read the same topics",
             )
         for place in places:
+            self._told[place] = offsets[place.topic]
             consumer.seek(place, offsets[place.topic])
         consumer.resume(*places)
 
@@ -268,6 +272,21 @@ class Membership:
         self._served.update(found)
         return found
 
+    async def has(self, number: int) -> bool:
+        """Whether the task is this worker's still, by the group's word. Raises KafkaUnavailable."""
+        if self.is_revoking:
+            return time.monotonic() - self._revoked_s < REVOKE_S
+        place = TopicPartition(self._topics[0], number)
+        if self.fresh is not None or place not in self.consumer.assignment():
+            return False
+        with kafka_errors("asking the group for the task", brokers=self._brokers):
+            try:
+                async with asyncio.timeout(COMMIT_DEADLINE_S):
+                    await self.consumer.commit({place: OffsetAndMetadata(self._told[place], "")})
+            except kafka.CommitFailedError:
+                return False
+        return True
+
     async def follow(self, offsets: Mapping[TopicPartition, int]) -> bool:
         """The group's offsets, for lag tools and for who waits until something is out. False: try again, and
         nothing else: the changelog has them."""
@@ -281,4 +300,5 @@ class Membership:
                     await self.consumer.commit(wanted)
             except (kafka.KafkaError, OSError, TimeoutError):
                 return False
+            self._told.update({place: told.offset for place, told in wanted.items()})
         return len(wanted) == len(offsets)

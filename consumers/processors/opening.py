@@ -48,7 +48,8 @@ log = logging.getLogger(__name__)
 
 
 class Opening:
-    """Of one worker's tasks. `config` names the brokers; `ranges`: of what a task reads."""
+    """Of one worker's tasks. `config` names the brokers; `ranges`: of what a task reads; `has`: whether it is
+    this worker's still."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Opening:
         guarantee: Guarantee,
         refusals: Refusals,
         ranges: Callable[[int], Awaitable[Ranges]],
+        has: Callable[[int], Awaitable[bool]],
         waits: Callable[[str], None],
     ) -> None:
         """`waits`: is told for what."""
@@ -77,6 +79,7 @@ class Opening:
         self._guarantee = guarantee
         self._refusals = refusals
         self._ranges_of = ranges
+        self._has = has
         self._waits = waits
         self._app: Any = None
 
@@ -85,7 +88,7 @@ class Opening:
         names, plan = self._names, self._plan
         transactions = Transactions(
             self._brokers, self._security, names.transactions(number), self._guarantee,
-            TopicPartition(names.state, number),
+            TopicPartition(names.state, number), has=partial(self._has, number),
         )  # fmt: skip
         store: Store | None = None
         try:

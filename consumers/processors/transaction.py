@@ -3,7 +3,9 @@
     exactly once    outputs, then the changelog with the offsets taken and those consumed: all or nothing
     at least once   outputs acknowledged, then the changelog: a kill between them sends the outputs again
 
-Starting fences whoever had the task before, and ends what they left open. Every batch is acknowledged before
+Starting fences whoever had the task before, and ends what they left open. At least once, Kafka fences nobody:
+the group is asked before each commit whether the task is ours, so that one who was frozen, or slow to give it
+up, does not send older rows behind its successor's. Every batch is acknowledged before
 a commit (H1). A transaction begins when the one before is over in every partition: Kafka acknowledges a
 commit before it has written the markers, and while it is being stopped it may leave one out (see
 streamer.publisher.hanging); were the next transaction aborted, its marker there would take the acknowledged
@@ -13,7 +15,7 @@ records along. After any failure the producer is ended and the process with it (
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from aiokafka import TopicPartition
@@ -44,11 +46,14 @@ class Transactions:
         transactional_id: str,
         guarantee: Guarantee,
         place: TopicPartition,
+        has: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
+        """`has`: whether the task is this worker's still; asked only where Kafka does not fence."""
         self._brokers = brokers
         self._security = security
         self._id = transactional_id
         self._place = place
+        self._has = has
         self._turns: Turns | None = None
         self._plain: TransactionalProducer | None = None
         if guarantee == "exactly_once":
@@ -98,6 +103,8 @@ class Transactions:
         if turns is not None:
             await self.finish()
             await turns.begin([*(TopicPartition(q.topic, q.partition) for q in outputs), self._place])
+        elif self._has is not None and not await self._has():
+            raise FencedError("the group has given it away", where=self._id)
         taken = await self._send(outputs) if outputs else []
         wrote: dict[TopicPartition, int] = {}
         for sent in taken:

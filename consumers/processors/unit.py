@@ -6,7 +6,7 @@ from typing import Any
 
 from consumers.processors.context import Change, Derived, Row, Table
 from consumers.processors.fitting import kept
-from consumers.processors.operators.contributors import contribution, place_of
+from consumers.processors.operators.contributors import contribution, place_of, rank_of
 from consumers.processors.operators.keys import Keys
 from consumers.processors.operators.rows import contributor_of
 from consumers.processors.outbox import Outbox
@@ -98,7 +98,8 @@ class Unit:
             if in_order or keys.is_own(key, change):
                 self._outbox.emit(key, after, value.before, None, value.table, self._commit_us)
             elif self._hops > 1:
-                self._say(key, None if after is None else kept(after, keys.where), value.table, change)
+                said = None if after is None else kept(after, keys.where)
+                self._say(key, said, value.table, change, keys)
             else:
                 raise _out_of_order(change)
         if after is not None:
@@ -109,10 +110,10 @@ class Unit:
         if self._hops == 1 or keys.is_own(key, change):
             self.emit(key, None, table=table)
         else:
-            self._say(key, None, table, change)
+            self._say(key, None, table, change, keys)
 
-    def _say(self, key: Row, row: Row | None, table: str | None, change: Change) -> None:
-        said = contribution(contributor_of(change), change.version, row)
+    def _say(self, key: Row, row: Row | None, table: str | None, change: Change, keys: Keys) -> None:
+        said = contribution(contributor_of(change), rank_of(change, keys.inputs), row)
         self.forward(place_of(dumps(key), table), said)
 
 

@@ -180,6 +180,7 @@ class Worker:
             guarantee=processor.guarantee,
             refusals=self.refusals,
             ranges=self.membership.ranges,
+            has=self.membership.has,
             waits=partial(self.say, State.WAITING),
         )
         parts = [

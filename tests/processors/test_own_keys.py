@@ -12,7 +12,7 @@ import pytest
 from consumers.processors import Change, Changes, Derived, Given, Row, agent, filter_, flatten, map_, route
 from consumers.processors.context import Definition
 from consumers.processors.hops import hops_of
-from consumers.processors.operators.derive import Derive
+from consumers.processors.operators.contributors import rank_of
 from consumers.processors.testing import derive
 from consumers.testing import Log
 from streamer.errors import ConfigError, FatalError
@@ -91,22 +91,23 @@ def test_a_key_of_its_own_needs_exactly_once() -> None:
             hops_of(of, Given("made", ("t", "u"), "out", ()), "at_least_once")
 
 
-@pytest.mark.parametrize("key", [(), ("id",)])
+WAYS = {
+    "map": map_(lambda row: row),
+    "filter": filter_(lambda row: True),
+    "agent": agent(lambda change: change.after),
+    "agent's to": agent(lambda change: [change.to(change.after)]),
+}
+
+
 @pytest.mark.parametrize(
-    "of",
+    ("of", "key"),
     [
-        map_(lambda row: row),
-        filter_(lambda row: True),
-        route(lambda row: "all"),
-        agent(lambda change: change.after),
-        agent(lambda change: [change.to(change.after)]),
+        *(pytest.param(of, key, id=f"{name} {key}") for name, of in WAYS.items() for key in ((), ("id",))),
+        pytest.param(route(lambda row: "all"), (), id="route"),
     ],
-    ids=["map", "filter", "route", "agent", "agent's to"],
 )
 def test_rows_of_two_inputs_say_one_derived_row(of: Definition, key: tuple[str, ...]) -> None:
     """The last one shows; when it goes, the other comes back; and only when both are gone is it deleted."""
-    if isinstance(of, Derive) and of.table is not None and key:
-        pytest.skip("a router keeps the key of its input")
     log = Log("shop")
     now, old = (log.table(name, {"id": "integer", "v": "text"}) for name in ("now", "old"))
     old.create({"id": 1, "v": "old"})
@@ -124,6 +125,35 @@ def test_rows_of_two_inputs_say_one_derived_row(of: Definition, key: tuple[str, 
 
 def _values(of: Definition, log: Log, key: tuple[str, ...]) -> dict[int, str]:
     return {row["id"]: row["v"] for row in derive(of, log, key=key).rows}
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        map_(lambda row: {"code": row["code"], "id": row["id"]}),
+        agent(lambda change: {"code": change.after["code"], "id": change.after["id"]}),
+    ],
+    ids=["map", "agent"],
+)
+def test_the_row_that_was_changed_last_shows_though_it_derives_the_same(of: Definition) -> None:
+    log = Log("shop")
+    orders = log.table("orders", {"id": "integer", "code": "text", "note": "text"})
+    for id_ in (1, 2):
+        orders.create({"id": id_, "code": "a", "note": ""})
+    assert derive(of, log, key=["code"]).rows == [{"code": "a", "id": 2}]
+    orders.update({"id": 1, "code": "a", "note": "seen again"})
+    assert derive(of, log, key=["code"]).rows == [{"code": "a", "id": 1}]
+
+
+def test_of_several_sources_the_one_that_was_committed_last_shows() -> None:
+    """Their versions have no common order: a log's position says nothing of another server's."""
+    early, late = (
+        Change("t", 0, 0, "u", {}, None, {}, version, commit_us, "s")
+        for version, commit_us in (((9, 900, 0), 5), ((1, 1, 0), 6))
+    )
+    two, one = ("shop.public.orders", "derived"), ("shop.public.orders", "shop.public.archive")
+    assert rank_of(early, two) < rank_of(late, two)
+    assert rank_of(early, one) > rank_of(late, one)
 
 
 def test_inputs_with_other_keys_need_one_of_their_own() -> None:

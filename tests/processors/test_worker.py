@@ -14,7 +14,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
 
-from consumers.processors import Changes, Derived, agent, held_up, opening, table, worker
+from consumers.processors import Changes, Derived, agent, held_up, membership, opening, table, worker
 from consumers.processors.folder_lock import FolderLock
 from consumers.processors.membership import Membership, Numbers
 from consumers.processors.names import Names
@@ -24,13 +24,14 @@ from consumers.processors.state import Mark
 from consumers.processors.task import Task
 from consumers.processors.transaction import Transactions
 from consumers.processors.watch import StandsStill
+from streamer.changes.topics import partition_for
 from streamer.errors import ConfigError, FatalError, FencedError, KafkaUnavailable
 from streamer.kafka import admin, reader
 from streamer.status import State
 from tests.harness import feeder as harness_feeder
 from tests.harness.capture import until
 from tests.harness.feeder import WAIT_S, Feeder, Table
-from tests.harness.processing import NAME, config_of, processing
+from tests.harness.processing import NAME, config_of, processing, records_of
 from tests.processors.agents import doubled
 
 COLUMNS = [("id", "integer", "number"), ("n", "integer", "number")]
@@ -451,3 +452,47 @@ async def test_at_least_once_sends_without_transactions(feeder: Feeder, tmp_path
     async with processing(config, doubled) as made:
         await write(feeder, orders, range(4, 6), 100)
         await made.rows(expected | {f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in (4, 5)})
+
+
+async def test_at_least_once_a_worker_that_was_slow_to_give_a_task_up_sends_nothing_behind_its_successor(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka fences nobody there, and an older row that comes later would stay for good."""
+    monkeypatch.setattr(membership, "REVOKE_S", 0.3)
+    orders = await feeder.table("orders", COLUMNS)
+    keys = [next(n for n in range(99) if partition_for(b'{"id":%d}' % n, 2) == p) for p in range(2)]
+    config = config_of(feeder, [orders.topic], tmp_path, guarantee="at_least_once")
+    in_hand, gate = set[int](), asyncio.Event()
+
+    @agent
+    async def slow(changes: Changes) -> AsyncIterator[Derived]:
+        async for change in changes:
+            in_hand.add(change.key["id"])
+            await gate.wait()
+            yield change.to(after=change.after)
+
+    @agent
+    async def swift(changes: Changes) -> AsyncIterator[Derived]:
+        async for change in changes:
+            yield change.to(after=change.after)
+
+    def newest() -> dict[str, Any]:
+        return {f'{{"id":{key}}}': {"id": key, "n": 200 + key} for key in keys}
+
+    for key in keys:
+        orders.create({"id": key, "n": 100}, lsn=100 + key)
+    await feeder.flush()
+    async with processing(config, slow) as frozen:
+        await frozen.until(lambda: in_hand == set(keys), "its body")
+        async with processing(config, swift) as next_:
+            await next_.until(lambda: len(next_.detail.get("tasks", ())) == 1, "one of the tasks")
+            for key in keys:
+                orders.update({"id": key, "n": 200 + key}, lsn=200 + key)
+            await feeder.flush()
+            [number] = next_.detail["tasks"]
+            await next_.until(lambda: next_.detail["done"] == 2, "its changes")
+            gate.set()
+            assert isinstance(await frozen.fails(), FencedError)
+            await next_.rows(newest())
+            late = [r for r in await records_of(next_.brokers, next_.out) if r.partition == number]
+            assert [json.loads(r.value)["after"]["n"] for r in late if r.value] == [100, 200 + keys[number]]

@@ -2,12 +2,13 @@
 
 A derived row that does not hold its input row's key may be said by any of them, from any partition, in no
 order. So every input row is a contributor of its own here: it says a row, or that it says none any more, and
-the derived row is that of the contributor with the highest version. A row that goes from one group to another
+the derived row is that of the contributor with the highest version, of inputs of several sources the one that
+was committed last. A row that goes from one group to another
 therefore never ends deleted, whichever of the two messages comes first.
 
-    forwarded   key: the place; value: [contributor, version, row | null, {column: type}]
+    forwarded   key: the place; value: [contributor, rank, row | null, {column: type}]
     place       the derived key; of a table that the body has named: 0x01, table, NUL, the derived key
-    table "by"  place, NUL, contributor -> [version, row, {column: type}]
+    table "by"  place, NUL, contributor -> [rank, row, {column: type}]
     table "out" place -> the row that was emitted last
 
 The types are those of values that have none in JSON (Decimal, dates, UUID), for columns whose type is
@@ -16,7 +17,7 @@ inferred; where there are none, they are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from types import NoneType
 from typing import Any, Final
@@ -24,7 +25,7 @@ from uuid import UUID
 
 from orjson import loads
 
-from consumers.processors.context import Context, Forwarded, Input, Row, Version
+from consumers.processors.context import Change, Context, Forwarded, Input, Row
 from consumers.processors.fitting import Exact
 from consumers.processors.shapes import dumps, inferred
 
@@ -47,9 +48,15 @@ def place_of(key: bytes, table: str | None) -> bytes:
     return key if table is None else b"%b%b\x00%b" % (_NAMED, table.encode(), key)
 
 
-def contribution(contributor: str, version: Version, row: Row | None) -> bytes:
+def rank_of(change: Change, inputs: Sequence[str]) -> tuple[int, ...]:
+    """Who changed last ranks highest. Versions of one source have its commits' order, those of two none."""
+    one_source = len({topic.partition(".")[0] for topic in inputs}) == 1
+    return change.version if one_source else (change.commit_us, *change.version)
+
+
+def contribution(contributor: str, rank: Sequence[int], row: Row | None) -> bytes:
     """The value to forward. Raises BadRecordError."""
-    said = [contributor, version, row]
+    said = [contributor, rank, row]
     if row is not None and not _PLAIN.issuperset(map(type, row.values())):
         types = {name: inferred(name, value).type for name, value in row.items() if type(value) not in _PLAIN}
         said.append({name: type_ for name, type_ in types.items() if type_ in _READ})
@@ -59,23 +66,23 @@ def contribution(contributor: str, version: Version, row: Row | None) -> bytes:
 class Contributors:
     def handle(self, record: Input, context: Context) -> None:
         assert isinstance(record, Forwarded)
-        contributor, version, row, *types = loads(record.value)
+        contributor, its_rank, row, *types = loads(record.value)
         by = context.table(BY)
         place = record.key + b"\x00" + contributor.encode()
         if row is None:
             by.delete(place)
         else:
-            by.put(place, dumps([version, row, *types]))
+            by.put(place, dumps([its_rank, row, *types]))
         _settle(record.key, self._best(record.key, context), context)
 
     @staticmethod
     def _best(key: bytes, context: Context) -> Row | None:
-        best: tuple[Version, bytes] | None = None
+        best: tuple[tuple[int, ...], bytes] | None = None
         chosen: Row | None = None
         types: Mapping[str, str] = {}
         for place, value in context.table(BY).scan(key + b"\x00"):
-            version, row, *said = loads(value)
-            rank = (tuple(version), place)
+            its_rank, row, *said = loads(value)
+            rank = (tuple(its_rank), place)
             if best is None or rank > best:
                 best, chosen, types = rank, row, said[0] if said else {}
         if chosen is not None:

@@ -15,7 +15,7 @@ from orjson import dumps, loads
 from consumers.processors.context import Change, Context, Given, Hop, Input, Row
 from consumers.processors.fitting import kept
 from consumers.processors.names import routed_table
-from consumers.processors.operators.contributors import Contributors, contribution, place_of
+from consumers.processors.operators.contributors import Contributors, contribution, place_of, rank_of
 from consumers.processors.operators.documents import elements, members, value_of
 from consumers.processors.operators.equality import same
 from consumers.processors.operators.inputs import Inputs
@@ -82,14 +82,13 @@ class _Derived:
         alone = self._is_only and (not self._key or set(change.key) <= set(self._key))
         for place in {**before, **after}:
             old, new = before.get(place), after.get(place)
-            if same(old, new):
-                continue
             table, key = self._split(place)
             if alone:
-                context.emit(loads(key), new, before=old, table=table)
+                if not same(old, new):
+                    context.emit(loads(key), new, before=old, table=table)
             else:
-                who = contributor_of(change)
-                context.forward(place_of(key.encode(), table), contribution(who, change.version, new))
+                said = contribution(contributor_of(change), rank_of(change, self._inputs.topics), new)
+                context.forward(place_of(key.encode(), table), said)  # also what is the same: it changed last
         if turn.now is not None:
             turn.note(after)
 

@@ -42,6 +42,10 @@ class Inputs:
         self._kinds: dict[str, Mapping[str, str]] = {}
 
     @property
+    def topics(self) -> tuple[str, ...]:
+        return self._given.inputs
+
+    @property
     def types(self) -> Mapping[str, str]:
         """Column -> type, of the inputs' newest records; the first input's where two have a column."""
         found: dict[str, str] = {}

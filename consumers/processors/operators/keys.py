@@ -30,6 +30,7 @@ class Keys:
         """`shared`: rows of several inputs are settled, whatever their keys hold."""
         self.columns = given.key
         self.shared = shared
+        self.inputs = given.inputs
         self._given = given
         self._types = types
         self.where = f"processor {given.processor}"
