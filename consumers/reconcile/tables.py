@@ -72,6 +72,6 @@ def _ordered(captured: Captured, kept: Kept, compared: Compared) -> bool:
 def _why_not_fast(captured: Captured, kept: Kept, compared: Compared) -> str | None:
     if isinstance(kept.facts, str):
         return kept.facts
-    if captured.facts is None:
-        return "the source is no PostgreSQL"
+    if isinstance(captured.facts, str):
+        return captured.facts
     return fast.why_not(captured.facts, kept.facts, compared.pairs)

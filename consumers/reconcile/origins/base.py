@@ -97,8 +97,8 @@ class Captured(Protocol):
         """None: rows come in no order of their keys, and are cut into buckets."""
 
     @property
-    def facts(self) -> fast.Server | None:
-        """Of a Postgres, for the fast path."""
+    def facts(self) -> fast.Server | str:
+        """Of a Postgres, for the fast path; else why there is none."""
 
     @property
     def log(self) -> Logged | None:

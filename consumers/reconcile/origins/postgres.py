@@ -133,7 +133,7 @@ class PostgresTable:
         self.name = table.name
         self.record = record
         self.order: Order | None = Order(facts.collations)
-        self.facts: fast.Server | None = facts
+        self.facts: fast.Server | str = facts
         self.log: Logged | None = log
         self._session = session
         self._table = table

@@ -69,7 +69,7 @@ class QueryOrigin:
 
 class QueryTable:
     order: Order | None = None
-    facts: fast.Server | None = None
+    facts: fast.Server | str = "the source's rows are those of a query"
 
     def __init__(
         self,

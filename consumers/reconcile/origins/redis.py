@@ -136,7 +136,7 @@ class RedisTable:
         self.name = entity.name
         self.record = entity.record
         self.order: Order | None = None
-        self.facts: fast.Server | None = None
+        self.facts: fast.Server | str = "the source is Redis"
         self._tells = _tells(entity)
         self.log: Logged | None = RedisLog(clock, settings.name, entity.name, tells=self._tells)
         self._settings = settings
