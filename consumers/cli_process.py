@@ -37,9 +37,15 @@ def process(
         bool, typer.Option("--from-start", help="Of a dry run: the first records, not the last.")
     ] = False,
     limit: Annotated[
-        int,
-        typer.Option("--limit", min=1, max=100_000, help="Of a dry run: so many records.", metavar="N"),
-    ] = LIMIT,
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            max=100_000,
+            help=f"Of a dry run: so many records, {LIMIT} unless given.",
+            metavar="N",
+        ),
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Keep the state in memory where RocksDB is not installed.")
     ] = False,
@@ -59,12 +65,14 @@ def process(
     if from_start and not dry_run:
         anew = f"to derive everything again {processor_reset_steps(processor)}"
         raise ConfigError("--from-start is of a dry run", fix=f"add --dry-run; or, {anew}")
+    if limit is not None and not dry_run:
+        raise ConfigError("--limit is of a dry run", fix="add --dry-run, or leave --limit out")
     start_part(parent)
     set_up_log(log_format, "warning" if dry_run and log_level == "info" else log_level)
     from consumers.commands import process as work  # noqa: PLC0415
 
     if dry_run:
-        code = work.rehearse(config, processor, from_start=from_start, limit=limit, as_json=as_json)
+        code = work.rehearse(config, processor, from_start=from_start, limit=limit or LIMIT, as_json=as_json)
         raise typer.Exit(code)
     work.process(config, processor, memory=yes, metrics_port=metrics_port, restarts=restarts, as_json=as_json)
 
@@ -119,9 +127,9 @@ def init(
     config: Annotated[Path | None, typer.Option("-c", "--config", help="The file to write.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     processor: Annotated[
-        str,
+        str | None,
         typer.Option("--processor", help="Write an agent and its test, no config.", metavar="NAME"),
-    ] = "",
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a commented config: Postgres to Postgres, with a Kafka that `tailrace run` keeps beside itself.
@@ -129,7 +137,7 @@ def init(
     With --processor: a module with an agent, and its test, beside the config file, and what to put into that.
     A file that is there already stays as it is, unless --force is given.
     """
-    if processor:
+    if processor is not None:
         if config is not None:
             raise ConfigError("-c names a config, and none is written", fix="leave it out, or --processor")
         from consumers.commands import init_processor as work  # noqa: PLC0415

@@ -5,7 +5,9 @@ from __future__ import annotations
 import keyword
 import os
 import re
+import sys
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import typer
@@ -16,7 +18,8 @@ from streamer.changes.topics import clean
 from streamer.cli import print_json
 from streamer.errors import ConfigError
 
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,99}")
+NAME_LIMIT = 63  # characters: the derived table has it for a name, of which Postgres keeps so many
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _TEMPLATES = {"agent.py.txt": "{module}.py", "test_agent.py.txt": "test_{module}.py"}
 _CONFIG = """\
 processors:
@@ -29,8 +32,8 @@ processors:
 
 
 def init(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
-    """Raises ConfigError: no name for it, one that the config beside it has, or a file that is there (without
-    `force`) or cannot be written."""
+    """Raises ConfigError: no name for it, one that another module or the config beside it has, or a file that
+    is there (without `force`) or cannot be written."""
     module = name.replace("-", "_")
     if keyword.iskeyword(module):
         raise ConfigError(
@@ -44,7 +47,19 @@ def init(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
             where="--processor",
             fix="begin with a letter, and use letters, digits, '_' and '-'",
         )
+    if len(name) > NAME_LIMIT:
+        raise ConfigError(
+            f"a name of {len(name)} characters; the limit is {NAME_LIMIT}",
+            where="--processor",
+            fix="choose a shorter one",
+        )
     _check_free(name, folder / DEFAULT_PATH)
+    if (hides := _other_module(module, folder)) is not None:
+        raise ConfigError(
+            f"the module {module!r} ({hides}) would hide {module}.py: it is found first",
+            where="--processor",
+            fix=f"choose another name, such as {name}_rows; nothing was written",
+        )
     paths = {folder / path.format(module=module): template for template, path in _TEMPLATES.items()}
     if not force:
         for path in paths:
@@ -63,6 +78,23 @@ def init(name: str, folder: Path, *, force: bool, as_json: bool) -> None:
     typer.echo(f"Put this into tailrace.yaml:\n\n{snippet}\nNext:")
     for line in commands:
         typer.echo(f"  {line}")
+
+
+def _other_module(module: str, folder: Path) -> str | None:
+    """What an import finds before the file in `folder`, which comes last on sys.path."""
+    if module in sys.stdlib_module_names:
+        return "of Python itself"
+    package = folder / module / "__init__.py"
+    if package.is_file():
+        return str(package)
+    try:
+        spec = find_spec(module)
+    except ValueError:  # it is imported, and does not say from where
+        return "imported already"
+    if spec is None or spec.origin is None:  # a folder without __init__.py gives way to a file
+        return None
+    is_own = Path(spec.origin).resolve() == (folder / f"{module}.py").resolve()
+    return None if is_own else spec.origin
 
 
 def _check_free(name: str, path: Path) -> None:

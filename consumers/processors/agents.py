@@ -23,6 +23,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
+from consumers.processors import arguments
 from consumers.processors.context import Change, Context, Definition, Derived, Given, Hop, Input, Row, Table
 from consumers.processors.operators.contributors import Contributors
 from consumers.processors.operators.inputs import Inputs
@@ -45,7 +46,7 @@ class Agent:
         self.body = body
         self.declared = columns or {}
         self.is_stream = inspect.isasyncgenfunction(body)
-        self.name = getattr(body, "__qualname__", type(body).__name__)
+        self.name = arguments.name_of(body)
 
     def columns(self, given: Given) -> Mapping[str, str]:
         """What was declared, else as the inputs' columns of the same name."""
@@ -94,13 +95,14 @@ def agent(
 ) -> Agent | Callable[[Body | Function], Agent]:
     """`columns`: types of derived columns, as Postgres names them, that no input's column of the same name
     has; without them they are inferred from the first values."""
+    arguments.types(columns, "@agent(columns=..)")
     if body is None:
         return lambda given: agent(given) if columns is None else Agent(_checked(given), columns)
     return Agent(_checked(body))
 
 
 def _checked(body: Any) -> Any:
-    name = getattr(body, "__qualname__", type(body).__name__)
+    name = arguments.name_of(body)
     where = f"@agent {name}"
     if not inspect.isroutine(body):
         raise ConfigError(
@@ -108,7 +110,11 @@ def _checked(body: Any) -> Any:
             where=where,
             fix="write `async def f(changes)` with `yield`, or `async def f(change)` with `return`",
         )
-    takes = [p for p in inspect.signature(body).parameters.values() if p.default is p.empty]
+    try:
+        parameters = inspect.signature(body).parameters.values()
+    except ValueError:  # of a builtin, which does not tell
+        return body
+    takes = [p for p in parameters if p.default is p.empty]
     if len(takes) != 1 or takes[0].kind not in (takes[0].POSITIONAL_ONLY, takes[0].POSITIONAL_OR_KEYWORD):
         raise ConfigError(
             f"it takes {len(takes)} arguments, and is given one",

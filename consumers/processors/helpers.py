@@ -11,8 +11,8 @@ give the same for the same row, and do nothing else: it may be asked again after
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 
+from consumers.processors import arguments
 from consumers.processors.context import Row
 from consumers.processors.operators.aggregate import Aggregate
 from consumers.processors.operators.derive import Body, Derive, expanded, exploded, renamed
@@ -25,35 +25,45 @@ from streamer.errors import ConfigError
 
 By = Sequence[str] | Mapping[str, str]
 
+_KEEP = 'lambda row: row["status"] == "paid"'
+_BODY = 'lambda row: {**row, "large": True}'
+
 
 def map_(body: Body, *, columns: Mapping[str, str] | None = None) -> Derive:
     """Each row becomes what `body` returns: a row, several, or None for none.
 
     `columns`: the types of derived columns ({"total": "numeric(12,2)"}) that the input does not have.
     """
-    return Derive(body, declared=columns or {})
+    made = arguments.per_row(body, "map_(body)", _BODY, gives_rows=True)
+    return Derive(made, declared=arguments.types(columns, "map_(.., columns=..)"))
 
 
 def filter_(keep: Callable[[Row], object]) -> Derive:
     """The rows for which `keep` is true; one that stops being so is deleted."""
+    arguments.per_row(keep, "filter_(keep)", _KEEP)
     return Derive(lambda row: row if keep(row) else None)
 
 
 def rename(columns: Mapping[str, str], *, drop: Iterable[str] = ()) -> Derive:
     """Columns under other names (from -> to), without those in `drop`."""
-    dropped = tuple(drop)
-    body, types = renamed(columns, dropped)
-    return Derive(body, types=types, reads=(*columns, *dropped))
+    names = arguments.mapping(columns, "rename(columns)", '{"total": "amount"}')
+    arguments.apart(names.values(), "rename(columns)")
+    dropped = arguments.columns(drop, "rename(.., drop=..)")
+    body, types = renamed(names, dropped)
+    return Derive(body, types=types, reads=(*names, *dropped))
 
 
 def route(table: Callable[[Row], str], body: Body | None = None) -> Derive:
     """Each row to the topic `<out>.<table(row)>`; a row that changes its table is deleted from the other."""
+    arguments.per_row(table, "route(table)", 'lambda row: row["status"]')
+    if body is not None:
+        arguments.per_row(body, "route(.., body)", _BODY, gives_rows=True)
     return Derive(body or (lambda row: row), table=table)
 
 
 def flatten(body: Body | None = None) -> Flatten:
     """Plain rows, {"id": 1, ..}, without an envelope, for other readers; a tombstone for a delete."""
-    return Flatten(body)
+    return Flatten(None if body is None else arguments.per_row(body, "flatten(body)", _BODY))
 
 
 def outbox_router(*, route: str, key: str, payload: str) -> OutboxRouter:
@@ -62,7 +72,8 @@ def outbox_router(*, route: str, key: str, payload: str) -> OutboxRouter:
     Its key and value are the columns `key` and `payload` as they are. Messages of one partition of the
     outbox table's topic keep their order; those of one `key` do when that topic has one partition.
     """
-    return OutboxRouter(route, key, payload)
+    named = {"route": route, "key": key, "payload": payload}
+    return OutboxRouter(*(arguments.column(each, f"outbox_router({n}=..)") for n, each in named.items()))
 
 
 def expand(
@@ -72,8 +83,10 @@ def expand(
 
     `types`: of derived columns; an object whose column is named here stays one.
     """
-    body = expanded(separator, columns, _kinds(types))
-    return Derive(body, declared=types or {}, reads=columns or ())
+    only = None if columns is None else arguments.columns(columns, "expand(columns)")
+    typed = arguments.types(types, "expand(.., types=..)")
+    body = expanded(arguments.text(separator, "expand(.., separator=..)"), only, _kinds(typed))
+    return Derive(body, declared=typed, reads=only or ())
 
 
 def explode(
@@ -88,8 +101,13 @@ def explode(
 
     An object's members become columns, named with `prefix` before them; any other element the column `value`.
     """
-    body = exploded(column, position, value, prefix, _kinds(types))
-    return Derive(body, declared={position: "integer", **(types or {})})
+    arguments.column(column, "explode(column)")
+    arguments.column(position, "explode(.., position=..)")
+    arguments.column(value, "explode(.., value=..)")
+    arguments.text(prefix, "explode(.., prefix=..)")
+    typed = arguments.types(types, "explode(.., types=..)")
+    body = exploded(column, position, value, prefix, _kinds(typed))
+    return Derive(body, declared={position: "integer", **typed})
 
 
 def aggregate(by: By, *, where: Callable[[Row], bool] | None = None, **measures: Measure) -> Aggregate:
@@ -97,7 +115,7 @@ def aggregate(by: By, *, where: Callable[[Row], bool] | None = None, **measures:
 
     `by` as a mapping gives the group's columns other names (derived -> input).
     """
-    return Aggregate(_by(by), _measures(measures), where)
+    return Aggregate(_by(by, "aggregate"), _measures(measures), _where(where, "aggregate"))
 
 
 def window(
@@ -114,12 +132,14 @@ def window(
 
     `size`: "15m", "1h", "1d"; `every`: how far apart windows begin, the size unless said (tumbling).
     """
+    arguments.column(time, "window(time, ..)")
+    arguments.column(start, "window(.., start=..)")
     size_s = seconds(size, "size")
     every_s = size_s if every is None else seconds(every, "every")
     return Aggregate(
-        _by(by),
+        _by(by, "window"),
         _measures(measures or {"count": Count()}),
-        where,
+        _where(where, "window"),
         spread=windows_of(time, size_s, every_s, start),
         spread_columns={start: time},
         spread_type=binned,
@@ -141,7 +161,7 @@ def join(
     left columns that are wanted, all unless said. Without a match they are null; with `inner` there is no
     row. Where several right rows match, the processor's `key:` must tell them apart.
     """
-    return Join(left, right, dict(on), _take(take), keep, inner, follow=True)
+    return _joined("join", left, right, on, take, keep, inner)
 
 
 def lookup(
@@ -154,39 +174,83 @@ def lookup(
     inner: bool = False,
 ) -> Join:
     """As join, but a row is joined once, when it comes, with what `table` holds then."""
-    return Join(stream, table, dict(on), _take(take), keep, inner, follow=False)
+    return _joined("lookup", stream, table, on, take, keep, inner)
 
 
 def count(column: str | None = None) -> Measure:
     """count(*), or of the rows in which `column` is not null."""
-    return Count(column)
+    return Count(None if column is None else arguments.column(column, "count(column)"))
 
 
 def sum_(column: str, *, type: str | None = None) -> Measure:
     """Exact; null when no row has a value. `type`: the derived column's."""
-    return Sum(column, type)
+    declared_type = None if type is None else arguments.column(type, "sum_(.., type=..)")
+    return Sum(arguments.column(column, "sum_(column)"), declared_type)
 
 
 def avg(column: str) -> Measure:
     """As a double precision number."""
-    return Average(column)
+    return Average(arguments.column(column, "avg(column)"))
 
 
-min_ = partial(Extreme, greatest=False)
-max_ = partial(Extreme, greatest=True)
+def min_(column: str) -> Measure:
+    """Nulls left out; of texts by code point."""
+    return Extreme(arguments.column(column, "min_(column)"), greatest=False)
+
+
+def max_(column: str) -> Measure:
+    """Nulls left out; of texts by code point."""
+    return Extreme(arguments.column(column, "max_(column)"), greatest=True)
 
 
 def top(n: int, column: str, *, take: Sequence[str] = (), least: bool = False) -> Measure:
     """The `n` rows with the greatest (`least`: least) values of `column`, as a JSON array of `take`."""
-    return Top(n, column, tuple(take), least)
+    arguments.number(n, "top(n, ..)")
+    arguments.column(column, "top(.., column)")
+    return Top(n, column, arguments.columns(take, "top(.., take=..)"), least)
 
 
-def _by(by: By) -> dict[str, str]:
-    return dict(by) if isinstance(by, Mapping) else {column: column for column in by}
+def _by(by: By, helper: str) -> dict[str, str]:
+    place = f"{helper}(by=..)"
+    if isinstance(by, Mapping):
+        return arguments.mapping(by, place, '{"customer": "customer_id"}')
+    return {column: column for column in arguments.columns(by, place)}
 
 
-def _take(take: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
-    return dict(take) if isinstance(take, Mapping) else {column: column for column in take}
+def _where(where: Callable[[Row], bool] | None, helper: str) -> Callable[[Row], bool] | None:
+    if where is not None:
+        arguments.per_row(where, f"{helper}(.., where=..)", _KEEP)
+    return where
+
+
+def _joined(
+    helper: str,
+    left: str,
+    right: str,
+    on: Mapping[str, str],
+    take: Mapping[str, str] | Sequence[str],
+    keep: Sequence[str] | None,
+    inner: bool,
+) -> Join:
+    for topic, which in ((left, "its first topic"), (right, "its second topic")):
+        if not isinstance(topic, str):
+            fix = 'name it as `in:` of the processor does, such as "shop.public.orders"'
+            raise ConfigError(f"{topic!r} is no topic", where=f"{helper}(..): {which}", fix=fix)
+    found = arguments.mapping(on, f"{helper}(.., on=..)", '{"customer_id": "id"}')
+    if not found:
+        raise ConfigError(
+            "`on` names no columns: every row would fit every other",
+            where=f"{helper}(.., on={{}})",
+            fix='name the columns that are equal, left: right, such as on={"customer_id": "id"}',
+        )
+    place = f"{helper}(.., take=..)"
+    if isinstance(take, Mapping):
+        taken = arguments.mapping(take, place, '{"name": "customer"}')
+    else:
+        taken = {column: column for column in arguments.columns(take, place)}
+    kept = None if keep is None else arguments.columns(keep, f"{helper}(.., keep=..)")
+    arguments.apart((*dict.fromkeys(kept or ()), *taken.values()), place)
+    return Join(left, right, found, taken, kept, inner, follow=helper == "join")
 
 
 def _kinds(types: Mapping[str, str] | None) -> dict[str, str]:

@@ -109,6 +109,7 @@ class Worker:
         self.tasks: dict[int, Task] = {}
         self.refusals = Refusals(limits or DeadLetterLimits())
         self.rounds = 0
+        self._waits_for = ""  # as the log has it
         self._definition = definition
         self._brokers = config.kafka.brokers
         self._security = config.kafka.security
@@ -124,6 +125,11 @@ class Worker:
         self._given: Given
 
     def say(self, state: str, reason: str = "") -> None:
+        """To `status`; what it waits for to the log, too, once."""
+        waits_for = reason if state == State.WAITING else ""
+        if waits_for and waits_for != self._waits_for:
+            log.warning("processor %s waits: %s", self.names.processor, waits_for)
+        self._waits_for = waits_for
         if self.status is not None:
             self.status.update(state=state, reason=reason)
 

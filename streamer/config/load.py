@@ -97,6 +97,8 @@ def _problem(document: Document, error: Any) -> Problem:
     key = context.get("key", ())
     if kind in ("unknown_name", "check"):
         place = (*place, *((key,) if isinstance(key, (str, int)) else key))
+    if kind == "missing" and place[-1:] != error["loc"][-1:]:
+        place = (*place, error["loc"][-1])  # of a section with nothing in it
     name = ".".join(str(part) for part in place)
     line = document.line(place)
     fix = str(context.get("fix", ""))

@@ -70,11 +70,24 @@ def _no_switch(value: Any) -> Any:
 Number = Annotated[int, BeforeValidator(_no_switch)]  # `true` is no 1
 
 
+def _once(names: tuple[str, ...]) -> tuple[str, ...]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise fail(f"{name!r} is named twice", key=index, fix="name it once")
+    return names
+
+
+def _inputs(topics: tuple[str, ...]) -> tuple[str, ...]:
+    if not topics:
+        raise fail("names no topic", fix="name at least one, for example [shop.public.orders]")
+    return _once(topics)
+
+
 class Processor(Model):
     agent: Code
-    inputs: tuple[str, ...] = Field(alias="in", min_length=1)
+    inputs: Annotated[tuple[str, ...], AfterValidator(_inputs)] = Field(alias="in")
     out: str = Field(min_length=1)
-    key: tuple[str, ...] = Field((), alias="key")
+    key: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
 
 

@@ -128,7 +128,7 @@ async def test_what_is_wrong_with_the_function_is_said(
     (tmp_path / "a_program.py").write_text("raise SystemExit(3)")
     monkeypatch.syspath_prepend(tmp_path)
     program = await error({"embed": "a_program:embed"})
-    assert "the module 'a_program' cannot be imported: SystemExit: 3" in program
+    assert "a_program.py:1 raises SystemExit: 3" in program
     assert "did you mean recorded:embed?" in await error({"embed": "recorded:embd"})
     assert "'recorded:number' is an int, and not a function" in await error({"embed": "recorded:number"})
     found = await error({"text": "{titel}"})

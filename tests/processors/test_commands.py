@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from consumers import cli_process
 from consumers.commands import init_processor, parked, process
 from consumers.commands import reset as resetting
 from consumers.processors import rocks
@@ -276,7 +278,7 @@ def test_a_first_agent_comes_with_its_test(
     ("name", "what"),
     [
         ("Shop", "the source 'shop' has that name"),
-        ("copy", "a target has that name"),
+        ("mirror", "a target has that name"),
         ("revenue", "there is a processor 'revenue' already"),
         ("sums", "the processor 'revenue' publishes to the topic 'sums'"),
     ],
@@ -286,13 +288,47 @@ def test_a_name_that_the_config_would_refuse_is_refused_before_anything_is_writt
 ) -> None:
     path = tmp_path / "tailrace.yaml"
     path.write_text(
-        "sources: {shop: {url: '${NOT_SET}'}}\ntargets: {copy: }\nprocessors: {revenue: {out: sums}}\n"
+        "sources: {shop: {url: '${NOT_SET}'}}\ntargets: {mirror: }\nprocessors: {revenue: {out: sums}}\n"
     )
     with pytest.raises(ConfigError, match=what):
         init_processor.init(name, tmp_path, force=True, as_json=True)
     assert list(tmp_path.iterdir()) == [path]
     path.write_text("no: [yaml")
     init_processor.init(name, tmp_path, force=True, as_json=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        *(
+            (name, "is found first")
+            for name in ("json", "select", "faust", "pytest", "consumers", "test", "kept")
+        ),
+        ("", "'' is no name"),
+        ("n" * 64, "a name of 64 characters; the limit is 63"),
+    ],
+)
+def test_a_name_that_no_module_beside_the_config_can_have_is_refused(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    kept = tmp_path / "kept" / "__init__.py"
+    kept.parent.mkdir()
+    kept.touch()
+    with pytest.raises(ConfigError, match=what) as raised:
+        cli_process.init(tmp_path, processor=name, force=True, as_json=True)
+    assert list(tmp_path.iterdir()) == [kept.parent]
+    if what == "is found first":
+        (cure,) = re.findall(r"such as (\w+);", raised.value.fix)
+        init_processor.init(cure, tmp_path, force=False, as_json=True)
+    init_processor.init("n" * 63, tmp_path, force=False, as_json=True)
+
+
+@pytest.mark.parametrize("options", [{"limit": 5}, {"from_start": True}])
+def test_what_is_of_a_dry_run_is_refused_without_one(options: dict[str, Any]) -> None:
+    (option,) = (f"--{name.replace('_', '-')}" for name in options)
+    with pytest.raises(ConfigError, match=f"{option} is of a dry run") as raised:
+        cli_process.process("revenue", **options)
+    assert "add --dry-run" in raised.value.fix
 
 
 @pytest.mark.thorough

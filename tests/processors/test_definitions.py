@@ -54,6 +54,67 @@ def test_what_is_no_agent_is_refused_by_name(code: str, what: str, fix: str, tmp
     assert raised.value.where == "processors.made.agent"
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "what", "fix"),
+    [
+        ("import json\n\njson.loads('{')\n", 3, "raises JSONDecodeError: Expecting", "correct "),
+        ("1 / 0\n", 1, "raises ZeroDivisionError: division by zero", "correct "),
+        ("import sys\nsys.exit(3)\n", 2, "raises SystemExit: 3", "stands below `if __name__ =="),
+        (
+            "import no_such_module_here\n",
+            1,
+            "raises ModuleNotFoundError",
+            "has the module 'no_such_module_here'",
+        ),
+        ("\neval('(')\n", 2, "raises SyntaxError: '(' was never closed", "correct "),
+        ("x = 1\ndef (:\n", 2, "raises SyntaxError: invalid syntax", "correct "),
+    ],
+)
+def test_a_module_that_raises_is_told_by_its_line(
+    text: str, line: int, what: str, fix: str, tmp_path: Path
+) -> None:
+    name = f"raises_at_{line}_of_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    with pytest.raises(ConfigError, match=f"the module '{name}' cannot be imported") as raised:
+        definition_of(f"{name}:f", folder=tmp_path, where="processors.made.agent")
+    assert f"{tmp_path / name}.py:{line} {what}" in raised.value.what
+    assert fix in raised.value.fix
+    assert "looked for" not in raised.value.fix
+
+
+def test_what_a_helper_refuses_keeps_its_cure(tmp_path: Path) -> None:
+    (tmp_path / "refused_by_a_helper.py").write_text(
+        "from consumers.processors import route\n\nby_status = route('status')\n"
+    )
+    with pytest.raises(ConfigError) as raised:
+        definition_of("refused_by_a_helper:by_status", folder=tmp_path, where="processors.made.agent")
+    assert raised.value.what == f"{tmp_path}/refused_by_a_helper.py:3: route(table): 'status' is no function"
+    assert raised.value.fix == "write a function of one row, such as lambda row: row['status']"
+    assert raised.value.where == "processors.made.agent"
+
+
+@pytest.mark.parametrize(
+    ("file", "code", "renamed"),
+    [
+        ("json.py", "json:f", "json.py"),
+        ("select.py", "select:select", "select.py"),
+        ("time.py", "time:f", "time.py"),
+        ("pytest.py", "pytest:f", "pytest.py"),
+        ("json/__init__.py", "json:f", "json"),
+        ("streamer/agents.py", "streamer.agents:f", "streamer"),
+    ],
+)
+def test_a_file_that_another_module_hides_is_named(
+    file: str, code: str, renamed: str, tmp_path: Path
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    with pytest.raises(ConfigError, match="which is found first") as raised:
+        definition_of(code, folder=tmp_path, where="processors.made.agent")
+    assert raised.value.what.startswith(f"{tmp_path / file} is hidden by the module ")
+    assert raised.value.fix.startswith(f"give {tmp_path / renamed} another name")
+
+
 def __getattr__(name: str) -> Any:
     if name == "faust_agent":  # made when it is asked for: Faust takes a second to import
         import faust

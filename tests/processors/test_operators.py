@@ -256,6 +256,15 @@ def test_groups_without_a_key_or_with_two_columns_of_a_name_are_refused() -> Non
         window("at", "1h", by=["at"], start="at")
 
 
+def test_a_column_that_a_row_has_already_is_no_other_ones_name() -> None:
+    log = Log("shop")
+    table("l", log, n="integer", m="integer").create({"id": 1, "n": 2, "m": 3})
+    assert derive(rename({"n": "m", "m": "n"}), log).rows == [{"id": 1, "n": 3, "m": 2}]
+    assert derive(rename({"n": "m"}, drop=["m"]), log).rows == [{"id": 1, "m": 2}]
+    with pytest.raises(AssertionError, match=r"(?s)m would be two columns: the row has one .* drop=\['m'\]"):
+        derive(rename({"n": "m"}), log)
+
+
 def test_a_column_that_is_not_there_is_said_once_and_no_more_when_it_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

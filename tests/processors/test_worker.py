@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 from itertools import groupby
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from aiokafka.errors import CommitFailedError
 
 from consumers.processors import Changes, Derived, agent, held_up, membership, opening, table, worker
 from consumers.processors.folder_lock import FolderLock
+from consumers.processors.ground import Ground, look
 from consumers.processors.membership import Membership, Numbers
 from consumers.processors.names import Names
 from consumers.processors.operations import wait_through
@@ -426,12 +428,29 @@ async def test_h14_an_input_made_again_is_told_by_its_records(feeder: Feeder, tm
     assert f"tailrace reset {NAME}" in str(error)
 
 
-async def test_a_missing_input_is_waited_for(feeder: Feeder, tmp_path: Path) -> None:
+async def test_a_missing_input_is_waited_for_and_told_once(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = []
+
+    async def looked(*args: Any, **options: Any) -> Ground:
+        looks.append(args)
+        return await look(*args, **options)
+
+    def told() -> list[str]:
+        return [text for _, level, text in caplog.record_tuples if level == WARNING and " waits: " in text]
+
+    monkeypatch.setattr(worker, "look", looked)
     topic = f"{feeder.source}.public.orders"
     await feeder.make_topic(f"{feeder.source}2.public.orders", 1)  # of another pipeline
     async with processing(config_of(feeder, [topic], tmp_path), doubled) as made:
         await made.until(lambda: made.status.record.state == "waiting", "to wait")
         assert f"there is no topic {topic} yet\n" in made.status.record.reason
+        await made.until(lambda: len(looks) > 3, "to look again")
+        assert told() == [f"processor {NAME} waits: {made.status.record.reason}"]
+        await feeder.make_topic(f"{topic}s", 1)
+        await made.until(lambda: len(told()) > 1, "another reason to be told")
+        assert f"there is {topic}s" in told()[1]
         orders = await feeder.table("orders", COLUMNS)
         await write(feeder, orders, range(2), 100)
         await made.rows({f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(2)})

@@ -108,6 +108,21 @@ def test_rows_come_by_the_sources_and_processors_before() -> None:
             "processors.more.in.0",
             "takes the dead letters of the processor 'totals', too",
         ),
+        (one(""), "processors.totals.in", "names no topic\n  -> name at least one"),
+        (
+            one("shop.public.orders, game.scores, shop.public.orders"),
+            "processors.totals.in.2",
+            "'shop.public.orders' is named twice",
+        ),
+        (
+            TOTALS.replace("[id]", "[id, id]"),
+            "processors.totals.key.1",
+            "'id' is named twice\n  -> name it once",
+        ),
+        *(
+            (f"{TOTALS}  more:\n", f"processors.more.{key}: is missing", "add it")
+            for key in ("agent", "in", "out")
+        ),
         (TOTALS.replace('"a:b"', "ab"), "processors.totals.agent", "write package.module:name"),
     ],
 )

@@ -150,7 +150,16 @@ def renamed(columns: Mapping[str, str], drop: Iterable[str]) -> tuple[Body, Type
     gone = frozenset(drop)
 
     def body(row: Row) -> Row:
-        return {columns.get(name, name): value for name, value in row.items() if name not in gone}
+        rest = {name: value for name, value in row.items() if name not in gone}
+        found = {columns.get(name, name): value for name, value in rest.items()}
+        if len(found) < len(rest):
+            name = next(to for of, to in columns.items() if of in rest and to in rest and to not in columns)
+            raise BadRecordError(
+                f"{name} would be two columns: the row has one of that name",
+                fix=f"rename that one, too, or leave it out, drop=[{name!r}]; then `tailrace dead-letters"
+                " retry`",
+            )
+        return found
 
     def types(given: Mapping[str, str]) -> Mapping[str, str]:
         return {columns.get(name, name): type_ for name, type_ in given.items() if name not in gone}

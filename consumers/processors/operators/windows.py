@@ -24,7 +24,7 @@ _YEARS = range(-4713, 294_277)  # that a timestamp of Postgres holds
 
 def seconds(text: str, what: str) -> int:
     """ "90s", "15m", "1h", "7d" """
-    parts = _SIZE(text)
+    parts = _SIZE(text) if isinstance(text, str) else None
     if parts is None or int(parts[1]) == 0:
         raise ConfigError(f"{what} {text!r} is no length of time", fix='write "90s", "15m", "1h" or "7d"')
     return int(parts[1]) * _SECONDS[parts[2]]
