@@ -55,7 +55,7 @@ class Agent:
     def hops(self, given: Given) -> Sequence[Hop]:
         """A function's rows with a key of their own, or of several inputs, are settled by a hop more (see
         contributors)."""
-        shared = not self.is_stream and len(given.inputs) > 1
+        shared = not self.is_stream and given.several
         own = AgentHop(self, Keys(given, self.columns, shared=shared))
         return [own, Contributors()] if shared or (given.key and not self.is_stream) else [own]
 

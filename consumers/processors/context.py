@@ -158,8 +158,15 @@ class Given:
     processor runs: the record of a change is there before the change is handled."""
     doubts: dict[str, str] = field(default_factory=dict)
     """What operators have found that no change is at fault for, by subject: for `status`."""
+    grows: bool = False
+    """`in` is a pattern: at a later start there may be more inputs."""
     taken: dict[str, str] = field(default_factory=dict)
     """Types that derived columns were taken to have, as nobody says them. It grows."""
+
+    @property
+    def several(self) -> bool:
+        """Whether rows of two inputs may say one derived row."""
+        return self.grows or len(self.inputs) > 1
 
 
 class Hop(Protocol):

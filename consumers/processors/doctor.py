@@ -35,7 +35,7 @@ def _agent(findings: Findings, config: Config, name: str) -> None:
     processor = config.processors[name]
     try:
         definition = definition_of(processor.agent, folder=config.base, where=f"processors.{name}.agent")
-        given = Given(name, processor.inputs, processor.out, processor.key)
+        given = Given(name, processor.inputs, processor.out, processor.key, grows=processor.grows)
         hops = hops_of(definition, given, processor.guarantee, code=processor.agent)
     except TailraceError as error:
         findings.error("agent", error)

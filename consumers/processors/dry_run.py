@@ -27,7 +27,7 @@ async def dry_run(
     ground = await look(config, name, brokers=kafka.brokers)
     schemas = InputSchemas(config, name, ground.inputs)
     await schemas.read()
-    given = Given(name, ground.inputs, processor.out, processor.key, schemas.inputs)
+    given = Given(name, ground.inputs, processor.out, processor.key, schemas.inputs, grows=processor.grows)
     rehearsal = Rehearsal(
         definition,
         given,

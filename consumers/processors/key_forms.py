@@ -67,9 +67,7 @@ class KeyForms:
         self._definition = definition
         self._derived = definition.key() if isinstance(definition, Aggregate) else given.key
         keeps = isinstance(definition, Derive) and definition.table is None and not given.key
-        self.keeps_keys = (
-            keeps and len(given.inputs) > 1
-        )  # the derived rows' keys are those of several inputs
+        self.keeps_keys = keeps and given.several  # the derived rows' keys are those of several inputs
         self._known: dict[tuple[str, str], Forms] = {}
 
     def records(self, topic: str) -> Mapping[str, list[SchemaRecord]]:

@@ -151,7 +151,14 @@ class Worker:
         names, processor = self.names, self.processor
         self._schemas = schemas = InputSchemas(self.config, names.processor, ground.inputs)
         await schemas.read()
-        self._given = Given(names.processor, ground.inputs, processor.out, processor.key, schemas.inputs)
+        self._given = Given(
+            names.processor,
+            ground.inputs,
+            processor.out,
+            processor.key,
+            schemas.inputs,
+            grows=processor.grows,
+        )
         hops = self._hops()
         made = await make(self.config.kafka, self.names, ground, len(hops), brokers=self._brokers)
         self.plan = Plan(

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 from streamer.config.base import NAME_KEY, Model, Name, OptionalPath, OptionalSecret, fail
 from streamer.config.cron import CronLine
 from streamer.config.flows import Flow
+from streamer.config.patterns import is_pattern
 from streamer.config.units import Duration, OptionalDuration, Rate, Share
 
 _CLOCK = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]")
@@ -89,6 +90,11 @@ class Processor(Model):
     out: str = Field(min_length=1)
     key: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
+
+    @property
+    def grows(self) -> bool:
+        """Whether later starts may find more inputs."""
+        return any(is_pattern(pattern) for pattern in self.inputs)
 
 
 class InlineFlow(Model):

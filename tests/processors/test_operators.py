@@ -314,3 +314,21 @@ def test_a_sum_of_floats_beyond_their_range_is_infinite_until_it_is_not() -> Non
     rough.delete({"id": 1})
     (row,) = derive(measured, log).rows
     assert (row["all"], row["mean"]) == (-1.7e308, -1.7e308)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"take": {"name": "status"}}, "status would be two columns: shop.public.l has it, too"),
+        ({"take": ["name"], "keep": ["id", "nope"]}, "the row has no column 'nope'; it has id, of, status"),
+    ],
+)
+def test_a_join_names_the_column_that_does_not_fit(given: dict[str, Any], said: str) -> None:
+    log = Log("shop")
+    left = log.table("l", {"id": "integer", "of": "integer", "status": "text"})
+    right = log.table("r", {"id": "integer", "name": "text"})
+    left.create({"id": 1, "of": 1, "status": "open"})
+    right.create({"id": 1, "name": "Ann"})
+    of = join("shop.public.l", "shop.public.r", on={"of": "id"}, **given)
+    with pytest.raises(AssertionError, match=said):
+        derive(of, log)

@@ -52,7 +52,7 @@ class Derive:
                 fix="leave `key` out, or give the rows their key in a processor before it",
             )
         own = _Derived(self, given)
-        return (own, Contributors()) if given.key or len(given.inputs) > 1 else (own,)
+        return (own, Contributors()) if given.key or given.several else (own,)
 
 
 class _Derived:
@@ -65,7 +65,7 @@ class _Derived:
         self._inputs = Inputs(given)
         self._keys = Keys(given, derive.columns)
         self._key = given.key
-        self._is_only = len(given.inputs) == 1
+        self._is_only = not given.several
         self._out = given.out
         self._where = f"processor {given.processor}"
 

@@ -94,7 +94,7 @@ class _Sides:
         self._inputs = Inputs(given)
         self._keys = Keys(given, join.columns)
         self._where = f"processor {given.processor}"
-        taken = set(join.take.values())
+        self._taken_names = taken = set(join.take.values())
         self._left_key = tuple(column for column in given.key if column not in taken)
         self._right_key = tuple(column for column, name in join.take.items() if name in given.key)
         # A row of a table that is looked up in itself finds itself, too: it is told to the right side first.
@@ -114,10 +114,24 @@ class _Sides:
             if was is not None and was != value:
                 context.forward(was.encode(), dumps([side, key, change.version, None]))
             if turn.now is not None and value is not None:
-                row = self._keyed(turn.now if side == LEFT else self._taken(turn.now), side, change)
+                row = self._left(turn.now) if side == LEFT else self._taken(turn.now)
+                row = self._keyed(row, side, change)
                 context.forward(value.encode(), dumps([side, key, change.version, row]))
         if turn.now is not None:
             turn.note(after)
+
+    def _left(self, row: Row) -> Row:
+        keep = self._join.keep
+        if keep is None:
+            if twice := self._taken_names & row.keys():
+                raise BadRecordError(
+                    f"{min(twice)} would be two columns: {self._join.left} has it, too",
+                    where=self._where,
+                    fix='give it another name, take={"name": "customer_name"}, or name what to `keep`',
+                )
+        elif missing := [column for column in keep if column not in row]:
+            raise self._inputs.no_column(missing[0], row)
+        return row
 
     def _taken(self, row: Row) -> Row:
         try:
