@@ -104,3 +104,12 @@ def bug(error: BaseException) -> str:
     raised = extract_tb(error.__traceback__, limit=-1)
     place = "".join(f" ({frame.filename}:{frame.lineno}, in {frame.name})" for frame in raised)
     return "; ".join([f"a bug of Tailrace: {error!r}{place}", *getattr(error, "__notes__", ())])
+
+
+def said_by(error: BaseException) -> str:
+    """What an exception of others' code says, as text that can be kept and printed. Raises nothing."""
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001  it may be anything
+        said = ""
+    return (said or type(error).__name__).encode("utf-8", "backslashreplace").decode()

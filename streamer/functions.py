@@ -17,7 +17,7 @@ from pathlib import Path
 from traceback import FrameSummary, extract_tb
 from typing import Any, Final
 
-from streamer.errors import ConfigError
+from streamer.errors import ConfigError, said_by
 
 FOLDER_FIX = "or name its folder in the target's `modules`"
 
@@ -67,7 +67,7 @@ def load_object(
         if isinstance(error, ModuleNotFoundError) and (said := _hidden(name, folder, where)) is not None:
             raise said from error
         raise ConfigError(
-            f"the module {name!r} cannot be imported: {type(error).__name__}: {error}",
+            f"the module {name!r} cannot be imported: {type(error).__name__}: {said_by(error)}",
             where=where,
             fix=f"it is looked for among what is installed and in {place}; correct `{path}`, install what it"
             f" needs, {folder_fix}",
@@ -95,7 +95,7 @@ def _raised(name: str, error: BaseException, where: str) -> ConfigError | None:
         place, said = f"{error.filename}:{error.lineno}", f"{type(error).__name__}: {error.msg}"
     elif frames:
         frame = next(filter(_is_the_users, reversed(frames)), frames[-1])
-        place, said = f"{frame.filename}:{frame.lineno}", f"{type(error).__name__}: {error}"
+        place, said = f"{frame.filename}:{frame.lineno}", f"{type(error).__name__}: {said_by(error)}"
     else:
         return None
     if isinstance(error, ConfigError):

@@ -20,7 +20,7 @@ from faust.types import TP, Message
 
 from consumers.processors.agents import Agent, unit_in_hand
 from consumers.processors.context import Change, Context
-from streamer.errors import ConfigError, FatalError
+from streamer.errors import ConfigError, FatalError, said_by
 from streamer.stopping import end_tasks
 
 logging.getLogger("faust").setLevel(logging.WARNING)
@@ -173,7 +173,7 @@ class Actor:
     def _without_a_change(self, error: BaseException) -> FatalError:
         """It would end the process, or the loop of the worker, without a word."""
         return FatalError(
-            f"the agent's body raised {type(error).__name__} with no change in hand: {error}",
+            f"the agent's body raised {type(error).__name__} with no change in hand: {said_by(error)}",
             where=self._name,
             fix="let it catch what it does before it asks for its first change, and between two",
         )

@@ -34,7 +34,7 @@ from consumers.processors.state import Mark, Overlay
 from consumers.processors.through import ResetEnd
 from consumers.processors.transaction import Transactions, Wrote
 from consumers.processors.unit import Unit
-from streamer.errors import BadRecordError, ConfigError, FatalError
+from streamer.errors import BadRecordError, ConfigError, FatalError, said_by
 from streamer.publisher.transactions import Queue
 
 log = logging.getLogger(__name__)
@@ -318,7 +318,7 @@ class Task:
         self.overlay.roll_back()
         self._outbox.drop()
         self.overlay.begin()
-        code, message = type(error).__name__, str(error) or type(error).__name__
+        code, message = type(error).__name__, said_by(error)
         log.debug("refused: %s@%d", work.topic, work.offset, exc_info=error)
         if work.parked is not None:
             self._incoming.retry_refused = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from consumers.processors import Change, Changes, Context, Derived, Forwarded, Given, Input, agent
+from consumers.processors import Change, Changes, Context, Derived, Forwarded, Given, Input, Row, agent, map_
 from consumers.processors.operations import ask, parked_keys, reset_processor, wait_through
+from consumers.processors.testing import derive
+from consumers.testing import Log
 from streamer.config import DeadLetterLimits
 from streamer.errors import FatalError
 from tests.harness.feeder import Feeder, Table
@@ -85,6 +88,25 @@ async def test_a_body_that_raises_parks_its_key_and_the_rest_goes_on(feeder: Fee
         table.update({"id": 7, "n": 77}, lsn=400)
         await feeder.flush()
         await made.rows(expected | dict([row(7, 77)]))
+
+
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise ValueError("it says nothing")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ValueError("caf\ud800 \0"), "ud800"), (Mute(), "Mute"), (SystemExit(), "SystemExit")],
+)
+def test_whatever_a_body_says_when_it_raises_its_key_is_parked(error: BaseException, said: str) -> None:
+    def raising(row: Row) -> Row:
+        raise error
+
+    log = Log("shop")
+    log.table("orders", {"id": "integer"}).create({"id": 1})
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        derive(map_(raising), log)
 
 
 async def test_a_discarded_key_goes_on_with_its_next_change(feeder: Feeder, tmp_path: Path) -> None:
