@@ -17,23 +17,21 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from shlex import quote
 
-import orjson
 from aiokafka import TopicPartition
 
 from consumers.apply.checkpoint import Checkpoint, Place
+from consumers.apply.rereads import REREAD_KEYS, ask_for_rows, values_of
 from consumers.apply.schemas import Schemas
 from consumers.targets.base import Unwhole
 from streamer.backfills import ask, read_runs
 from streamer.changes.backfill import (
     LATE_FLOW,
-    NEEDS_REREAD,
     Key,
     Progress,
     Request,
     Run,
     State,
     flow_run,
-    reread_run,
 )
 from streamer.changes.schema import SchemaRecord
 from streamer.changes.topics import data_topic, entity_topic
@@ -44,7 +42,6 @@ from streamer.kafka import read_batches
 WATCH_S = 2.0  # between two looks at runs that are not over
 IDLE_S = 30.0  # ... when none is
 TOGETHER_S = 60.0  # partitions that are placed together, by one process or several, need one run
-REREAD_KEYS = 1_000  # in one run: it is done within a second or two
 ASKED_LIMIT = 100_000  # keys remembered as asked for, about 20 MB; beyond it some are asked for twice
 
 log = logging.getLogger(__name__)
@@ -73,6 +70,7 @@ class Backfilling:
         self._config = config
         self._kafka = config.kafka
         self._target = target
+        self._by = f"apply {target}"
         self._flows = {flow.name: flow for flow in flows}
         self._schemas = schemas
         self._now_us = now_us
@@ -98,7 +96,7 @@ class Backfilling:
         record = next((r for r in reversed(records) if _topic_of(source, r) == place.topic), None)
         if record is None or not record.key_columns:
             return False
-        request = self._request(source, record, why=LATE_FLOW)
+        request = self._request(source, record)
         base = flow_run(self._target, flow.name, request.place, epoch)
         runs = await self._read()
         number = 1
@@ -161,7 +159,7 @@ class Backfilling:
         A key is asked for once for each event that left it so.
         """
         found: dict[str, list[tuple[Key, Unwhole]]] = defaultdict(list)
-        records: dict[str, tuple[PostgresSource, SchemaRecord]] = {}
+        records: dict[str, SchemaRecord] = {}
         known: dict[str, list[SchemaRecord]] = {}
         for row in noted:
             flow = self._flows.get(row.flow)
@@ -177,45 +175,35 @@ class Backfilling:
             mark = row.flow, topic, row.key
             if (topic, 0) not in owned or self._asked.get(mark) == row.version:
                 continue
-            key = _values(record, row.key)
+            key = values_of(record, row.key)
             if key is not None and len(found[topic]) < REREAD_KEYS:
-                records[topic] = source, record
+                records[topic] = record
                 found[topic].append((key, row))
         for topic, rows in found.items():
-            await self._ask_keys(*records[topic], rows)
+            marks = [(key, row.version) for key, row in rows]
+            await ask_for_rows(
+                self._config, records[topic], marks, asker=self._target, by=self._by, now_us=self._now_us()
+            )
             if len(self._asked) > ASKED_LIMIT:
                 self._asked.clear()
             self._asked.update({(row.flow, topic, row.key): row.version for _, row in rows})
         return sum(map(len, found.values()))
 
-    async def _ask_keys(
-        self, source: PostgresSource, record: SchemaRecord, rows: Sequence[tuple[Key, Unwhole]]
-    ) -> None:
-        request = self._request(source, record, why=NEEDS_REREAD)
-        keys = list(dict.fromkeys(key for key, _ in rows))
-        marks = [(*key, *row.version) for key, row in rows]  # what is noted anew is asked for anew
-        epoch = max(row.version[0] for _, row in rows)
-        # A key that is not there any more becomes a delete: nothing of it waits for ever.
-        await self._ask(request, reread_run(self._target, request.place, epoch, marks), keys, deletes=True)
-
     # Asking, and what has become of it
 
-    def _request(self, source: PostgresSource | RedisSource, record: SchemaRecord, *, why: str) -> Request:
-        by = f"apply {self._target}"
+    def _request(self, source: PostgresSource | RedisSource, record: SchemaRecord) -> Request:
+        by, why = self._by, LATE_FLOW
         if isinstance(source, RedisSource):
             return Request("", source.name, entity=record.table, by=by, why=why)
         return Request("", source.name, schema=record.schema, table=record.table, by=by, why=why)
 
-    async def _ask(
-        self, request: Request, run: str, keys: Sequence[Key] | None = None, *, deletes: bool = False
-    ) -> Run:
+    async def _ask(self, request: Request, run: str) -> Run:
         kafka = self._kafka
         return await ask(
             kafka.brokers,
             kafka.security,
             self._config.name,
-            replace(request, run=run, keyed=keys is not None, deletes=deletes, asked_us=self._now_us()),
-            keys,
+            replace(request, run=run, asked_us=self._now_us()),
             replication_factor=kafka.topics.replication_factor,
         )
 
@@ -281,14 +269,6 @@ def _record_of(
         if flow.matches(topic) and (topic == row.topic or (not row.topic and at)):
             return record
     return None
-
-
-def _values(record: SchemaRecord, key: bytes) -> Key | None:
-    try:
-        found = orjson.loads(key)
-        return tuple(found[name] for name in record.key_columns)
-    except (ValueError, KeyError, TypeError):
-        return None  # the table had another key then
 
 
 def _place(run: Run) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from aiokafka import TopicPartition
 
-from consumers.apply.backfilling import REREAD_KEYS, Backfilling
+from consumers.apply.backfilling import Backfilling
 from consumers.apply.checkpoint import Checkpoint, Place
 from consumers.apply.condition import Condition
 from consumers.apply.feed import Feed
@@ -22,6 +22,7 @@ from consumers.apply.parking import Parking
 from consumers.apply.pauses import Pauses
 from consumers.apply.reading import KAFKA
 from consumers.apply.report import Report
+from consumers.apply.rereads import REREAD_KEYS, REREAD_S
 from consumers.apply.session import TARGET, Session
 from consumers.apply.writing import Writer
 from consumers.targets.base import Parked, Target, Unwhole
@@ -30,7 +31,6 @@ from streamer.errors import KafkaUnavailable, TailraceError
 from streamer.kafka import kafka_errors
 from streamer.status import State, StatusWriter
 
-REREAD_S = 10.0  # between two asks for rows that are not whole
 KEEP_S = 1.0  # between two reports
 REWOUND = "rewound"  # of a flow: it stands before a place that it had passed
 PROBE_S = 3.0  # Kafka not answering for so long is said in `status`

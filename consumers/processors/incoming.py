@@ -2,7 +2,8 @@
 
 What needs no body is done between units: events that are not newer are dropped, those of a parked key wait
 behind it, what does not decode is a dead letter, floors are handed on to every task. An offset moves when its
-unit is done, and not before.
+unit is done, and not before. A key that is parked as a value is not in the log is free with the next event
+that has the whole row, or deletes it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from consumers.processors.change import Floor, decode, deleted_row
 from consumers.processors.context import Change, Forwarded, Version
 from consumers.processors.key_forms import NotedForms
 from consumers.processors.letters import Letters
+from consumers.processors.longs import is_whole
 from consumers.processors.outbox import Outbox
 from consumers.processors.parked import Item, Lot, Refusals
 from consumers.processors.plan import Counts, Plan, Progress, Work
@@ -95,12 +97,13 @@ class Incoming:
             if type(change) is Change:
                 key = change.raw_key
                 newer, note = rows.is_newer(key, change.version) if key else (True, None)
+                parked = lot.keys > 0 and (topic, key) in lot
                 if not newer:
                     self._counts.dropped += 1
-                elif lot.keys and (topic, key) in lot:
+                elif parked and not self._supersedes(topic, change):
                     self._wait(topic, key, offset, value, change.version, change.commit_us)
                 else:
-                    yield Work(0, change, topic, key, value, offset, offset + 1, note)
+                    yield Work(0, change, topic, key, value, offset, offset + 1, note, supersedes=parked)
                     continue
             elif type(change) is Floor:
                 self._spread(change)
@@ -122,6 +125,11 @@ class Incoming:
             else:
                 forwarded = Forwarded(key, value, offset, commit_us)
                 yield Work(hop, forwarded, topic, key, value, offset, offset + 1)
+
+    def _supersedes(self, topic: str, change: Change) -> bool:
+        """Whether it has all that its parked key waits for: the row as it is now, or that it is gone."""
+        newest = self.lot.lacking.get((topic, change.raw_key))
+        return newest is not None and change.version > newest and is_whole(change.after)
 
     def _wait(
         self, topic: str, key: bytes, offset: int, value: bytes | None, version: Version, commit_us: int

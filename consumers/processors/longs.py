@@ -17,6 +17,13 @@ from consumers.processors.context import Row
 from streamer.changes.kinds import UNAVAILABLE
 from streamer.errors import BadRecordError
 
+
+class NotInLog(BadRecordError):
+    """A value that an UPDATE left out of the log, of a row that was never seen whole: of a key's new row."""
+
+
+NOT_IN_LOG = NotInLog.__name__  # the code that its key is parked with
+
 LONG_CHARS = 24  # a TOAST pointer has 18 bytes: to move a shorter value out would gain nothing
 ROW_CHARS = 250  # in all; as JSON a row of 2 kB has never fewer (a jsonb of one-digit numbers has an eighth)
 _MARK = b"\x01"
@@ -33,21 +40,26 @@ def long_values(row: Row) -> dict[str, Any]:
     return long if chars >= ROW_CHARS or any(isinstance(value, list) for value in long.values()) else {}
 
 
+def is_whole(row: Row | None) -> bool:
+    """Whether its event left nothing out. None: a deleted row."""
+    return row is None or UNAVAILABLE not in row.values()
+
+
 def whole(row: Row, long: dict[str, Any], topic: str) -> Row:
-    """The row with what its event left out. Raises BadRecordError: it was never seen whole."""
-    if UNAVAILABLE not in row.values():
+    """The row with what its event left out. Raises NotInLog."""
+    if is_whole(row):
         return row
     found = dict(row)
     for column, value in row.items():
         if value != UNAVAILABLE:
             continue
         if column not in long:
-            raise BadRecordError(
+            raise NotInLog(
                 f"the value of {column} is not in the log: an UPDATE left it as it was, and the row was"
                 " never seen whole",
                 where=topic,
-                fix="have the row read again with `tailrace backfill SOURCE TABLE --keys FILE`, then"
-                " `tailrace dead-letters retry`",
+                fix="nothing while its capture runs: the row is asked for from its source, and frees its key"
+                " when it comes (see `tailrace backfills`)",
             )
         found[column] = long[column]
     return found

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 from consumers.processors.context import Version
+from consumers.processors.longs import NOT_IN_LOG
 from consumers.processors.state import NUL, Overlay, table_prefix
 from streamer.config import DeadLetterLimits
 from streamer.errors import FatalError
@@ -107,14 +108,19 @@ class Lot:
         self._overlay = overlay
         self._next: dict[Key, int] = {}
         self._counts: dict[Key, int] = {}
-        for full_key, _ in overlay.scan(PREFIX):
-            topic, key, number = _parts(full_key)
-            self._next[topic, key] = number + 1
-            self._counts[topic, key] = self._counts.get((topic, key), 0) + 1
+        self.lacking: dict[Key, Version] = {}
+        """Keys that are parked for nothing but a value that is not in the log: the newest version of each."""
+        for full_key, value in overlay.scan(PREFIX):
+            self._count(Item.load(full_key, value))
 
     @property
     def keys(self) -> int:
         return len(self._counts)
+
+    @property
+    def stuck(self) -> int:
+        """Keys that go on when a person has done something."""
+        return len(self._counts) - len(self.lacking)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._counts
@@ -124,8 +130,18 @@ class Lot:
         number = self._next.get((topic, key), 0)
         item = Item(topic, key, number, **fields)
         self._overlay.put(item.dump_key(), item.dump())
-        self._next[topic, key] = number + 1
-        self._counts[topic, key] = self._counts.get((topic, key), 0) + 1
+        self._count(item)
+
+    def _count(self, item: Item) -> None:
+        """The last of its key."""
+        key = item.topic, item.key
+        self._next[key] = item.number + 1
+        count = self._counts[key] = self._counts.get(key, 0) + 1
+        is_lacking = item.code == NOT_IN_LOG if count == 1 else key in self.lacking and not item.code
+        if is_lacking:
+            self.lacking[key] = max(item.version, self.lacking.get(key, item.version))
+        else:
+            self.lacking.pop(key, None)
 
     def items(self, topic: str, key: bytes) -> Iterator[Item]:
         for full_key, value in self._overlay.scan(key_prefix(topic, key)):
@@ -133,7 +149,12 @@ class Lot:
                 yield Item.load(full_key, value)
 
     def refused_again(self, item: Item) -> None:
+        key = item.topic, item.key
         self._overlay.put(item.dump_key(), item.dump())
+        if item.code == NOT_IN_LOG:
+            self.lacking[key] = max(one.version for one in self.items(*key))
+        else:
+            self.lacking.pop(key, None)
 
     def remove(self, item: Item) -> None:
         self._overlay.put(item.dump_key(), None)
@@ -141,6 +162,12 @@ class Lot:
         self._counts[key] -= 1
         if not self._counts[key]:
             del self._counts[key], self._next[key]
+            self.lacking.pop(key, None)
+
+    def supersede(self, topic: str, key: bytes) -> None:
+        """A newer row takes the place of all that is parked of its key."""
+        for item in list(self.items(topic, key)):
+            self.remove(item)
 
 
 class Refusals:
@@ -151,7 +178,7 @@ class Refusals:
         self._clock_s = clock_s
         self._recent: deque[tuple[float, int, int]] = deque()  # s, done, refused
         self.refused = 0
-        self.parked: dict[int, int] = {}  # keys, by task
+        self.parked: dict[int, int] = {}  # keys that wait for a person, by task
 
     def note(self, done: int, refused: int) -> None:
         now_s = self._clock_s()

@@ -54,6 +54,7 @@ class Work:
     next_offset: int | None = None
     note: bytes | None = None
     parked: Item | None = None
+    supersedes: bool = False  # what is parked of its key
 
 
 @dataclass(slots=True)

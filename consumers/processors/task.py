@@ -22,7 +22,7 @@ from consumers.processors.forgetting import Forgetting
 from consumers.processors.incoming import Incoming, Record
 from consumers.processors.key_forms import NotedForms
 from consumers.processors.letters import Letters
-from consumers.processors.longs import long_values, whole, with_long, without_long
+from consumers.processors.longs import NOT_IN_LOG, long_values, whole, with_long, without_long
 from consumers.processors.outbox import Outbox
 from consumers.processors.outbox import Record as OutRecord
 from consumers.processors.parked import Lot, Refusals
@@ -114,7 +114,7 @@ class Task:
         self.committed = dict(progress.offsets)
         self.forms = NotedForms(plan.key_forms, number, overlay)
         self.lot = Lot(overlay)
-        refusals.parked[number] = self.lot.keys
+        refusals.parked[number] = self.lot.stuck
         self._letters = Letters(plan.names, number, outbox, plan.message_bytes, clock_us)
         self._reset_end = ResetEnd(plan, number, self.epoch, overlay, outbox, progress)
         self._incoming = Incoming(
@@ -274,6 +274,8 @@ class Task:
                 rows.put(work.key, record.version, note, record.commit_us)
         if work.parked is not None:
             self.lot.remove(work.parked)
+        elif work.supersedes:
+            self.lot.supersede(work.topic, work.key)
         self._outbox.keep()
         self._work = None
         self.counts.done += 1
@@ -326,12 +328,16 @@ class Task:
             again = replace(work.parked, code=code, message=message, attempts=attempts)
             self.lot.refused_again(again)
         else:
+            if work.supersedes:
+                self.lot.supersede(work.topic, work.key)
             self._park(work, code, message)
         self._outbox.keep()
         self._passed(work)
         self.counts.refused += 1
+        if code == NOT_IN_LOG:  # the body is not at fault, and the row is on its way
+            return
         self._refusals.note(0, 1)
-        self._refusals.parked[self.number] = self.lot.keys
+        self._refusals.parked[self.number] = self.lot.stuck
         self._refusals.check(self.plan.names.processor, f"{work.topic}: {message}")
 
     def _park(self, work: Work, code: str, message: str) -> None:
@@ -389,7 +395,7 @@ class Task:
         counts.derived += derived
         counts.commit_us = max(counts.commit_us, progress.newest_us)
         counts.committed_at_us = self._clock_us()
-        self._refusals.parked[self.number] = self.lot.keys
+        self._refusals.parked[self.number] = self.lot.stuck
         progress.handled = 0
         self._last_commit_s = self._clock_s()
 

@@ -30,8 +30,9 @@ from consumers.processors.key_forms import KeyForms
 from consumers.processors.membership import Membership
 from consumers.processors.names import Names
 from consumers.processors.opening import Opening, StateKind
-from consumers.processors.parked import Refusals
+from consumers.processors.parked import Lot, Refusals
 from consumers.processors.plan import Plan, allow_long_numbers
+from consumers.processors.rereading import Rereading
 from consumers.processors.schemas import InputSchemas
 from consumers.processors.shapes import Shapes
 from consumers.processors.task import Task
@@ -196,18 +197,20 @@ class Worker:
             has=self.membership.has,
             waits=partial(self.say, State.WAITING),
         )
+        rereading = Rereading(self.config, self.names.processor, schemas.inputs)
         parts = [
             asyncio.create_task(self._rounds(), name=f"rounds of {self.names.processor}"),
             asyncio.create_task(watch.run(), name=f"watch of {self.names.processor}"),
+            asyncio.create_task(rereading.run(self._lots), name=f"rereading of {self.names.processor}"),
             asyncio.create_task(self._until_stopped(), name=f"stop of {self.names.processor}"),
         ]
         try:
-            done, _ = await asyncio.wait(parts[:2], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(parts[:3], return_when=asyncio.FIRST_COMPLETED)
         finally:
             await end_tasks(*parts)
             await self._abandon()
             watch.end()
-        for part in parts[:2]:
+        for part in parts[:3]:
             if not part.cancelled() and (error := part.exception()) is not None:
                 raise error
         if any(part.cancelled() for part in done):
@@ -216,6 +219,9 @@ class Worker:
                 where=f"processor {self.names.processor}",
                 fix="nothing: it starts again; if it comes again, report it with the log",
             )
+
+    def _lots(self) -> list[Lot]:
+        return [task.lot for task in self.tasks.values()]
 
     @property
     def doubts(self) -> list[str]:

@@ -102,6 +102,29 @@ async def types(url: str, query: str) -> dict[str, str]:
         return dict(await found.fetchall())
 
 
+async def test_h07_a_row_of_a_new_key_is_derived_though_its_event_is_not_whole(deriving: Make) -> None:
+    """The update of the key leaves the note out of the log; `by_customer` does not even read it."""
+    async with deriving("by_customer", "named", "dear", "owned") as pipeline:
+        shop = Shop(pipeline.source_url, seed=3)
+        await shop.open(statements=0)
+        order = "'open', 'c' || n, 60, 1, 1, now(), repeat('x', 5000) || n, NULL, NULL, n"
+        await execute(
+            pipeline.source_url,
+            "ALTER TABLE orders ALTER note SET STORAGE EXTERNAL",
+            f"INSERT INTO orders SELECT n, n % 3, {order} FROM generate_series(1, 9) n",
+        )
+        pipeline.start_all()
+        await pipeline.equal_to_queries()
+        await execute(
+            pipeline.source_url,
+            "UPDATE orders SET id = id + 100 WHERE id < 6",
+            "UPDATE orders SET total = 70, customer_id = 7 WHERE id = 103",
+            "UPDATE orders SET note = 'short' WHERE id = 104",
+            "DELETE FROM orders WHERE id = 105",
+        )
+        await pipeline.equal_to_queries(fenced=True)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("helpers", [OF_THE_SHOP, OTHERS], ids=["copied", "others"])
 async def test_every_helper_equals_its_query(deriving: Make, helpers: tuple[str, ...]) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from consumers.processors import Change, Changes, Derived, Row, agent, filter_
 from consumers.processors.context import Definition
+from consumers.processors.helpers import aggregate, count, min_
 from consumers.processors.longs import long_values, with_long, without_long
+from consumers.processors.operations import parked_keys
+from consumers.processors.parked import REFUSED_MIN
+from streamer.backfills import read_runs
+from streamer.changes.backfill import NEEDS_REREAD
 from streamer.changes.kinds import UNAVAILABLE
-from tests.harness.feeder import Feeder
-from tests.harness.processing import config_of, processing
+from streamer.config import DeadLetterLimits
+from tests.harness.feeder import POLL_S, WAIT_S, Feeder, Table
+from tests.harness.processing import NAME, config_of, processing
 
 COLUMNS = [("id", "integer", "number"), ("n", "integer", "number"), ("body", "text", "text")]
+BODY = "x" * 3000
 
 
 @agent
@@ -45,6 +54,99 @@ async def test_every_body_sees_whole_rows(definition: Definition, feeder: Feeder
     async with processing(config, definition, state="rocksdb") as made:
         await made.rows({'{"id":1}': {"id": 1, "n": 5, "body": body}})
         await made.until(lambda: made.detail.get("parked") == 1, "the row that was never whole")
+
+
+DERIVED: list[tuple[Definition, list[str], dict[str, Row]]] = [
+    (returning, [], {'{"id":7}': {"id": 7, "n": 3, "body": BODY}}),
+    (streaming, [], {'{"id":7}': {"id": 7, "n": 3, "body": BODY}}),
+    (filter_(lambda row: row["n"] > 0), [], {'{"id":7}': {"id": 7, "n": 3, "body": BODY}}),
+    (aggregate(by=["n"], notes=count(), least=min_("id")), [], {'{"n":3}': {"n": 3, "notes": 1, "least": 7}}),
+]
+
+
+def key_changed(notes: Table, lsn: int) -> None:
+    """Id 1 becomes id 7, as capture publishes it."""
+    notes.delete({"id": 1}, lsn=lsn)
+    notes.create({"id": 7, "n": 2, "body": UNAVAILABLE}, lsn=lsn, ordinal=1)
+
+
+@pytest.mark.parametrize(
+    ("definition", "key", "rows"), DERIVED, ids=["function", "stream", "filter", "groups"]
+)
+async def test_a_row_read_again_frees_its_key(
+    definition: Definition, key: list[str], rows: dict[str, Row], feeder: Feeder, tmp_path: Path
+) -> None:
+    """With what waits behind it, and by a worker that has not parked it."""
+    notes = await feeder.table("notes", COLUMNS)
+    config = config_of(feeder, [notes.topic], tmp_path, key=key)
+    notes.create({"id": 1, "n": 1, "body": BODY}, lsn=100)
+    key_changed(notes, lsn=101)
+    notes.update({"id": 7, "n": 3, "body": UNAVAILABLE}, lsn=102)
+    await feeder.flush()
+    async with processing(config, definition) as made:
+        await made.rows({})
+        await made.until(lambda: made.detail.get("parked") == 1, "the new key is parked")
+    notes.read({"id": 7, "n": 3, "body": BODY}, lsn=102)  # no newer than what waits
+    notes.update({"id": 7, "n": 3, "body": UNAVAILABLE}, lsn=103)
+    await feeder.flush()
+    async with processing(config, definition) as made:
+        await made.until(lambda: made.detail.get("lag_records") == 0, "all is read")
+        assert made.detail["parked"] == 1
+        notes.read({"id": 7, "n": 3, "body": BODY}, lsn=104)
+        await feeder.flush()
+        await made.rows(rows)
+        await made.until(lambda: made.detail.get("parked") == 0, "the key is free")
+        notes.delete({"id": 7}, lsn=105)
+        key_changed(notes, lsn=106)
+        await feeder.flush()
+        await made.until(lambda: made.detail.get("parked") == 1, "the new key is parked again")
+        await made.rows({})
+        notes.delete({"id": 7}, lsn=107)
+        await feeder.flush()
+        await made.until(lambda: made.detail.get("parked") == 0, "the deleted row's key is free")
+    async with processing(config, definition) as made:
+        await made.until(lambda: made.detail.get("lag_records") == 0, "all is read")
+        assert made.detail["parked"] == 0
+
+
+async def test_what_a_body_refuses_waits_for_a_person(feeder: Feeder, tmp_path: Path) -> None:
+    """Also the row that has taken the place of one whose value is not in the log."""
+    notes = await feeder.table("notes", COLUMNS)
+    key_changed(notes, lsn=101)
+    await feeder.flush()
+    config = config_of(feeder, [notes.topic], tmp_path)
+    async with processing(config, filter_(lambda row: 6 // row["n"] > 0)) as made:
+        await made.until(lambda: made.detail.get("parked") == 1, "the new key is parked")
+        notes.read({"id": 7, "n": 0, "body": BODY}, lsn=102)
+        notes.read({"id": 7, "n": 3, "body": BODY}, lsn=103)
+        await feeder.flush()
+        await made.until(lambda: made.detail.get("refused") == 2, "the row is refused")
+        await made.until(lambda: made.detail.get("lag_records") == 0, "all is read")
+        [parked] = await parked_keys(config, NAME)
+        assert [item.code for item in parked.items] == ["ZeroDivisionError", ""]
+
+
+async def test_rows_that_are_not_whole_are_asked_for(feeder: Feeder, tmp_path: Path) -> None:
+    """More of them than may wait for a person."""
+    notes = await feeder.table("notes", COLUMNS, key=("n", "id"))
+    for number in range(REFUSED_MIN + 1):
+        notes.create({"id": number, "n": 2, "body": UNAVAILABLE}, lsn=101, ordinal=number)
+    await feeder.flush()
+    config = config_of(feeder, [notes.topic], tmp_path)
+    wanted = [(number, 2) for number in range(REFUSED_MIN + 1)]
+    async with processing(config, returning, limits=DeadLetterLimits(limit=5)) as made:
+        await made.until(lambda: made.detail.get("parked") == REFUSED_MIN + 1, "the keys are parked")
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                runs = list((await read_runs(feeder.brokers, None, feeder.name)).values())
+                if sorted(chain.from_iterable(run.keys() for run in runs)) == wanted:
+                    break
+                await asyncio.sleep(POLL_S)
+        assert not made.task.done()
+    for request in [run.request for run in runs]:
+        assert request is not None
+        assert (request.source, request.place, request.why) == (feeder.source, "public.notes", NEEDS_REREAD)
+        assert (request.deletes, request.by) == (True, f"process {NAME}")
 
 
 def test_only_what_may_be_moved_out_of_a_row_is_kept() -> None:
