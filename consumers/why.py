@@ -5,7 +5,7 @@ Reads everything as reconcile does, of one key, and waits for nothing: what is o
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Sequence, Set
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from consumers.keys import WantedKey
 from consumers.last_proofs import LastProofs
 from consumers.reconcile.canonical import canonical
 from consumers.reconcile.job import refused
+from consumers.reconcile.keys import event_value
 from consumers.reconcile.mapping import Incomparable
 from consumers.reconcile.origins.base import Captured, Refused
 from consumers.reconcile.origins.registry import make_origin
@@ -38,7 +39,8 @@ EVENTS = 5  # the last ones of the key that are shown
 
 @dataclass(frozen=True, slots=True)
 class RowValues:
-    """Canonical texts (docs/digest.md) by compared name; `stamp`: another whenever the row was written."""
+    """Canonical texts (docs/digest.md) by compared name, floats as numbers; `stamp`: another whenever the row was
+    written."""
 
     values: dict[str, str | None]
     stamp: str
@@ -142,14 +144,21 @@ async def _rows(answer: Answer, sides: Sides, text: str) -> None:
     compared = [pair.name for pair in sides.compared.pairs]
     ours = (await sides.source.rows([key])).get(key)
     theirs = (await sides.target.rows([key])).get(key)
-    answer.source_row, answer.target_row = _values(compared, ours), _values(compared, theirs)
+    floats = {name for name in compared if kinds.get(name) == "float"}
+    answer.source_row, answer.target_row = (_values(compared, row, floats) for row in (ours, theirs))
     if answer.source_row is not None and answer.target_row is not None:
         one, other = answer.source_row.values, answer.target_row.values
         answer.columns = [name for name in compared if one[name] != other[name]]
 
 
-def _values(names: Sequence[str], row: Row | None) -> RowValues | None:
-    return None if row is None else RowValues(dict(zip(names, row.texts, strict=True)), row.stamp)
+def _values(names: Sequence[str], row: Row | None, floats: Set[str]) -> RowValues | None:
+    if row is None:
+        return None
+    texts = dict(zip(names, row.texts, strict=True))
+    for name in floats:
+        if (text := texts[name]) is not None:
+            texts[name] = str(event_value("float", text))
+    return RowValues(texts, row.stamp)
 
 
 async def _standing(config: Config, brokers: str, flow: Flow, captured: Captured, answer: Answer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import orjson
@@ -17,6 +19,8 @@ from streamer.config.derived import upstream
 from streamer.doctor import Check
 from streamer.doctor.check import Findings
 from streamer.errors import ConfigError, KafkaUnavailable, TailraceError
+
+LEAST_FREE_BYTES = 4 * rocks.WRITE_BUFFER_BYTES
 
 
 async def check_processors(config: Config) -> list[Check]:
@@ -64,9 +68,21 @@ def _state(findings: Findings, config: Config, name: str) -> None:
             "run the version of Tailrace that wrote it; or remove the folder: its state is read again from"
             " Kafka",
         )
+    elif why_not := _why_not_writable(folder):
+        findings.fail("state", why_not, "give the worker a folder that it may write in, on a disk with room")
     else:
         what = "is there" if folder.exists() else "is made at the first start"
         findings.ok("state", f"RocksDB is installed; {folder} {what}")
+
+
+def _why_not_writable(folder: Path) -> str:
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        return f"{place} is no folder, and {folder} is to be made"
+    if not os.access(place, os.W_OK | os.X_OK):
+        return f"nothing can be written in {place}"
+    free = shutil.disk_usage(place).free
+    return f"the disk of {place} has {free:,} bytes left" if free < LEAST_FREE_BYTES else ""
 
 
 def _format(path: Path) -> object:

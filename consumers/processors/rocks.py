@@ -294,7 +294,14 @@ class RocksStore:
         """What to raise. A body may catch it, so it is kept; and the next process is to know."""
         folder, said = self._folder, str(error).lower()
         found: TailraceError
-        if any(sign in said for sign in _DAMAGE):
+        if not folder.is_dir():
+            found = RetryableError(
+                "the state's folder was removed while it was in use",
+                where=str(folder),
+                fix="nothing: the next start reads the state again from Kafka; to remove one, stop its worker"
+                " first",
+            )
+        elif any(sign in said for sign in _DAMAGE):
             found = _damaged(folder, error)
             try:
                 (folder / _DAMAGED_FILE).touch()

@@ -11,8 +11,8 @@ import pytest
 from tests.harness.pipeline import Pipeline, execute
 
 ITEM = (
-    "CREATE TABLE item (id int PRIMARY KEY, name text, price numeric)",
-    "INSERT INTO item SELECT n, 'item ' || n, n FROM generate_series(1, 10) n",
+    "CREATE TABLE item (id int PRIMARY KEY, name text, price numeric, score float8)",
+    "INSERT INTO item SELECT n, 'item ' || n, n, n + 0.5 FROM generate_series(1, 10) n",
     "CREATE TABLE pair (a int, b text, PRIMARY KEY (a, b))",
     "INSERT INTO pair VALUES (1, 'x')",
     'CREATE TABLE "it\'s ""item""" (id int PRIMARY KEY)',
@@ -32,7 +32,7 @@ async def test_where_a_row_is(pipeline: Pipeline) -> None:
     _, apply = await pipeline.start_both()
     code, answer = await why(pipeline, "public.item", "7")
     assert (code, answer["state"], answer["key"]) == (0, "equal", {"id": 7})
-    assert answer["source_row"]["values"] == {"id": "7", "name": "item 7", "price": "7"}
+    assert answer["source_row"]["values"] == {"id": "7", "name": "item 7", "price": "7", "score": "7.5"}
     assert [event["value"]["op"] for event in answer["events"]] == ["r"]
     code, answer = await why(pipeline, f"{pipeline.source}.public.pair", '[1, "x"]')
     assert (code, answer["state"], answer["key"]) == (0, "equal", {"a": 1, "b": "x"})

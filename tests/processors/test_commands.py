@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 from consumers import cli_process
 from consumers.commands import init_processor, parked, process
 from consumers.commands import reset as resetting
+from consumers.processors import doctor as processors_doctor
 from consumers.processors import rocks
 from consumers.processors.doctor import check_processors
 from streamer.config import Config, load
@@ -209,7 +211,9 @@ async def test_a_reset_derives_everything_again_in_a_higher_epoch(
         assert [(each["epoch"], each["commit_lsn"]) for each in versions] == [(1, None), (5, None)]
 
 
-async def test_the_doctor_looks_at_agents_state_and_topics(feeder: Feeder, tmp_path: Path) -> None:
+async def test_the_doctor_looks_at_agents_state_and_topics(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     orders = await feeder.table("orders", COLUMNS, partitions=3)
     people = await feeder.table("people", COLUMNS, partitions=2)
     await feeder.flush()
@@ -237,6 +241,14 @@ async def test_the_doctor_looks_at_agents_state_and_topics(feeder: Feeder, tmp_p
     assert "remove the folder" in checks["state"].fix
     with pytest.raises(FatalError, match="has format 99"):
         rocks.open_store(folder, cluster_id="c", topic="t")
+    shutil.rmtree(tmp_path / ".tailrace")
+    (tmp_path / ".tailrace").write_text("in the way")
+    checks = await found([orders.topic])
+    assert (checks["state"].level, ".tailrace is no folder" in checks["state"].what) == (Level.FAIL, True)
+    (tmp_path / ".tailrace").unlink()
+    monkeypatch.setattr(processors_doctor, "LEAST_FREE_BYTES", 2**62)
+    checks = await found([orders.topic])
+    assert "bytes left" in checks["state"].what
 
 
 def test_state_in_memory_is_refused_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -395,6 +395,24 @@ def test_a_disk_that_refuses_is_said_and_what_was_committed_stays(tmp_path: Path
     again.close()
 
 
+def test_a_folder_that_is_removed_while_it_is_in_use_is_no_bad_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "0"
+    store = open_store(folder, cluster_id="c", topic="t")
+    store.write(ROWS, Mark(7, "seven"))
+    shutil.rmtree(folder)
+
+    def fill() -> None:
+        """Its buffer, and then it needs the disk."""
+        for number in range(400):
+            store.write({b"t\0%d" % number: random.Random(number).randbytes(100_000)}, Mark(8, "eight"))
+
+    with pytest.raises(RetryableError, match="was removed while it was in use") as raised:
+        fill()
+    assert "stop its worker first" in raised.value.fix
+    store.close()
+    open_store(folder, cluster_id="c", topic="t").close()
+
+
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "processors").write_text("in the way")
     with pytest.raises(RetryableError, match="the state folder cannot be opened") as raised:
