@@ -39,8 +39,8 @@ EVENTS = 5  # the last ones of the key that are shown
 
 @dataclass(frozen=True, slots=True)
 class RowValues:
-    """Canonical texts (docs/digest.md) by compared name, floats as numbers; `stamp`: another whenever the row was
-    written."""
+    """Canonical texts (docs/digest.md) by compared name, floats as numbers; `stamp`: another whenever the row
+    was written."""
 
     values: dict[str, str | None]
     stamp: str
