@@ -9,7 +9,7 @@ from consumers.apply.checkpoint import Place
 from consumers.apply.dead_letters import REFUSED, DeadLetter
 from consumers.apply.fold import Event, Write
 from consumers.apply.pauses import utc_text
-from consumers.apply.queues import names_of, payload_of
+from consumers.apply.queues import names_of, payload_of, table_name
 from consumers.targets.base import Gate
 from streamer.changes.schema import SchemaRecord
 
@@ -25,7 +25,7 @@ def letters_of(
     letters = []
     for key, change, offset, _ in events:
         record = records.get(change.schema_id)
-        table = ".".join(names_of(place.topic, record))
+        table = table_name(*names_of(place.topic, record))
         row = (change.before if change.op == "d" else None) or {}
         payload = payload_of(Write(row, change, offset), record, created=False)
         letters.append(

@@ -17,7 +17,17 @@ from consumers.apply.assemble import Prepared
 from consumers.apply.dead_letters import PARKED, DeadLetter, Letters, publish
 from consumers.apply.fold import BOTTOM
 from consumers.apply.lot import Lot
-from consumers.apply.queues import NO_KEY, UNDECODABLE, Key, names_of, payload_of, stage, take_out, touched
+from consumers.apply.queues import (
+    NO_KEY,
+    UNDECODABLE,
+    Key,
+    names_of,
+    payload_of,
+    stage,
+    table_name,
+    take_out,
+    touched,
+)
 from consumers.apply.retrying import QUEUE_CHANGES_LIMIT, Retrying
 from consumers.apply.schemas import SchemaLookup
 from consumers.targets.base import FlowError, Outcome, Refused, RefusedRow, Target
@@ -72,7 +82,7 @@ class Parking:
             mark = Key(poison.place, poison.key), poison.offset
             if mark not in aside.published:
                 out.add(mark)
-                table = ".".join(names_of(poison.place.topic, None))
+                table = table_name(*names_of(poison.place.topic, None))
                 what = UNDECODABLE, poison.reason, BOTTOM, poison.value, PARKED
                 letters.append(
                     DeadLetter(poison.place, poison.offset, poison.key, table, *what, decodes=False)
@@ -122,7 +132,7 @@ class Parking:
 
     def _letter(self, row: Refused, records: Mapping[str, SchemaRecord]) -> DeadLetter:
         record = records.get(row.write.change.schema_id)
-        table = ".".join(names_of(row.place.topic, record))
+        table = table_name(*names_of(row.place.topic, record))
         payload = payload_of(row.write, record, created=False)
         version = row.write.change.version
         place = row.place, row.write.offset, row.key

@@ -153,6 +153,11 @@ def names_of(topic: str, record: SchemaRecord | None) -> tuple[str, str]:
     return (parts[0], parts[1]) if len(parts) == 2 else ("", "") if len(parts) < 2 else (parts[1], parts[2])
 
 
+def table_name(schema: str, table: str) -> str:
+    """For people. Derived tables and entities are of no schema."""
+    return f"{schema}.{table}" if schema else table
+
+
 def queues_of(parked: Iterable[Parked]) -> dict[Key, Queue]:
     """`parked`: by place, key and sequence."""
     grouped: dict[Key, list[Parked]] = {}

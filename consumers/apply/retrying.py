@@ -23,6 +23,7 @@ from consumers.apply.queues import (
     event_of,
     queue_of,
     shortened,
+    table_name,
     take_out,
     wish_of,
 )
@@ -104,7 +105,7 @@ class Retrying:
     async def _discard(self, queues: Mapping[Key, list[Parked]]) -> None:
         letters = [
             DeadLetter(
-                e.place, e.offset, e.key, f"{e.schema}.{e.table}", e.code,
+                e.place, e.offset, e.key, table_name(e.schema, e.table), e.code,
                 f"discarded by {e.asked_by or 'an operator'}: {e.message}", e.version, e.payload, DISCARDED,
                 decodes=e.decodes,
             )
@@ -149,8 +150,8 @@ class Retrying:
         parked = {key: again(entries, reasons[key], waiting=False) for key, entries in queues.items()}
         letters = [
             DeadLetter(
-                e.place, e.offset, e.key, f"{e.schema}.{e.table}", e.code, e.message, e.version, e.payload,
-                PARKED, decodes=e.decodes,
+                e.place, e.offset, e.key, table_name(e.schema, e.table), e.code, e.message, e.version,
+                e.payload, PARKED, decodes=e.decodes,
             )
             for entries in parked.values()
             for e in entries

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from streamer.changes.topics import is_inner
 from streamer.config.base import NAME_KEY, Model, Name, OptionalPath, OptionalSecret, fail
 from streamer.config.cron import CronLine
 from streamer.config.flows import Flow
@@ -81,14 +82,27 @@ def _once(names: tuple[str, ...]) -> tuple[str, ...]:
 def _inputs(topics: tuple[str, ...]) -> tuple[str, ...]:
     if not topics:
         raise fail("names no topic", fix="name at least one, for example [shop.public.orders]")
+    for index, topic in enumerate(topics):
+        if is_inner(topic):
+            raise fail(
+                f"{topic!r} is a processor's own topic, and none of rows", key=index, fix="name its `out`"
+            )
     return _once(topics)
+
+
+def _key(names: tuple[str, ...]) -> tuple[str, ...]:
+    for index, name in enumerate(names):
+        if not name or name.startswith("_tailrace"):
+            fix = "name columns of the derived rows; what begins with _tailrace is Tailrace's own"
+            raise fail(f"{name!r} is no column of a derived row", key=index, fix=fix)
+    return _once(names)
 
 
 class Processor(Model):
     agent: Code
     inputs: Annotated[tuple[str, ...], AfterValidator(_inputs)] = Field(alias="in")
     out: str = Field(min_length=1)
-    key: Annotated[tuple[str, ...], AfterValidator(_once)] = ()
+    key: Annotated[tuple[str, ...], AfterValidator(_key)] = ()
     guarantee: Literal["exactly_once", "at_least_once"] = "exactly_once"
 
     @property

@@ -115,6 +115,13 @@ def test_rows_come_by_the_sources_and_processors_before() -> None:
             "'shop.public.orders' is named twice",
         ),
         (
+            one("totals2.__state"),
+            "processors.totals.in.0",
+            "'totals2.__state' is a processor's own topic, and none of rows",
+        ),
+        (TOTALS.replace("[id]", "['']"), "processors.totals.key.0", "'' is no column of a derived row"),
+        (TOTALS.replace("[id]", "[_tailrace_v]"), "processors.totals.key.0", "Tailrace's own"),
+        (
             TOTALS.replace("[id]", "[id, id]"),
             "processors.totals.key.1",
             "'id' is named twice\n  -> name it once",
