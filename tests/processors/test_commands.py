@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from consumers import cli_process
 from consumers.commands import init_processor, parked, process
@@ -81,6 +82,24 @@ async def test_a_dry_run_prints_what_it_would_send_and_leaves_no_trace(
         capsys, lambda: process.rehearse(config.path, NAME, from_start=False, limit=1, as_json=True)
     )
     assert isinstance(steps, dict)  # one line: the last record
+
+
+async def test_a_dry_run_from_the_start_ends_after_so_many_records_of_all_inputs(
+    feeder: Feeder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = [await feeder.table(name, COLUMNS) for name in ("late", "early")]
+    late, early = tables
+    for table in (early, late):
+        for number in range(3):
+            table.create({"id": number, "n": number}, lsn=100 + number)
+            await feeder.flush()
+    config = written(feeder, [table.topic for table in tables], tmp_path)
+    code, steps = await called(
+        capsys, lambda: process.rehearse(config.path, NAME, from_start=True, limit=4, as_json=True)
+    )
+    assert code == 0
+    records = [(step["topic"], json.loads(step["key"])["id"]) for step in steps]
+    assert records == [*((early.topic, number) for number in range(3)), (late.topic, 0)]
 
 
 async def test_a_dry_run_shows_messages_of_any_bytes(
@@ -259,6 +278,18 @@ def test_state_in_memory_is_refused_unless_it_is_said(monkeypatch: pytest.Monkey
     assert "tailrace[rocksdb]" in str(caught.value)
     assert "--yes" in str(caught.value)
     assert process.state_kind(NAME, memory=True) == "memory"
+
+
+def test_the_command_runs_on_uvloop(feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = []
+
+    async def asks(*_: Any, **__: Any) -> None:
+        loops.append(type(asyncio.get_running_loop()))
+
+    monkeypatch.setattr(process, "run_processor", asks)
+    config = written(feeder, [f"{feeder.source}.public.orders"], tmp_path)
+    process.process(config.path, NAME, memory=True, metrics_port=-1, restarts=0, as_json=False)
+    assert loops == [uvloop.Loop]
 
 
 def test_a_first_agent_comes_with_its_test(

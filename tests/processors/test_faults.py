@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from consumers.processors import Change, Changes, Context, Derived, Forwarded, Given, Input, Row, agent, map_
+from consumers.processors.names import Names
 from consumers.processors.operations import ask, parked_keys, reset_processor, wait_through
 from consumers.processors.testing import derive
 from consumers.testing import Log
 from streamer.config import DeadLetterLimits
 from streamer.errors import FatalError
+from tests.harness import feeder as harness_feeder
 from tests.harness.feeder import Feeder, Table
 from tests.harness.processing import NAME, WAIT_S, config_of, folded, processing, records_of
 from tests.processors.agents import doubled
@@ -270,6 +273,41 @@ async def test_two_hops_keep_state_and_take_back(feeder: Feeder, tmp_path: Path)
         table.truncate(lsn=400)
         await feeder.flush()
         await made.rows(sums())
+
+
+async def test_derived_rows_have_the_commit_time_of_the_source(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through every hop, and after however long a wait: apply's delay, and ages, are told from it."""
+    hour_ago_us = time.time_ns() // 1000 - 3_600_000_000
+    table = await feeder.table("orders", COLUMNS)
+    with monkeypatch.context() as patched:
+        patched.setattr(harness_feeder, "_now_us", lambda: hour_ago_us)
+        await fill(table, range(10))
+        await feeder.flush()
+    async with processing(config_of(feeder, [table.topic], tmp_path), Summed()) as made:
+        records = await made.rows(sums(*range(10)))
+    sources = [json.loads(record.value)["source"] for record in records if record.value]
+    assert {source["ts_us"] for source in sources} == {hour_ago_us}
+
+
+async def test_h19_what_a_later_hop_has_not_committed_is_not_through(feeder: Feeder, tmp_path: Path) -> None:
+    table = await feeder.table("orders", COLUMNS, partitions=1)
+    await fill(table, range(10))
+    await feeder.flush()
+    config = config_of(feeder, [table.topic], tmp_path, partitions=1)
+    async with processing(config, Summed()) as made:
+        await made.rows(sums(*range(10)))
+        async with asyncio.timeout(WAIT_S):
+            assert await wait_through(config, NAME)
+    hop = Names(config.name, NAME, made.out).hop(1)
+    async with AIOKafkaProducer(bootstrap_servers=feeder.brokers) as producer:  # as its first hop would
+        await producer.send_and_wait(hop, b"100", b'{"odd":0}', partition=0, headers=[("us", b"1")])
+    assert not await wait_through(config, NAME, stopped=lambda _: True)
+    async with processing(config, Summed()):
+        async with asyncio.timeout(WAIT_S):
+            assert await wait_through(config, NAME)
+    assert folded(await records_of(made.brokers, made.out)) == sums(*range(10), 100)
 
 
 class Touchy(Summed):

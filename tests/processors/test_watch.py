@@ -9,8 +9,14 @@ import sys
 import pytest
 
 from consumers.processors.behind import Behind, Pace
+from consumers.processors.membership import REVOKE_S
 from consumers.processors.standing import TURNS, Doing, Lag, Standing
+from consumers.processors.watch import LOCK_S, LOOK_S, SLACK_S, STAND_STILL_S
+from consumers.schedule import watch as watcher
+from consumers.schedule.watchdog import HOLD_S, PROCESS_STILL_S
+from consumers.supervisor import BACKOFF_FIRST_S
 from streamer.errors import EXIT_RUNTIME
+from streamer.status import INTERVAL_S
 from tests.harness.pipeline import REPO
 
 PROGRAM = """
@@ -96,6 +102,13 @@ def test_a_fetch_that_never_comes_stands_still_though_all_else_goes_on() -> None
 
 
 S = 1_000_000
+
+
+def test_a_standstill_ends_and_is_told_within_30_s() -> None:
+    """Each one alone: what the thread cannot end the kernel does, and what starts again and again is told."""
+    ended_s = max(STAND_STILL_S, REVOKE_S + SLACK_S) + 2 * LOOK_S + LOCK_S
+    assert ended_s + BACKOFF_FIRST_S < 30.0
+    assert PROCESS_STILL_S + HOLD_S["stalled"] + LOOK_S + INTERVAL_S + watcher.LOOK_S < 30.0
 
 
 def test_a_change_after_a_quiet_hour_is_not_an_hour_late() -> None:

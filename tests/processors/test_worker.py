@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from itertools import groupby
 from logging import WARNING
 from pathlib import Path
@@ -15,7 +15,18 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
 
-from consumers.processors import Changes, Derived, agent, held_up, membership, opening, table, worker
+from consumers.processors import (
+    Changes,
+    Derived,
+    agent,
+    changelog,
+    held_up,
+    membership,
+    opening,
+    table,
+    watch,
+    worker,
+)
 from consumers.processors.folder_lock import FolderLock
 from consumers.processors.ground import Ground, look
 from consumers.processors.membership import Membership, Numbers
@@ -29,6 +40,7 @@ from consumers.processors.watch import StandsStill
 from streamer.changes.topics import partition_for
 from streamer.errors import ConfigError, FatalError, FencedError, KafkaUnavailable
 from streamer.kafka import admin, reader
+from streamer.publisher.transactions import Queue, Sent, TransactionalProducer
 from streamer.status import State
 from tests.harness import feeder as harness_feeder
 from tests.harness.capture import until
@@ -153,6 +165,32 @@ async def test_a_folder_that_a_frozen_worker_has_is_not_waited_for(
         assert sorted(path.name for path in folder.iterdir()) == ["0"]
 
 
+async def test_tasks_that_were_not_given_up_in_time_are_closed_before_others_are_opened(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group has gone on without them; their state is in the way of who has the tasks next."""
+    monkeypatch.setattr(opening, "LOCK_WAIT_S", 0.3)
+    assigned, given = Membership.assigned, list[tuple[Membership, Collection[TopicPartition]]]()
+
+    def noted(self: Membership, partitions: Collection[TopicPartition]) -> None:
+        given.append((self, partitions))
+        assigned(self, partitions)
+
+    monkeypatch.setattr(Membership, "assigned", noted)
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    async with processing(config, counted, state="rocksdb") as made:
+        await made.rows(counts(dict.fromkeys(range(4), 1)))
+        membership, partitions = given[-1]
+        membership.assigned(partitions)
+        await made.until(lambda: made.detail.get("rebalances") == len(given), "to take them up")
+        await write(feeder, orders, range(4), 200)
+        await made.rows(counts(dict.fromkeys(range(4), 2)))
+        folder = tmp_path / opening.STATE_FOLDER / NAME
+        assert [path.name for path in folder.iterdir()] == ["0"]  # and no spare one
+
+
 def test_numbers_go_together() -> None:
     class Cluster:
         def partitions_for_topic(self, topic: str) -> set[int]:
@@ -185,6 +223,20 @@ async def test_an_agent_that_stands_still_ends_the_worker(feeder: Feeder, tmp_pa
     assert "4 records wait" in str(error) or "5 records wait" in str(error)
 
 
+async def test_a_group_that_does_not_settle_ends_the_worker(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "REVOKE_S", 0.1)
+    monkeypatch.setattr(watch, "SLACK_S", 0.1)
+    monkeypatch.setattr(Membership, "assigned", lambda *_: None)  # nobody says what is whose
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    async with processing(config, doubled, stand_still_s=0.6) as made:
+        error = await made.fails()
+    assert isinstance(error, StandsStill)
+    assert "it has not been settled who has which task" in str(error)
+
+
 @agent
 async def slow(changes: Changes) -> AsyncIterator[Derived]:
     async for change in changes:
@@ -204,6 +256,43 @@ async def test_what_a_slow_body_has_done_is_committed_while_it_goes_on(
         assert made.detail["done"] < 20
         [[number, offset, waiting]] = made.detail["shares"]
         assert (number, offset > 0, waiting > 0) == (0, True, True)
+
+
+async def test_a_reader_of_out_does_not_wait_for_all_that_is_there(feeder: Feeder, tmp_path: Path) -> None:
+    """The first rows come out while most of what was fetched waits."""
+    seen = asyncio.Event()
+
+    @agent
+    async def steady(changes: Changes) -> AsyncIterator[Derived]:
+        async for change in changes:
+            await asyncio.sleep(0.002)  # what it does takes so long
+            if change.key["id"] == 200:
+                await seen.wait()
+            yield change.to(after=change.after)
+
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(400), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    async with processing(config, steady, stand_still_s=WAIT_S) as made:
+        await made.until(lambda: made.detail.get("derived", 0) > 0, "the first rows")
+        assert await records_of(feeder.brokers, made.out)
+        seen.set()
+
+
+async def test_a_worker_tells_its_rate_and_how_late_rows_come_out(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
+    async with processing(config, doubled) as made:
+        await made.until(lambda: made.detail.get("tasks") == [0], "its task, with nothing to do")
+        assert (made.detail["latency_ms"], made.detail["rate"], made.detail["derived_rate"]) == (None, 0, 0)
+        monkeypatch.setattr(harness_feeder, "_now_us", lambda: time.time_ns() // 1000 - 600_000_000)
+        await write(feeder, orders, range(20), 100)
+        await made.until(lambda: made.detail["derived"] == 20, "the rows")
+        assert 600_000 <= made.detail["latency_ms"] < 660_000
+        assert made.detail["rate"] > 0
+        assert made.detail["derived_rate"] > 0
 
 
 @agent
@@ -515,3 +604,31 @@ async def test_at_least_once_a_worker_that_was_slow_to_give_a_task_up_sends_noth
             await next_.rows(newest())
             late = [r for r in await records_of(next_.brokers, next_.out) if r.partition == number]
             assert [json.loads(r.value)["after"]["n"] for r in late if r.value] == [100, 200 + keys[number]]
+
+
+async def test_at_least_once_keeps_nothing_of_what_did_not_come_out(
+    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changelog that is ahead of the outputs would pass over rows."""
+    orders = await feeder.table("orders", COLUMNS, partitions=1)
+    await write(feeder, orders, range(4), 100)
+    config = config_of(feeder, [orders.topic], tmp_path, guarantee="at_least_once", partitions=1)
+    out = config.processors[NAME].out
+    send = TransactionalProducer.send_queues
+
+    async def only_others(self: TransactionalProducer, queues: Iterable[Queue], brokers: str) -> list[Sent]:
+        queues = list(queues)
+        others = [queue for queue in queues if queue.topic != out]
+        sent = await send(self, others, brokers)
+        if len(others) < len(queues):
+            raise KafkaUnavailable("it takes no rows")
+        return sent
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TransactionalProducer, "send_queues", only_others)
+        async with processing(config, doubled) as made:
+            assert "it takes no rows" in str(await made.fails())
+    kept = await records_of(feeder.brokers, Names(config.name, NAME, out).state)
+    assert changelog.COMMIT_KEY not in {record.key for record in kept}
+    async with processing(config, doubled) as made:
+        await made.rows({f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(4)})

@@ -62,8 +62,7 @@ class Source:
                     self._write(LEFT, {"id": act}, None)
                 continue
             id_, code, x, steps = act
-            if id_ in self.rows and Decimal(self.rows[id_]["code"]) != Decimal(code):
-                del self.rows[id_]  # the order is that of changes
+            self.rows.pop(id_, None)  # the order is that of changes
             self.rows[id_] = {"id": id_, "code": code, "x": x}
             self._write(LEFT, {"id": id_}, self.rows[id_])
             for _ in range(steps):

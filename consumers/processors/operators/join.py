@@ -224,7 +224,8 @@ class _Pairs:
             after = None
             if row is not None and right_key in rights_now:
                 after = self._paired(key, row, rights_now[right_key])
-            self._tell(f"{value.decode()}/{key}/{right_key}", version, then, after, context)
+            who = f"{value.decode()}/{key}/{right_key}"
+            self._tell(who, version, then, after, context, changed=bool(self._key))
 
     def _right(self, value: bytes, place: bytes, right_key: str, row: Row | None, context: Context) -> None:
         rights = context.table(RIGHT)
@@ -280,10 +281,13 @@ class _Pairs:
         then: tuple[bytes, Row] | None,
         now: tuple[bytes, Row] | None,
         context: Context,
+        *,
+        changed: bool = False,
     ) -> None:
+        """`changed`: also what is the same, as others may say the derived row, and this one changed last."""
         if then is not None and (now is None or then[0] != now[0]):
             context.forward(then[0], contribution(who, version, None))
-        if now is not None and (then is None or now[0] != then[0] or not same(now[1], then[1])):
+        if now is not None and (changed or then is None or now[0] != then[0] or not same(now[1], then[1])):
             context.forward(now[0], contribution(who, version, now[1]))
 
 
