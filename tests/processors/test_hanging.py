@@ -18,7 +18,7 @@ from streamer.publisher.transactions import TransactionalProducer, Turns
 from streamer.sandbox import KafkaServer
 from tests.harness.feeder import Feeder
 from tests.harness.processing import config_of, processing
-from tests.processors.test_worker import COLUMNS, Killed, counted, counts, write
+from tests.processors.orders import COLUMNS, Killed, counted, counts, write
 
 pytestmark = pytest.mark.thorough
 

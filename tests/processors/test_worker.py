@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
-from itertools import groupby
+from collections.abc import Collection, Mapping
 from logging import WARNING
 from pathlib import Path
 from typing import Any
@@ -15,18 +12,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError
 
-from consumers.processors import (
-    Changes,
-    Derived,
-    agent,
-    changelog,
-    held_up,
-    membership,
-    opening,
-    table,
-    watch,
-    worker,
-)
+from consumers.processors import held_up, opening, worker
 from consumers.processors.folder_lock import FolderLock
 from consumers.processors.ground import Ground, look
 from consumers.processors.membership import Membership, Numbers
@@ -34,45 +20,13 @@ from consumers.processors.names import Names
 from consumers.processors.operations import wait_through
 from consumers.processors.rocks import RocksStore
 from consumers.processors.state import Mark
-from consumers.processors.task import Task
 from consumers.processors.transaction import Transactions
-from consumers.processors.watch import StandsStill
-from streamer.changes.topics import partition_for
 from streamer.errors import ConfigError, FatalError, FencedError, KafkaUnavailable
-from streamer.kafka import admin, reader
-from streamer.publisher.transactions import Queue, Sent, TransactionalProducer
 from streamer.status import State
-from tests.harness import feeder as harness_feeder
-from tests.harness.capture import until
-from tests.harness.feeder import WAIT_S, Feeder, Table
-from tests.harness.processing import NAME, config_of, processing, records_of
+from tests.harness.feeder import WAIT_S, Feeder
+from tests.harness.processing import NAME, config_of, processing
 from tests.processors.agents import doubled
-
-COLUMNS = [("id", "integer", "number"), ("n", "integer", "number")]
-
-
-@agent
-async def counted(changes: Changes) -> AsyncIterator[Derived]:
-    """How many changes of a key were seen: twice in doubt would show."""
-    async for change in changes:
-        seen = table("seen")
-        count = int(seen.get(change.raw_key) or b"0") + 1
-        seen.put(change.raw_key, b"%d" % count)
-        yield change.to(after={"id": change.key["id"], "count": count})
-
-
-def counts(expected: Mapping[int, int]) -> dict[str, dict[str, int]]:
-    return {f'{{"id":{key}}}': {"id": key, "count": count} for key, count in expected.items()}
-
-
-async def write(feeder: Feeder, orders: Table, keys: range, lsn: int) -> None:
-    for number in keys:
-        orders.update({"id": number, "n": lsn}, lsn=lsn + number)
-    await feeder.flush()
-
-
-class Killed(Exception):
-    """Stands for a SIGKILL."""
+from tests.processors.orders import COLUMNS, Killed, counted, counts, write
 
 
 async def test_a_kill_after_kafkas_commit_loses_nothing_of_the_state(
@@ -202,186 +156,6 @@ def test_numbers_go_together() -> None:
         "x": [("a", [0, 2, 4]), ("b.__hop1", [0, 2, 4])],
         "y": [("a", [1, 3]), ("b.__hop1", [1, 3])],
     }
-
-
-@agent
-async def stuck(changes: Changes) -> AsyncIterator[Derived]:
-    async for change in changes:
-        if change.key["id"] == 2:
-            await asyncio.Event().wait()
-        yield change.to(after={"id": change.key["id"]})
-
-
-async def test_an_agent_that_stands_still_ends_the_worker(feeder: Feeder, tmp_path: Path) -> None:
-    orders = await feeder.table("orders", COLUMNS, partitions=1)
-    await write(feeder, orders, range(4), 100)
-    config = config_of(feeder, [orders.topic], tmp_path)
-    async with processing(config, stuck, stand_still_s=0.6) as made:
-        error = await made.fails()
-    assert isinstance(error, StandsStill)
-    assert f"{orders.topic}[0]" in str(error)
-    assert "4 records wait" in str(error) or "5 records wait" in str(error)
-
-
-async def test_a_group_that_does_not_settle_ends_the_worker(
-    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "REVOKE_S", 0.1)
-    monkeypatch.setattr(watch, "SLACK_S", 0.1)
-    monkeypatch.setattr(Membership, "assigned", lambda *_: None)  # nobody says what is whose
-    orders = await feeder.table("orders", COLUMNS, partitions=1)
-    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
-    async with processing(config, doubled, stand_still_s=0.6) as made:
-        error = await made.fails()
-    assert isinstance(error, StandsStill)
-    assert "it has not been settled who has which task" in str(error)
-
-
-@agent
-async def slow(changes: Changes) -> AsyncIterator[Derived]:
-    async for change in changes:
-        await asyncio.sleep(0.2)
-        yield change.to(after=change.after)
-
-
-async def test_what_a_slow_body_has_done_is_committed_while_it_goes_on(
-    feeder: Feeder, tmp_path: Path
-) -> None:
-    """Nobody waits for a batch of it, and who looks at offsets sees it move."""
-    orders = await feeder.table("orders", COLUMNS, partitions=1)
-    await write(feeder, orders, range(30), 100)
-    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
-    async with processing(config, slow) as made:
-        await made.until(lambda: made.detail.get("derived", 0) >= 2, "two rows")
-        assert made.detail["done"] < 20
-        [[number, offset, waiting]] = made.detail["shares"]
-        assert (number, offset > 0, waiting > 0) == (0, True, True)
-
-
-async def test_a_reader_of_out_does_not_wait_for_all_that_is_there(feeder: Feeder, tmp_path: Path) -> None:
-    """The first rows come out while most of what was fetched waits."""
-    seen = asyncio.Event()
-
-    @agent
-    async def steady(changes: Changes) -> AsyncIterator[Derived]:
-        async for change in changes:
-            await asyncio.sleep(0.002)  # what it does takes so long
-            if change.key["id"] == 200:
-                await seen.wait()
-            yield change.to(after=change.after)
-
-    orders = await feeder.table("orders", COLUMNS, partitions=1)
-    await write(feeder, orders, range(400), 100)
-    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
-    async with processing(config, steady, stand_still_s=WAIT_S) as made:
-        await made.until(lambda: made.detail.get("derived", 0) > 0, "the first rows")
-        assert await records_of(feeder.brokers, made.out)
-        seen.set()
-
-
-async def test_a_worker_tells_its_rate_and_how_late_rows_come_out(
-    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    orders = await feeder.table("orders", COLUMNS, partitions=1)
-    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
-    async with processing(config, doubled) as made:
-        await made.until(lambda: made.detail.get("tasks") == [0], "its task, with nothing to do")
-        assert (made.detail["latency_ms"], made.detail["rate"], made.detail["derived_rate"]) == (None, 0, 0)
-        monkeypatch.setattr(harness_feeder, "_now_us", lambda: time.time_ns() // 1000 - 600_000_000)
-        await write(feeder, orders, range(20), 100)
-        await made.until(lambda: made.detail["derived"] == 20, "the rows")
-        assert 600_000 <= made.detail["latency_ms"] < 660_000
-        assert made.detail["rate"] > 0
-        assert made.detail["derived_rate"] > 0
-
-
-@agent
-async def slow_at_deletes(changes: Changes) -> AsyncIterator[Derived]:
-    async for change in changes:
-        if change.after is None:
-            await asyncio.sleep(0.03)  # what it does takes so long
-        yield change.to(after=change.after)
-
-
-@pytest.mark.thorough
-async def test_a_truncate_of_many_rows_is_work_and_no_hour_late(
-    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One record, and the rows that it covers take longer than a worker may stand still."""
-    orders = await feeder.table("orders", COLUMNS, partitions=1)
-    with monkeypatch.context() as patched:
-        patched.setattr(harness_feeder, "_now_us", lambda: time.time_ns() // 1000 - 3_600_000_000)
-        await write(feeder, orders, range(120), 100)
-    config = config_of(feeder, [orders.topic], tmp_path, partitions=1)
-    async with processing(config, slow_at_deletes, stand_still_s=2.0) as made:
-        await made.until(lambda: made.detail.get("done") == 120, "the rows")
-        await made.until(lambda: made.detail["lag_records"] == 0, "the end")
-        orders.truncate(300)
-        await feeder.flush()
-        await made.until(lambda: made.detail["lag_records"] > 0, "the truncate")
-        assert made.detail["lag_s"] < 60.0
-        await made.until(lambda: made.detail["done"] == 240, "the deletes")
-
-
-@agent
-async def in_order(changes: Changes) -> AsyncIterator[Derived]:
-    async for change in changes:
-        ORDER.append(change.topic)
-        yield change.to(after=change.after)
-
-
-ORDER: list[str] = []
-
-
-async def test_a_long_input_lets_the_others_have_their_turn(
-    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "ROUND_RECORDS", 10)
-    tables = [await feeder.table(name, COLUMNS, partitions=1) for name in ("a", "b", "c")]
-    for orders in tables:
-        await write(feeder, orders, range(200), 100)
-    config = config_of(feeder, [orders.topic for orders in tables], tmp_path, partitions=1)
-    ORDER.clear()
-    async with processing(config, in_order) as made:
-        await made.until(lambda: made.detail.get("done") == 600, "the rows")
-    rounds = [ORDER[at] for at in range(0, 600, 10)]
-    assert max(len(list(turn)) for _, turn in groupby(rounds)) <= 10
-
-
-async def test_work_that_is_cancelled_without_a_stop_is_an_error(
-    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def gives_up(self: Task, batches: object) -> None:
-        raise asyncio.CancelledError
-
-    monkeypatch.setattr(Task, "work", gives_up)
-    orders = await feeder.table("orders", COLUMNS, partitions=1)
-    await write(feeder, orders, range(1), 100)
-    async with processing(config_of(feeder, [orders.topic], tmp_path), counted) as made:
-        assert "nobody had asked for a stop" in str(await made.fails())
-
-
-async def test_an_idle_processor_does_not_stand_still(feeder: Feeder, tmp_path: Path) -> None:
-    orders = await feeder.table("orders", COLUMNS)
-    await write(feeder, orders, range(4), 100)
-    config = config_of(feeder, [orders.topic], tmp_path)
-    async with processing(config, doubled) as made:
-        await made.until(lambda: made.detail.get("done") == 4, "the rows")
-    async with processing(config, doubled, stand_still_s=0.5) as made:
-        await made.until(lambda: made.detail.get("tasks") == [0, 1], "its tasks")
-        await asyncio.wait([made.task], timeout=1.2)  # more than twice the limit
-        assert not made.task.done()
-        group = Names(config.name, NAME, made.out).group
-        places = [TopicPartition(orders.topic, number) for number in (0, 1)]
-        async with admin(feeder.brokers, None) as client, reader(feeder.brokers, None, committed=True) as log:
-            ends = await log.end_offsets(places)
-
-            async def followed() -> bool:  # its offsets have, for lag tools
-                offsets = await client.list_consumer_group_offsets(group)
-                found = {place: offsets[place].offset for place in places if place in offsets}
-                return found == ends and f"{made.out}.__floors" in {place.topic for place in offsets}
-
-            await until(followed)
 
 
 async def test_the_groups_offsets_follow_though_a_commit_of_them_fails(
@@ -543,92 +317,3 @@ async def test_a_missing_input_is_waited_for_and_told_once(
         orders = await feeder.table("orders", COLUMNS)
         await write(feeder, orders, range(2), 100)
         await made.rows({f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(2)})
-
-
-async def test_at_least_once_sends_without_transactions(feeder: Feeder, tmp_path: Path) -> None:
-    orders = await feeder.table("orders", COLUMNS)
-    await write(feeder, orders, range(4), 100)
-    config = config_of(feeder, [orders.topic], tmp_path, guarantee="at_least_once")
-    expected = {f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(4)}
-    async with processing(config, doubled) as made:
-        records = await made.rows(expected)
-        assert [json.loads(r.value)["source"]["connector"] for r in records if r.value] == ["tailrace"] * 4
-        places = {TopicPartition(made.out, p) for p in range(2)}
-        async with reader(feeder.brokers, None, committed=False) as client:
-            ends = await client.end_offsets(places)
-        assert sum(ends.values()) == 4  # no markers
-    async with processing(config, doubled) as made:
-        await write(feeder, orders, range(4, 6), 100)
-        await made.rows(expected | {f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in (4, 5)})
-
-
-async def test_at_least_once_a_worker_that_was_slow_to_give_a_task_up_sends_nothing_behind_its_successor(
-    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Kafka fences nobody there, and an older row that comes later would stay for good."""
-    monkeypatch.setattr(membership, "REVOKE_S", 0.3)
-    orders = await feeder.table("orders", COLUMNS)
-    keys = [next(n for n in range(99) if partition_for(b'{"id":%d}' % n, 2) == p) for p in range(2)]
-    config = config_of(feeder, [orders.topic], tmp_path, guarantee="at_least_once")
-    in_hand, gate = set[int](), asyncio.Event()
-
-    @agent
-    async def slow(changes: Changes) -> AsyncIterator[Derived]:
-        async for change in changes:
-            in_hand.add(change.key["id"])
-            await gate.wait()
-            yield change.to(after=change.after)
-
-    @agent
-    async def swift(changes: Changes) -> AsyncIterator[Derived]:
-        async for change in changes:
-            yield change.to(after=change.after)
-
-    def newest() -> dict[str, Any]:
-        return {f'{{"id":{key}}}': {"id": key, "n": 200 + key} for key in keys}
-
-    for key in keys:
-        orders.create({"id": key, "n": 100}, lsn=100 + key)
-    await feeder.flush()
-    async with processing(config, slow) as frozen:
-        await frozen.until(lambda: in_hand == set(keys), "its body")
-        async with processing(config, swift) as next_:
-            await next_.until(lambda: len(next_.detail.get("tasks", ())) == 1, "one of the tasks")
-            for key in keys:
-                orders.update({"id": key, "n": 200 + key}, lsn=200 + key)
-            await feeder.flush()
-            [number] = next_.detail["tasks"]
-            await next_.until(lambda: next_.detail["done"] == 2, "its changes")
-            gate.set()
-            assert isinstance(await frozen.fails(), FencedError)
-            await next_.rows(newest())
-            late = [r for r in await records_of(next_.brokers, next_.out) if r.partition == number]
-            assert [json.loads(r.value)["after"]["n"] for r in late if r.value] == [100, 200 + keys[number]]
-
-
-async def test_at_least_once_keeps_nothing_of_what_did_not_come_out(
-    feeder: Feeder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A changelog that is ahead of the outputs would pass over rows."""
-    orders = await feeder.table("orders", COLUMNS, partitions=1)
-    await write(feeder, orders, range(4), 100)
-    config = config_of(feeder, [orders.topic], tmp_path, guarantee="at_least_once", partitions=1)
-    out = config.processors[NAME].out
-    send = TransactionalProducer.send_queues
-
-    async def only_others(self: TransactionalProducer, queues: Iterable[Queue], brokers: str) -> list[Sent]:
-        queues = list(queues)
-        others = [queue for queue in queues if queue.topic != out]
-        sent = await send(self, others, brokers)
-        if len(others) < len(queues):
-            raise KafkaUnavailable("it takes no rows")
-        return sent
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TransactionalProducer, "send_queues", only_others)
-        async with processing(config, doubled) as made:
-            assert "it takes no rows" in str(await made.fails())
-    kept = await records_of(feeder.brokers, Names(config.name, NAME, out).state)
-    assert changelog.COMMIT_KEY not in {record.key for record in kept}
-    async with processing(config, doubled) as made:
-        await made.rows({f'{{"id":{n}}}': {"id": n, "n": 100, "twice": 200} for n in range(4)})
