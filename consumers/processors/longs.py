@@ -9,11 +9,12 @@ stand in for the placeholders of the next event.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from orjson import dumps, loads
 
-from consumers.processors.context import Row
+from consumers.processors.context import Change, Row
 from streamer.changes.kinds import UNAVAILABLE
 from streamer.errors import BadRecordError
 
@@ -45,19 +46,21 @@ def is_whole(row: Row | None) -> bool:
     return row is None or UNAVAILABLE not in row.values()
 
 
-def whole(row: Row, long: dict[str, Any], topic: str) -> Row:
-    """The row with what its event left out. Raises NotInLog."""
-    if is_whole(row):
+def whole(change: Change, long: Mapping[str, Any]) -> Row | None:
+    """The change's row with what its event left out; `long`: of the row before it under its key. Of a create
+    that is another row (H6), which a truncate may have taken that has not been read yet. Raises NotInLog."""
+    row = change.after
+    if row is None or is_whole(row):
         return row
     found = dict(row)
     for column, value in row.items():
         if value != UNAVAILABLE:
             continue
-        if column not in long:
+        if column not in long or change.op == "c":
             raise NotInLog(
                 f"the value of {column} is not in the log: an UPDATE left it as it was, and the row was"
                 " never seen whole",
-                where=topic,
+                where=change.topic,
                 fix="nothing while its capture runs: the row is asked for from its source, and frees its key"
                 " when it comes (see `tailrace backfills`)",
             )

@@ -233,11 +233,11 @@ class Task:
             if not isinstance(record, Change) or record.after is None:
                 return work
             try:
-                record.after = whole(record.after, long, work.topic)
+                record.after = row = whole(record, long)
             except BadRecordError as error:
                 self.failed(error)
                 continue
-            self._long = long_values(record.after)
+            self._long = long_values(row) if row is not None else {}
             return work
         return None
 

@@ -15,6 +15,8 @@ from consumers.processors.helpers import aggregate, count, min_
 from consumers.processors.longs import long_values, with_long, without_long
 from consumers.processors.operations import parked_keys
 from consumers.processors.parked import REFUSED_MIN
+from consumers.processors.testing import derive
+from consumers.testing import Log
 from streamer.backfills import read_runs
 from streamer.changes.backfill import NEEDS_REREAD
 from streamer.changes.kinds import UNAVAILABLE
@@ -54,6 +56,17 @@ async def test_every_body_sees_whole_rows(definition: Definition, feeder: Feeder
     async with processing(config, definition, state="rocksdb") as made:
         await made.rows({'{"id":1}': {"id": 1, "n": 5, "body": body}})
         await made.until(lambda: made.detail.get("parked") == 1, "the row that was never whole")
+
+
+@pytest.mark.parametrize("definition", [streaming, returning, filter_(lambda row: row["n"] > 0)])
+def test_h06_a_create_takes_nothing_of_the_row_that_a_truncate_took(definition: Definition) -> None:
+    """The truncate is another partition's, and not heard of yet when the row of a changed key comes."""
+    log = Log("shop")
+    notes = log.table("notes", {"id": "integer", "n": "integer", "body": "text"})
+    notes.create({"id": 1, "n": 1, "body": BODY})
+    notes.create({"id": 1, "n": 2, "body": UNAVAILABLE})
+    with pytest.raises(AssertionError, match="'code': 'NotInLog'"):
+        derive(definition, log)
 
 
 DERIVED: list[tuple[Definition, list[str], dict[str, Row]]] = [

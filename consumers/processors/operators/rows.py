@@ -31,7 +31,7 @@ class Turn:
         """Raises BadRecordError: a value is not in the log, and the row was never seen whole."""
         self._context = context
         self.own, long = (None, {}) if context.note is None else loads(context.note)
-        self.now: Row | None = None if change.after is None else whole(change.after, long, change.topic)
+        self.now = whole(change, long)
 
     def copy(self) -> Row:
         """Of `now`."""
