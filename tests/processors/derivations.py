@@ -84,11 +84,11 @@ HELPERS: dict[str, Helper] = {
                    min(total) AS cheapest, max(code COLLATE "C") AS last_code,
                    min(placed) AS first_order, max(placed) AS last_order,
                    coalesce((SELECT jsonb_agg(jsonb_build_object('id', id, 'total', total::text)
-                               ORDER BY total DESC, format('{"id":%s}', id) COLLATE "C")
+                               ORDER BY total DESC, id)
                       FROM (SELECT id, total FROM orders i
                              WHERE i.customer_id = o.customer_id AND status <> 'cancelled'
                                    AND total IS NOT NULL
-                             ORDER BY total DESC, format('{"id":%s}', id) COLLATE "C" LIMIT 3) t),
+                             ORDER BY total DESC, id LIMIT 3) t),
                       '[]') AS largest
               FROM orders o WHERE status <> 'cancelled' AND customer_id IS NOT NULL GROUP BY customer_id
             """

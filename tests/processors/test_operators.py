@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from itertools import count as counted
@@ -332,3 +333,18 @@ def test_a_join_names_the_column_that_does_not_fit(given: dict[str, Any], said: 
     of = join("shop.public.l", "shop.public.r", on={"of": "id"}, **given)
     with pytest.raises(AssertionError, match=said):
         derive(of, log)
+
+
+def test_equal_values_of_top_stand_in_the_order_of_their_keys() -> None:
+    log = Log("shop")
+    orders = log.table("orders", {"of": "integer", "id": "integer", "total": "numeric"}, key=("of", "id"))
+    for id_ in (9, 10, 100, -1):
+        orders.create({"of": 1, "id": id_, "total": "5"})
+    orders.create({"of": 1, "id": 7, "total": "6"})
+    for least, ids in ((False, [7, -1, 9, 10, 100]), (True, [-1, 9, 10, 100, 7])):
+        best = aggregate(by=["of"], best=top(9, "total", take=["id"], least=least))
+        [row] = derive(best, log).rows
+        assert [each["id"] for each in json.loads(row["best"])] == ids
+    orders.delete({"of": 1, "id": 9})
+    [row] = derive(aggregate(by=["of"], best=top(3, "total", take=["id"])), log).rows
+    assert [each["id"] for each in json.loads(row["best"])] == [7, -1, 10]

@@ -20,7 +20,7 @@ from orjson import dumps, loads
 from consumers.processors.context import Change, Context, Forwarded, Given, Hop, Input, Row
 from consumers.processors.operators.equality import canonical, same
 from consumers.processors.operators.inputs import Inputs
-from consumers.processors.operators.measures import Entry, Measure
+from consumers.processors.operators.measures import Entry, Measure, Top
 from consumers.processors.operators.rows import Turn, contributor_of
 from streamer.errors import BadRecordError, ConfigError
 
@@ -92,6 +92,7 @@ class _Contributions:
     def __init__(self, aggregate: Aggregate, inputs: Inputs) -> None:
         self._of = aggregate
         self._inputs = inputs
+        self._tops = [number for number, of in enumerate(aggregate.measures.values()) if isinstance(of, Top)]
 
     def handle(self, record: Input, context: Context) -> None:
         change = self._inputs.change(record)
@@ -117,6 +118,8 @@ class _Contributions:
         try:
             named = {name: _shown(row, column, kinds) for name, column in of.by.items()}
             taken = [measure.take(row, kinds) for measure in of.measures.values()]
+            for number in self._tops:
+                taken[number] = Top.among_equals(taken[number], change.key, kinds)
             further = ({},) if of.spread is None else of.spread(row)
         except KeyError as error:
             raise self._inputs.no_column(str(error.args[0]), row) from None

@@ -201,7 +201,7 @@ class Extreme(Indexed):
 class Top(Indexed):
     """The `n` rows with the greatest (or least) values of `column`, as a JSON array of their `take` columns.
 
-    Rows of one value stand in the order of their keys' JSON.
+    Rows of one value stand in the order of their keys (see `among_equals`).
     """
 
     n: int
@@ -226,6 +226,14 @@ class Top(Indexed):
         shown = {column: row[column] for column in self.taken or (self.column,)}
         return [(order if self.least else descending(order)).hex(), shown]
 
+    @staticmethod
+    def among_equals(taken: Any, key: Row, kinds: Kinds) -> Any:
+        """What `take` gave, of the row with this key. A type without an order is ordered as its JSON is."""
+        if taken is None:
+            return None
+        ranks = (_rank(value, kinds.get(name) or _kind_by_form(value)) for name, value in key.items())
+        return [taken[0] + (b"\x00" + b"\x00".join(ranks)).hex(), taken[1]]
+
     def result(self, state: State, entry: Entry) -> Any:
         first = islice(entry.table.scan(entry.group + b"\x00"), self.n)
         return dumps([loads(value) for _, value in first]).decode()
@@ -240,6 +248,13 @@ def _order(row: Row, column: str, kinds: Kinds) -> bytes | None:
         return sortable(value, kinds.get(column) or _kind_by_form(value))
     except BadRecordError as error:
         raise BadRecordError(f"column {column}: {error.what}", fix=error.fix) from None
+
+
+def _rank(value: Any, kind: str) -> bytes:
+    try:
+        return sortable(value, kind)
+    except BadRecordError:
+        return b"\x60" + dumps(value)
 
 
 def _kind_by_form(value: Any) -> str:
