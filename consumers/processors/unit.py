@@ -113,7 +113,8 @@ class Unit:
             self._say(key, None, table, change, keys)
 
     def _say(self, key: Row, row: Row | None, table: str | None, change: Change, keys: Keys) -> None:
-        said = contribution(contributor_of(change), rank_of(change, keys.inputs), row)
+        rank, again = rank_of(change, keys.inputs), change.op == "r"
+        said = contribution(contributor_of(change), rank, row, again=again)
         self.forward(place_of(dumps(key), table), said)
 
 

@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from consumers.processors import Change, Changes, Derived, Given, Row, agent, filter_, flatten, map_, route
+from consumers.processors import (
+    Change,
+    Changes,
+    Derived,
+    Given,
+    Row,
+    agent,
+    filter_,
+    flatten,
+    join,
+    map_,
+    route,
+)
 from consumers.processors.context import Definition
 from consumers.processors.hops import hops_of
 from consumers.processors.operators.contributors import rank_of
@@ -144,6 +156,32 @@ def test_the_row_that_was_changed_last_shows_though_it_derives_the_same(of: Defi
     assert derive(of, log, key=["code"]).rows == [{"code": "a", "id": 2}]
     orders.update({"id": 1, "code": "a", "note": "seen again"})
     assert derive(of, log, key=["code"]).rows == [{"code": "a", "id": 1}]
+
+
+JOINED = join("shop.public.orders", "shop.public.kinds", on={"kind": "id"}, take=["name"], inner=True)
+
+
+@pytest.mark.parametrize(
+    "of", [map_(lambda row: row), agent(lambda change: change.after), JOINED], ids=["map", "agent", "join"]
+)
+def test_a_backfill_does_not_say_who_was_changed_last(of: Definition) -> None:
+    log = Log("shop")
+    kinds = log.table("kinds", {"id": "integer", "name": "text"})
+    orders = log.table("orders", {"id": "integer", "code": "text", "kind": "integer"})
+    if of is JOINED:
+        kinds.create({"id": 1, "name": "large"})
+    for id_ in (2, 1):
+        orders.create({"id": id_, "code": "a", "kind": 1})
+
+    def shown() -> list[int]:
+        return [row["id"] for row in derive(of, log, key=["code"]).rows]
+
+    assert shown() == [1]
+    for id_ in (1, 2):
+        orders.read({"id": id_, "code": "a", "kind": 1}, lsn=500)
+    assert shown() == [1]
+    orders.delete({"id": 1})
+    assert shown() == [2]
 
 
 def test_of_several_sources_the_one_that_was_committed_last_shows() -> None:

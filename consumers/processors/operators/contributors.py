@@ -1,18 +1,18 @@
 """The hop that keeps what several inputs' rows say of one derived row. Pure.
 
-A derived row that does not hold its input row's key may be said by any of them, from any partition, in no
-order. So every input row is a contributor of its own here: it says a row, or that it says none any more, and
-the derived row is that of the contributor with the highest version, of inputs of several sources the one that
-was committed last. A row that goes from one group to another
-therefore never ends deleted, whichever of the two messages comes first.
+A derived row that does not hold its input row's key, or whose inputs are several, may be said by any row,
+from any partition, in no order. So every input row is a contributor of its own here: it says a row, or that
+it says none any more, and the derived row is that of the contributor with the highest rank (see `rank_of`).
+A row that goes from one group to another therefore never ends deleted, whichever of the two messages comes
+first. One that is only read again, by a backfill, keeps its rank.
 
-    forwarded   key: the place; value: [contributor, rank, row | null, {column: type}]
+    forwarded   key: the place; value: [contributor, rank, row | null, {column: type}, whether it was read]
     place       the derived key; of a table that the body has named: 0x01, table, NUL, the derived key
     table "by"  place, NUL, contributor -> [rank, row, {column: type}]
     table "out" place -> the row that was emitted last
 
 The types are those of values that have none in JSON (Decimal, dates, UUID), for columns whose type is
-inferred; where there are none, they are left out.
+inferred.
 """
 
 from __future__ import annotations
@@ -54,25 +54,27 @@ def rank_of(change: Change, inputs: Sequence[str]) -> tuple[int, ...]:
     return change.version if one_source else (change.commit_us, *change.version)
 
 
-def contribution(contributor: str, rank: Sequence[int], row: Row | None) -> bytes:
-    """The value to forward. Raises BadRecordError."""
-    said = [contributor, rank, row]
+def contribution(contributor: str, rank: Sequence[int], row: Row | None, *, again: bool = False) -> bytes:
+    """The value to forward. `again`: the input's row was read, not changed. Raises BadRecordError."""
+    types: dict[str, str] = {}
     if row is not None and not _PLAIN.issuperset(map(type, row.values())):
-        types = {name: inferred(name, value).type for name, value in row.items() if type(value) not in _PLAIN}
-        said.append({name: type_ for name, type_ in types.items() if type_ in _READ})
-    return dumps(said)
+        found = {name: inferred(name, value).type for name, value in row.items() if type(value) not in _PLAIN}
+        types = {name: type_ for name, type_ in found.items() if type_ in _READ}
+    return dumps([contributor, rank, row, types, again])
 
 
 class Contributors:
     def handle(self, record: Input, context: Context) -> None:
         assert isinstance(record, Forwarded)
-        contributor, its_rank, row, *types = loads(record.value)
+        contributor, its_rank, row, types, again = loads(record.value)
         by = context.table(BY)
         place = record.key + b"\x00" + contributor.encode()
         if row is None:
             by.delete(place)
         else:
-            by.put(place, dumps([its_rank, row, *types]))
+            if again and (noted := by.get(place)) is not None and loads(noted)[1:] == [row, types]:
+                return  # a backfill, or a second copy: it did not change
+            by.put(place, dumps([its_rank, row, types]))
         _settle(record.key, self._best(record.key, context), context)
 
     @staticmethod
@@ -81,10 +83,10 @@ class Contributors:
         chosen: Row | None = None
         types: Mapping[str, str] = {}
         for place, value in context.table(BY).scan(key + b"\x00"):
-            its_rank, row, *said = loads(value)
+            its_rank, row, its_types = loads(value)
             rank = (tuple(its_rank), place)
             if best is None or rank > best:
-                best, chosen, types = rank, row, said[0] if said else {}
+                best, chosen, types = rank, row, its_types
         if chosen is not None:
             chosen.update({name: _READ[type_](chosen[name]) for name, type_ in types.items()})
         return chosen

@@ -87,7 +87,8 @@ class _Derived:
                 if not same(old, new):
                     context.emit(loads(key), new, before=old, table=table)
             else:
-                said = contribution(contributor_of(change), rank_of(change, self._inputs.topics), new)
+                rank, again = rank_of(change, self._inputs.topics), change.op == "r"
+                said = contribution(contributor_of(change), rank, new, again=again)
                 context.forward(place_of(key.encode(), table), said)  # also what is the same: it changed last
         if turn.now is not None:
             turn.note(after)

@@ -116,7 +116,7 @@ class _Sides:
             if turn.now is not None and value is not None:
                 row = self._left(turn.now) if side == LEFT else self._taken(turn.now)
                 row = self._keyed(row, side, change)
-                context.forward(value.encode(), dumps([side, key, change.version, row]))
+                context.forward(value.encode(), dumps([side, key, change.version, row, change.op == "r"]))
         if turn.now is not None:
             turn.note(after)
 
@@ -194,19 +194,30 @@ class _Pairs:
 
     def handle(self, record: Input, context: Context) -> None:
         assert isinstance(record, Forwarded)
-        side, key, version, row = loads(record.value)
+        side, key, version, row, *again = loads(record.value)
         place = record.key + SPLIT + key.encode()
         if side == LEFT:
-            self._left(record.key, place, key, version, row, context)
+            self._left(record.key, place, key, version, row, context, again=again == [True])
         else:
             self._right(record.key, place, key, row, context)
 
     def _left(
-        self, value: bytes, place: bytes, key: str, version: Version, row: Row | None, context: Context
+        self,
+        value: bytes,
+        place: bytes,
+        key: str,
+        version: Version,
+        row: Row | None,
+        context: Context,
+        *,
+        again: bool,
     ) -> None:
+        """`again`: the row was read, not changed, and keeps its version if it is the same."""
         lefts, told = context.table(LEFT), context.table(TOLD)
         noted = lefts.get(place)
-        old: Row | None = None if noted is None else loads(noted)[1]
+        was, old = (version, None) if noted is None else loads(noted)
+        again = again and same(old, row)
+        version = was if again else version
         now = list(self._matches(value, context))
         before = now if self._join.follow else [tuple(pair) for pair in loads(told.get(place) or b"[]")]
         if row is None:
@@ -225,7 +236,7 @@ class _Pairs:
             if row is not None and right_key in rights_now:
                 after = self._paired(key, row, rights_now[right_key])
             who = f"{value.decode()}/{key}/{right_key}"
-            self._tell(who, version, then, after, context, changed=bool(self._key))
+            self._tell(who, version, then, after, context, changed=bool(self._key) and not again)
 
     def _right(self, value: bytes, place: bytes, right_key: str, row: Row | None, context: Context) -> None:
         rights = context.table(RIGHT)
