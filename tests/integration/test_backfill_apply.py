@@ -41,6 +41,7 @@ async def forget(pipeline: Pipeline, feeder: Feeder, table: str) -> None:
     await feeder.delete_records(topic, ends)
 
 
+@pytest.mark.thorough
 async def test_a_flow_added_late_gets_what_its_log_has_lost(pipeline: Pipeline, feeder: Feeder) -> None:
     """Also what is changed meanwhile; two processes that begin together make one run."""
     await captured(pipeline, *TABLE)

@@ -57,6 +57,7 @@ def last(out: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.thorough
 async def test_a_backfill_is_followed_to_its_end(shop: Pipeline) -> None:
     code, out = await shop.run("backfill", shop.source, "orders", "--rate", "2000/s")
     assert code == EXIT_OK, out

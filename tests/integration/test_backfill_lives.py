@@ -70,6 +70,7 @@ async def test_h27_tables_that_cannot_be_backfilled_are_refused_by_name(
     assert "public.missing is not there" in reasons["missing"]
 
 
+@pytest.mark.thorough
 async def test_dropped_or_altered_in_the_middle(
     database: str, make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ async def test_commands_that_nothing_fits_say_what_there_is(
         assert await said(file, "retry", code=1) == "nothing is parked in copy\n"
 
 
+@pytest.mark.thorough
 async def test_a_discarded_delete_says_that_its_row_stays(
     feeder: Feeder, target_database: str, tmp_path: Path
 ) -> None:

@@ -416,6 +416,7 @@ def partitions_of(run: Running) -> list[Any]:
     return [place for place in found if place["topic"].endswith("people")]
 
 
+@pytest.mark.thorough
 async def test_the_commands(scene: Scene) -> None:
     await scene.prepare(rows=1)
     async with scene.applying() as run:

@@ -42,6 +42,7 @@ async def there(url: str, schema: str = "mirror") -> list[str]:
     return [name for (name,) in await execute(url, names.format(schema))]
 
 
+@pytest.mark.thorough
 async def test_a_table_that_is_gone_stalls_its_flow_until_it_is_back(
     feeder: Feeder, target_database: str
 ) -> None:

@@ -192,6 +192,7 @@ async def test_h13_two_flushes_without_markers_one_after_the_other(
     assert await bench.values() == [b"1", b"2"]
 
 
+@pytest.mark.thorough
 async def test_h13_a_publisher_at_work_makes_good_what_a_restart_of_kafka_left(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, credulous_kafka: KafkaServer
 ) -> None:

@@ -177,6 +177,7 @@ async def test_a_source_that_is_a_target_keeps_its_versions_to_itself(pipeline: 
     assert await pipeline.target_value(query) == 20
 
 
+@pytest.mark.thorough
 async def test_a_flow_is_compared_as_it_means_it(pipeline: Pipeline) -> None:
     source = f"{pipeline.source}.public.item"
     flows = {

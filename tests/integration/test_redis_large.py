@@ -29,6 +29,7 @@ PIVOT = {
 }
 
 
+@pytest.mark.thorough
 async def test_h21_a_large_zset_is_read_in_steps_and_its_gone_members_are_found(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]
 ) -> None:

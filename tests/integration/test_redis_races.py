@@ -129,6 +129,7 @@ def test_rows_read_ahead_of_the_key_that_they_share_wait_for_it(
     assert board.ahead.take(*key) == {}
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("clean_game_topics")
 async def test_a_scan_reads_the_rows_of_members_that_have_not_changed(
     redis_server: ValkeyServer, client: aioredis.Redis, make_redis_config: Callable[..., Config]

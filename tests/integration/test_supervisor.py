@@ -150,6 +150,7 @@ async def test_a_killed_child_comes_back_and_sigterm_ends_all(config: Config, st
     assert not alive(again["pid"])
 
 
+@pytest.mark.thorough
 async def test_an_error_for_a_person_stops_that_part_only(config: Config, start: Start) -> None:
     source = config["sources"][config["name"]]
     source["url"] = source["url"].replace("postgres:", "postgres:hunter2", 1)

@@ -76,6 +76,7 @@ async def test_from_and_to_by_offset_time_and_words(feeder: Feeder) -> None:
     assert await found(feeder, table.topic, from_=Bound(Kind.END)) == []
 
 
+@pytest.mark.thorough
 async def test_a_key_as_in_kafka_or_its_value_alone(feeder: Feeder) -> None:
     """From the end back through a partition that has many others, and only through its own."""
     table = await people(feeder)

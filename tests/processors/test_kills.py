@@ -204,6 +204,7 @@ async def test_the_broker_bounced_ten_times_under_load(
         assert len(workers.ended) <= 20  # each at most once a bounce
 
 
+@pytest.mark.thorough
 async def test_a_body_that_keeps_pythons_lock_is_ended_by_the_kernel(feeder: Feeder, tmp_path: Path) -> None:
     """No thread of the process gets to run; the stacks are in the log all the same."""
     table, path, out = await prepared(feeder, tmp_path, "matching")

@@ -156,6 +156,7 @@ def wrong_seeds(rules: type[Rules], seeds: int) -> Iterator[int]:
             yield seed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_h09_h10_each_rule_is_needed(mutant: str) -> None:
     seed = next(wrong_seeds(MUTANTS[mutant], 20_000), None)

@@ -77,6 +77,7 @@ def test_megabytes_of_json_arrive_whole_at_a_slow_reader(config: Path, unbuffere
     assert len(run["report"]["tables"][0]["samples"]) == SAMPLES
 
 
+@pytest.mark.thorough
 def test_a_reader_that_has_seen_enough_is_no_error(config: Path) -> None:
     """`tailrace ... | head`"""
     with printing(config, unbuffered=False) as (process, ours):
