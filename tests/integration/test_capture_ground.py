@@ -306,6 +306,7 @@ async def test_h06_text_that_reads_like_the_placeholder_is_text(database: str, m
     assert not any(text.encode() in (record.value or b"") for record in records)
 
 
+@pytest.mark.thorough
 async def test_h22_stored_values_that_a_type_or_a_default_changes_are_found(
     database: str, make_config: Make
 ) -> None:

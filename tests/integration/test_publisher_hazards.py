@@ -86,6 +86,7 @@ async def test_h12_an_open_transaction_in_the_way_is_named(bench: Bench) -> None
     assert (await later.load()).position == replace(at(200), flush=1)
 
 
+@pytest.mark.thorough
 async def test_h13_after_a_commit_with_unknown_outcome(bench: Bench, kafka_server: KafkaServer) -> None:
     """The line is cut at every step of a flush in turn; what was read back goes on without a gap."""
     assert kafka_server.proxy_port is not None

@@ -134,6 +134,7 @@ async def no_false_alarm(pipeline: Pipeline, rows_per_s: int, seconds: float, *,
     assert settled > 0 or not stall  # and the fence too
 
 
+@pytest.mark.thorough
 async def test_h18_no_false_alarm_while_rows_change(pipeline: Pipeline) -> None:
     await execute(pipeline.source_url, *DDL)
     await pipeline.start_both()

@@ -68,6 +68,7 @@ def reasons(capture: RedisCapture) -> dict[str, str]:
     return {gap["reason"]: gap["detail"] for gap in capture.detail("gaps")}
 
 
+@pytest.mark.thorough
 async def test_h21_the_primary_that_sentinel_promotes_is_captured(
     make_watched: Made, make_redis_config: Callable[..., Config]
 ) -> None:
